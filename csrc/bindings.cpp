@@ -1,0 +1,115 @@
+// What Python sees: pointers and shapes in, nothing out. Allocation and argument checks with their messages are
+// Python's; this file only refuses what would read out of bounds.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/dispatch.h"
+#include "names.h"
+#include "plan.h"
+#if defined(MIXFLOW_CUDA)
+#include "cuda/launch.h"
+#endif
+
+namespace py = pybind11;
+using namespace mixflow;
+
+namespace {
+
+std::vector<int64_t> to_vector(py::handle sequence) {
+  std::vector<int64_t> values;
+  for (py::handle value : sequence) values.push_back(value.cast<int64_t>());
+  return values;
+}
+
+// (address, shape, strides in elements)
+Array to_array(py::handle operand) {
+  auto fields = operand.cast<py::tuple>();
+  return {reinterpret_cast<void*>(fields[0].cast<uintptr_t>()), to_vector(fields[1]), to_vector(fields[2])};
+}
+
+void check_parameters(const Call& call) {
+  for (const Array* parameter : {&call.logits, &call.loc, &call.log_scale})
+    if (parameter->shape.empty() || parameter->shape.back() < 1 || parameter->shape.back() != call.logits.shape.back())
+      throw std::invalid_argument(
+          "logits, loc, log_scale: expected one last axis of the same length >= 1 in all three");
+  if (call.family < 0 || call.family >= static_cast<int>(family_names().size()))
+    throw std::invalid_argument("family: index out of range");
+  if (call.base < 0 || call.base >= static_cast<int>(base_names().size()))
+    throw std::invalid_argument("base: index out of range");
+}
+
+// `device` is -1 for the CPU, with `stream` the number of threads; else a CUDA device index and stream handle.
+void execute(const Call& call, int device, int64_t stream) {
+  check_parameters(call);
+  Problem problem = make_problem(call);
+  py::gil_scoped_release release;
+  if (device < 0) return run_on_cpu(problem, static_cast<int>(stream));
+#if defined(MIXFLOW_CUDA)
+  run_on_cuda(problem, device, reinterpret_cast<void*>(stream));
+#else
+  throw std::runtime_error("x: this build of mixflow has no CUDA kernels");
+#endif
+}
+
+Call make_call(Op op, int family, int base, bool is_double) {
+  Call call{};
+  call.op = op;
+  call.dtype = is_double ? Dtype::float64 : Dtype::float32;
+  call.family = family;
+  call.base = base;
+  return call;
+}
+
+// Fills the call's arrays from the operands, in the order given.
+void assign(const py::sequence& operands, std::initializer_list<Array*> arrays) {
+  if (operands.size() != arrays.size())
+    throw std::invalid_argument("operands: expected " + std::to_string(arrays.size()) + "; got " +
+                                std::to_string(operands.size()));
+  size_t i = 0;
+  for (Array* array : arrays) *array = to_array(operands[i++]);
+}
+
+void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
+         int64_t stream) {
+  Call call = make_call(inverse ? Op::inverse : Op::forward, family, base, is_double);
+  assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj});
+  execute(call, device, stream);
+}
+
+void map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
+                  int64_t stream) {
+  Call call = make_call(inverse ? Op::inverse_backward : Op::backward, family, base, is_double);
+  assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &call.logits, &call.loc, &call.log_scale,
+                    &call.output, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
+  execute(call, device, stream);
+}
+
+template <class Strings>
+py::tuple to_tuple(const Strings& values) {
+  py::list result;
+  for (const auto& value : values) result.append(py::str(value));
+  return py::tuple(result);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Fused kernels of the mixture-CDF transform. Use mixflow.ops; this module trusts its caller.";
+  m.attr("FAMILIES") = to_tuple(family_names());
+  m.attr("BASES") = to_tuple(base_names());
+  m.attr("__version__") = MIXFLOW_VERSION;
+  m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
+        py::arg("operands"), py::arg("device"), py::arg("stream"));
+  m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
+        py::arg("operands"), py::arg("device"), py::arg("stream"));
+  m.def("cpu_capabilities", [] { return to_tuple(cpu_capabilities()); });
+  m.def("cpu_capability", &cpu_capability);
+  m.def("has_openmp", &has_openmp);
+  m.def("cuda_architectures", [] {
+#if defined(MIXFLOW_CUDA)
+    return std::string(MIXFLOW_CUDA_ARCHITECTURES);
+#else
+    return std::string();
+#endif
+  });
+}

@@ -1,0 +1,141 @@
+#include "dispatch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "kernels.h"
+
+namespace mixflow {
+namespace {
+
+struct Capability {
+  const char* name;
+  RunPiece run;
+};
+
+std::vector<Capability> available() {
+  std::vector<Capability> found{{"baseline", baseline::run_piece}};
+#if defined(MIXFLOW_HAS_X86_BUILDS)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"avx2", avx2::run_piece});
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+    found.push_back({"avx512", avx512::run_piece});
+#endif
+  return found;
+}
+
+const Capability& chosen() {
+  static const Capability capability = [] {
+    auto found = available();
+    const char* wanted = std::getenv("MIXFLOW_CPU_CAPABILITY");
+    if (wanted == nullptr || *wanted == '\0') return found.back();
+    std::string names;
+    for (const auto& candidate : found) {
+      if (std::string(candidate.name) == wanted) return candidate;
+      names += names.empty() ? candidate.name : std::string(", ") + candidate.name;
+    }
+    throw std::runtime_error("MIXFLOW_CPU_CAPABILITY: expected one of " + names + " (what this build and this " +
+                             "processor have); got " + wanted);
+  }();
+  return capability;
+}
+
+// Long runs of elements that share parameters are cut into chunks. Their number depends on sizes alone, never on the
+// number of threads, so sums are taken in the same order always; its limit bounds the memory for partial sums.
+constexpr int64_t kChunkLength = 8192, kMaxChunks = 256, kSetsPerPiece = 512;
+
+int64_t chunks_per_set(const Problem& problem) {
+  int64_t wanted = (problem.inner.size + kChunkLength - 1) / kChunkLength;
+  return std::max<int64_t>(1, std::min(wanted, kMaxChunks / std::max<int64_t>(problem.outer.size, 1)));
+}
+
+template <class T>
+void write_gradients(const Problem& problem, int64_t outer, const double* sums) {
+  int64_t offset = problem.outer.offset(outer, kGradParameters);
+  void* targets[3] = {problem.grad_logits, problem.grad_loc, problem.grad_log_scale};
+  for (int j = 0; j < 3; ++j)
+    for (int k = 0; k < problem.components; ++k)
+      static_cast<T*>(targets[j])[offset + k] = static_cast<T>(sums[3 * k + j]);
+}
+
+void write_gradients(const Problem& problem, int64_t outer, const double* sums) {
+  if (problem.dtype == Dtype::float32)
+    write_gradients<float>(problem, outer, sums);
+  else
+    write_gradients<double>(problem, outer, sums);
+}
+
+template <class F>
+void parallel_for(int64_t count, int threads, F f) {
+#if defined(_OPENMP)
+  // No parallel region for one thread or one piece: a forked child must not enter libgomp.
+  if (threads > 1 && count > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(std::min<int64_t>(threads, count)))
+    for (int64_t i = 0; i < count; ++i) f(i);
+    return;
+  }
+#else
+  static_cast<void>(threads);
+#endif
+  for (int64_t i = 0; i < count; ++i) f(i);
+}
+
+void run_shared(const Problem& problem, int threads, RunPiece run) {
+  int64_t chunks = chunks_per_set(problem);
+  int64_t length = (problem.inner.size + chunks - 1) / chunks;
+  length = (length + kSharedLength - 1) / kSharedLength * kSharedLength;
+  size_t sums = is_backward(problem.op) ? 3 * static_cast<size_t>(problem.components) : 0;
+  std::vector<double> partial(chunks > 1 ? problem.outer.size * chunks * sums : 0);
+  parallel_for(problem.outer.size * chunks, threads, [&](int64_t i) {
+    int64_t outer = i / chunks, begin = std::min(i % chunks * length, problem.inner.size);
+    std::vector<double> own(chunks > 1 ? 0 : sums);
+    double* target = chunks > 1 ? partial.data() + i * sums : own.data();
+    run(problem, {outer, outer + 1, begin, std::min(begin + length, problem.inner.size), target});
+    if (chunks == 1 && sums > 0) write_gradients(problem, outer, target);
+  });
+  if (chunks == 1 || sums == 0) return;
+  for (int64_t outer = 0; outer < problem.outer.size; ++outer) {
+    double* first = partial.data() + outer * chunks * sums;
+    for (int64_t chunk = 1; chunk < chunks; ++chunk)
+      for (size_t i = 0; i < sums; ++i) first[i] += first[chunk * sums + i];
+    write_gradients(problem, outer, first);
+  }
+}
+
+void run_per_element(const Problem& problem, int threads, RunPiece run) {
+  int64_t pieces = (problem.outer.size + kSetsPerPiece - 1) / kSetsPerPiece;
+  parallel_for(pieces, threads, [&](int64_t i) {
+    int64_t begin = i * kSetsPerPiece;
+    run(problem, {begin, std::min(begin + kSetsPerPiece, problem.outer.size), 0, problem.inner.size, nullptr});
+  });
+}
+
+}  // namespace
+
+std::vector<std::string> cpu_capabilities() {
+  std::vector<std::string> names;
+  for (const auto& capability : available()) names.emplace_back(capability.name);
+  return names;
+}
+
+std::string cpu_capability() {
+  return chosen().name;
+}
+
+bool has_openmp() {
+#if defined(_OPENMP)
+  return true;
+#else
+  return false;
+#endif
+}
+
+void run_on_cpu(const Problem& problem, int threads) {
+  if (problem.inner.size >= kSharedLength)
+    run_shared(problem, threads, chosen().run);
+  else
+    run_per_element(problem, threads, chosen().run);
+}
+
+}  // namespace mixflow

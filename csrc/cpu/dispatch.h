@@ -1,0 +1,20 @@
+// CPU execution: picks the instruction set, cuts a problem into pieces, runs them on threads and adds up gradients.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../problem.h"
+
+namespace mixflow {
+
+// Instruction sets this build carries and this processor has, worst first, and the one in use:
+// the best, or the one named by the environment variable MIXFLOW_CPU_CAPABILITY.
+std::vector<std::string> cpu_capabilities();
+std::string cpu_capability();
+bool has_openmp();
+
+// Runs on at most `threads` threads. The result does not depend on their number.
+void run_on_cpu(const Problem& problem, int threads);
+
+}  // namespace mixflow

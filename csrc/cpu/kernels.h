@@ -1,0 +1,31 @@
+// The one entry point that each instruction set's build of cpu/kernels.cpp offers.
+#pragma once
+
+#include "../problem.h"
+
+namespace mixflow {
+
+// A piece of a problem: outer indices [outer_begin, outer_end) times inner indices [inner_begin, inner_end). Where a
+// parameter set serves many elements, its gradient over this piece goes to `partial`, (3, components) doubles;
+// elsewhere `partial` is null and gradients are written in place.
+struct Piece {
+  int64_t outer_begin, outer_end, inner_begin, inner_end;
+  double* partial;
+};
+
+using RunPiece = void (*)(const Problem&, const Piece&);
+
+namespace baseline {
+void run_piece(const Problem&, const Piece&);
+}
+namespace avx2 {
+void run_piece(const Problem&, const Piece&);
+}
+namespace avx512 {
+void run_piece(const Problem&, const Piece&);
+}
+
+// Inner lengths from which lanes run over the elements that share a parameter set; below, they run over parameter sets.
+constexpr int64_t kSharedLength = 16;
+
+}  // namespace mixflow

@@ -1,0 +1,9 @@
+// The registries of families and bases as lists of names, in the order that indexes them.
+#pragma once
+
+#include <vector>
+
+namespace mixflow {
+std::vector<const char*> family_names();
+std::vector<const char*> base_names();
+}  // namespace mixflow

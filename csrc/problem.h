@@ -1,0 +1,68 @@
+// What one call of an op is: pointers, strides and sizes, free of torch, numpy and of any instruction set.
+//
+// The batch axes of all operands are broadcast, those along which no parameter varies ("inner": one parameter set
+// serves them all) are separated from the others ("outer"), and neighbouring axes that every operand walks evenly are
+// merged. The kernels then know two index spaces only.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MIXFLOW_HOST_DEVICE __host__ __device__
+#else
+#define MIXFLOW_HOST_DEVICE
+#endif
+
+namespace mixflow {
+
+enum class Op { forward, backward, inverse, inverse_backward };
+enum class Dtype { float32, float64 };
+
+// Operands that are read or written per element, and the parameters with their gradients.
+enum Operand { kInput, kGradValue, kGradLadj, kOutput, kLadj, kLogits, kLoc, kLogScale, kGradParameters, kOperands };
+
+constexpr int kMaxAxes = 16;
+
+struct Axis {
+  int64_t size;
+  int64_t stride[kOperands];  // in elements
+};
+
+struct Axes {
+  int count = 0;
+  int64_t size = 1;
+  Axis axis[kMaxAxes];
+
+  // Offset of the flat (row-major) index for one operand.
+  MIXFLOW_HOST_DEVICE int64_t offset(int64_t index, Operand operand) const {
+    if (count == 1) return index * axis[0].stride[operand];
+    int64_t result = 0;
+    for (int i = count - 1; i >= 0; --i) {
+      result += index % axis[i].size * axis[i].stride[operand];
+      index /= axis[i].size;
+    }
+    return result;
+  }
+};
+
+struct Problem {
+  Op op;
+  Dtype dtype;
+  int family, base;
+  int components;
+  Axes outer, inner;
+  int64_t component_stride[3];  // of logits, loc, log_scale
+  // input: x or z; grad_value, grad_ladj: incoming gradients of the two outputs (backward ops only)
+  const void *input, *grad_value, *grad_ladj;
+  const void *logits, *loc, *log_scale;
+  // output: z, x, or the gradient of the input; ladj: forward and inverse only
+  void *output, *ladj;
+  // gradients of the parameters, contiguous, (outer..., components): backward ops only
+  void *grad_logits, *grad_loc, *grad_log_scale;
+};
+
+MIXFLOW_HOST_DEVICE constexpr bool is_backward(Op op) {
+  return op == Op::backward || op == Op::inverse_backward;
+}
+
+}  // namespace mixflow

@@ -1,0 +1,187 @@
+// Elementary and special functions, written once for every number type.
+//
+// Each states its domain; the measured maximum errors in units in the last place (ULP) are rows of
+// tests/test_special.py, against mpmath.
+#pragma once
+
+#include "coefficients.h"
+#include "number.h"
+
+namespace mixflow {
+namespace MIXFLOW_ARCH {
+
+template <class T>
+struct Constants;
+template <>
+struct Constants<float> {
+  static constexpr float log2_e = 0x1.715476p+0f;
+  static constexpr float ln2_hi = 0x1.63p-1f, ln2_lo = -0x1.bd0106p-13f;  // hi: 9 bits, so n * hi is exact
+  static constexpr float round_magic = 0x1.8p23f;
+  static constexpr float exp_flush = -88.0f, exp_lowest = -104.0f, exp_highest = 89.0f;
+  static constexpr uint32_t sqrt_half_bits = 0x3f3504f3u, one_bits = 0x3f800000u, mantissa_mask = 0x007fffffu;
+  static constexpr uint32_t upper_half_mask = 0xfffff000u;
+  static constexpr float subnormal_scale = 0x1p24f, subnormal_log2 = 24;
+};
+template <>
+struct Constants<double> {
+  static constexpr double log2_e = 0x1.71547652b82fep+0;
+  static constexpr double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;  // hi: 32 bits
+  static constexpr double round_magic = 0x1.8p52;
+  static constexpr double exp_flush = -709.0, exp_lowest = -746.0, exp_highest = 710.0;
+  static constexpr uint64_t sqrt_half_bits = 0x3fe6a09e667f3bcdull, one_bits = 0x3ff0000000000000ull,
+                            mantissa_mask = 0x000fffffffffffffull;
+  static constexpr uint64_t upper_half_mask = 0xfffffffff8000000ull;
+  static constexpr double subnormal_scale = 0x1p54, subnormal_log2 = 54;
+};
+
+// 2^n, where n was rounded by adding `round_magic`: the low bits of that sum are n in two's complement.
+template <class V>
+MIXFLOW_FN V power_of_two(V n_plus_magic) {
+  using L = Limits<Scalar<V>>;
+  return from_bits<V>((to_bits(n_plus_magic) << L::mantissa_bits) +
+                      (Bits<Scalar<V>>(L::exponent_bias) << L::mantissa_bits));
+}
+
+// exp(r) for r = x - n ln 2 is 1 + r + r^2 P(r); the two-part ln 2 keeps r exact (Cody and Waite).
+template <class V>
+MIXFLOW_FN V exp_reduced(V n, V hi, V lo) {
+  using C = Constants<Scalar<V>>;
+  V r = fma(n, -C::ln2_lo, fma(n, -C::ln2_hi, hi) + lo);
+  return fma(r * r, exp_poly(r), r) + Scalar<V>(1);
+}
+
+// exp(hi + lo) for hi <= 0 and |lo| small against 1; results below the smallest normal number may be flushed to 0.
+// `lo` carries the part of the exponent that does not fit into hi.
+template <class V>
+MIXFLOW_FN V exp_flushed(V hi, V lo) {
+  using C = Constants<Scalar<V>>;
+  hi = max(hi, splat<V>(C::exp_flush));
+  V shifted = fma(hi + lo, C::log2_e, C::round_magic);
+  return exp_reduced<V>(shifted - C::round_magic, hi, lo) * power_of_two(shifted);
+}
+template <class V>
+MIXFLOW_FN V exp_flushed(V x) {
+  return exp_flushed(x, V{});
+}
+
+// exp(x) for every x: subnormal results, overflow to inf, exp(-inf) = 0, NaN to NaN. Scaling by 2^n in two steps
+// reaches the subnormals with one rounding.
+template <class V>
+MIXFLOW_FN V exp(V x) {
+  using C = Constants<Scalar<V>>;
+  x = min(max(x, splat<V>(C::exp_lowest)), splat<V>(C::exp_highest));
+  V n = fma(x, C::log2_e, C::round_magic) - C::round_magic;
+  V half = fma(n, Scalar<V>(0.5), C::round_magic);
+  V rest = (n - (half - C::round_magic)) + C::round_magic;
+  return exp_reduced(n, x, V{}) * power_of_two(half) * power_of_two(rest);
+}
+
+// log(x) for positive normal finite x. x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f):
+// log(1 + f) = f - (f^2/2 - s (f^2/2 + s^2 P(s^2))), the arrangement of Sun's fdlibm, in which f is exact and
+// everything after it is small.
+template <class V>
+MIXFLOW_FN V log_normal(V x) {
+  using T = Scalar<V>;
+  using C = Constants<T>;
+  using L = Limits<T>;
+  Bits<V> shifted = to_bits(x) + (C::one_bits - C::sqrt_half_bits);
+  Bits<V> exponent = shifted >> L::mantissa_bits;
+  V e = from_bits<V>(exponent + to_bits(C::round_magic)) - (C::round_magic + T(L::exponent_bias));
+  V f = from_bits<V>((shifted & C::mantissa_mask) + C::sqrt_half_bits) - T(1);
+  V s = f / (f + T(2));
+  V z = s * s;
+  V half_square = f * f * T(0.5);
+  V small = fma(s, fma(z, log_poly(z), half_square), e * C::ln2_lo);
+  return fma(e, C::ln2_hi, f - (half_square - small));
+}
+
+// log(x) for every x: subnormals, log(0) = -inf, log(inf) = inf, NaN for x < 0 and for NaN.
+template <class V>
+MIXFLOW_FN V log(V x) {
+  using T = Scalar<V>;
+  using C = Constants<T>;
+  Mask<V> tiny = x < Limits<T>::min_normal;
+  V scaled = select<V>(tiny, x * C::subnormal_scale, x);
+  V result = log_normal(scaled) - select<V>(tiny, splat<V>(C::subnormal_log2 * T(0.693147180559945309417)), V{});
+  result = select<V>(x == infinity<V>(), x, result);
+  result = select<V>(x == T(0), -infinity<V>(), result);
+  return select<V>(x >= T(0), result, quiet_nan<V>());
+}
+
+// log(1 + x) for x > -1. With u = fl(1 + x), log u + (x - (u - 1)) / u restores what the addition lost.
+template <class V>
+MIXFLOW_FN V log1p(V x) {
+  using T = Scalar<V>;
+  V u = x + T(1);
+  return log(u) + (x - (u - T(1))) / u;
+}
+
+// log(1 + exp(-t)) for t >= 0.
+template <class V>
+MIXFLOW_FN V log1p_exp_neg(V t) {
+  return log1p(exp_flushed(-t));
+}
+
+// exp(-t^2/2) for t >= 0, flushed to 0 below the smallest normal number. The square is split into a part that is
+// exact and a small rest, since rounding t^2 alone would cost t^2/2 ULP.
+template <class V>
+MIXFLOW_FN V exp_neg_half_square(V t) {
+  using T = Scalar<V>;
+  t = min(t, splat<V>(is_float<V> ? T(16) : T(40)));  // far past the flush, and no overflow below
+  V head = from_bits<V>(to_bits(t) & Constants<T>::upper_half_mask);
+  return exp_flushed(head * head * T(-0.5), (t - head) * (t + head) * T(-0.5));
+}
+
+// log(Phi(-t)) for t >= 0, in full relative accuracy for every t.
+template <class V>
+MIXFLOW_FN V log_normal_tail(V t) {
+  return log(scaled_normal_tail(t)) - t * t * Scalar<V>(0.5);
+}
+
+// |probit| from the log of the smaller tail, for tails below what the direct approximation reaches. Newton's method on
+// log Phi(-t) = log_p: its derivative is -1 / Mills(t), and the function is so close to a parabola that each step
+// squares the error and divides it by 2 t. Start: two terms of the asymptotic expansion.
+template <class V>
+MIXFLOW_FN V probit_far(V log_p) {
+  using T = Scalar<V>;
+  constexpr T log_2pi = T(1.837877066409345483561), sqrt_2pi = T(2.506628274631000502416);
+  V y = fma(log_p, T(-2), -log_2pi);
+  V t = sqrt(y - log(y));
+  for (int i = 0; i < 3; ++i) t = fma(scaled_normal_tail(t) * sqrt_2pi, log_normal_tail(t) - log_p, t);
+  return select<V>(is_finite(log_p), t, -log_p);
+}
+
+// probit(p) from x = 2 p - 1 and w = -log(4 p (1 - p)), both of which are accurate where 1 - p is not: the variables of
+// Giles, "Approximating the erfinv function" (2010).
+template <class V>
+MIXFLOW_FN V probit(V x, V w) {
+  Mask<V> center = w < probit_split<V>;
+  V factor = probit_center(w);
+  if (!all(center)) factor = select<V>(center, factor, probit_tail(sqrt(w)));
+  return x * factor;
+}
+
+// probit(sigmoid(logit)) for every logit.
+template <class V>
+MIXFLOW_FN V probit_from_logit(V logit) {
+  using T = Scalar<V>;
+  V magnitude = abs(logit);
+  V e = exp_flushed(-magnitude);
+  V log_1p_e = log1p(e);
+  V w = max(fma(log_1p_e, T(2), magnitude) - T(1.386294361119890618834), V{});
+  Mask<V> near = w < probit_limit<V>;
+  V z = probit((T(1) - e) / (T(1) + e), select<V>(near, w, V{}));
+  if (!all(near)) z = select<V>(near, z, probit_far(-(magnitude + log_1p_e)));
+  return copysign(z, logit);
+}
+
+// logit(Phi(z)) = log Phi(z) - log Phi(-z) for every z.
+template <class V>
+MIXFLOW_FN V logit_from_probit(V z) {
+  V t = abs(z);
+  V tail = scaled_normal_tail(t) * exp_neg_half_square(t);
+  return copysign(log1p(-tail) - log_normal_tail(t), z);
+}
+
+}  // namespace MIXFLOW_ARCH
+}  // namespace mixflow

@@ -1,0 +1,28 @@
+"""Normalizing flows built from mixture CDFs: one fused, exact, differentiable op, and the flows made of it.
+
+``cdf_transform`` and ``cdf_transform_inverse`` are the op, ``transforms`` and ``flows`` compose it, ``fit`` trains a
+flow by maximum likelihood, ``save`` and ``load`` keep it.
+"""
+
+from . import flows, reference, transforms
+from ._core import __version__
+from .config import show_config
+from .model_file import load, save
+from .ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
+from .train import History, fit
+
+__all__ = [
+    "BASES",
+    "FAMILIES",
+    "History",
+    "__version__",
+    "cdf_transform",
+    "cdf_transform_inverse",
+    "fit",
+    "flows",
+    "load",
+    "reference",
+    "save",
+    "show_config",
+    "transforms",
+]

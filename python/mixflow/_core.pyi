@@ -1,0 +1,38 @@
+"""The compiled core. Private: it trusts its caller; use mixflow.cdf_transform."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+# (address, shape, strides in elements)
+Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
+
+FAMILIES: tuple[str, ...]
+BASES: tuple[str, ...]
+__version__: str
+
+# operands: input, logits, loc, log_scale, output, ladj
+# device: -1 for the CPU, with stream the number of threads; else a CUDA device index and stream handle
+def map(
+    inverse: bool,
+    family: int,
+    base: int,
+    is_double: bool,
+    operands: Sequence[Operand],
+    device: int,
+    stream: int,
+) -> None: ...
+
+# operands: grad_value, grad_ladj, x, logits, loc, log_scale, grad_input, grad_logits, grad_loc, grad_log_scale
+def map_backward(
+    inverse: bool,
+    family: int,
+    base: int,
+    is_double: bool,
+    operands: Sequence[Operand],
+    device: int,
+    stream: int,
+) -> None: ...
+def cpu_capabilities() -> tuple[str, ...]: ...
+def cpu_capability() -> str: ...
+def has_openmp() -> bool: ...
+def cuda_architectures() -> str: ...

@@ -1,0 +1,195 @@
+"""The ``mixflow`` command: fit, sample, score, plot, info."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+
+import mixflow
+
+from .files import check_writable
+from .flows import RECIPES, Flow
+from .model_file import load, save
+from .tables import check_extension, read_table, write_table
+from .train import History, fit
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad command line the way that every other error is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _report(f"{message} (see {self.prog} --help)")
+        sys.exit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (by default the process's own) and return its exit status.
+
+    0 is success; 2 a bad command line or input, said in one line on stderr; 130 an interruption by Ctrl-C.
+
+    Example:
+        >>> from mixflow.cli import main
+        >>> main(["score", "missing.safetensors", "missing.csv"])
+        2
+
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("mixflow: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        _report(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        return 2
+    except (ValueError, FloatingPointError, ModuleNotFoundError) as error:
+        _report(str(error))
+        return 2
+    return status
+
+
+def _report(message: str) -> None:
+    print(f"mixflow: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+# -- the commands --------------------------------------------------------------------------------------------
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    check_writable(arguments.out)
+    table = read_table(arguments.data, [arguments.column] if arguments.column else None)
+    build = RECIPES[arguments.flow]
+    flow = build(**_given(arguments, build)).to(getattr(torch, arguments.dtype))
+    if table.values.shape[1] != flow.features:
+        raise ValueError(
+            f"{arguments.data}: expected {flow.features} column for a {arguments.flow} flow, got "
+            f"{', '.join(table.columns)}; choose one with --column"
+        )
+    if table.named:
+        flow.notes["columns"] = table.columns
+    history = fit(flow, table.values, progress=not arguments.quiet, **_given(arguments, fit))
+    flow.notes["history"] = history.to_dict()
+    save(flow, arguments.out)
+    if not arguments.quiet:
+        print(f"{len(table.values)} rows of {', '.join(table.columns)}: {history}")
+    ended = "interrupted; saved the best weights so far to" if history.interrupted else "saved"
+    print(f"{ended} {arguments.out}", file=sys.stderr if history.interrupted else sys.stdout)
+    return 130 if history.interrupted else 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    check_extension(arguments.out)
+    check_writable(arguments.out)
+    flow = load(arguments.model)
+    drawn = flow.sample(arguments.n, seed=arguments.seed).numpy()
+    columns = flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
+    write_table(arguments.out, columns, drawn)
+    print(f"saved {arguments.n} samples to {arguments.out}")
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    if arguments.out:
+        check_extension(arguments.out)
+        check_writable(arguments.out)
+    flow = load(arguments.model)
+    x = _data_for(flow, arguments.data)
+    with torch.no_grad():
+        log_prob = flow.log_prob(x)
+    if arguments.out:
+        write_table(arguments.out, ["log_prob"], log_prob.unsqueeze(-1).numpy())
+        print(f"saved {len(x)} values to {arguments.out}")
+    print(f"mean log_prob: {log_prob.double().mean().item():.6f}")
+    return 0
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from . import plot  # matplotlib is optional, and slow to import
+
+    plot.check_extension(arguments.out)
+    check_writable(arguments.out)
+    flow = load(arguments.model)
+    history = flow.notes.get("history")
+    figure = plot.summary(flow, _data_for(flow, arguments.data), History.from_dict(history) if history else None)
+    plot.save_figure(figure, arguments.out)
+    print(f"saved {arguments.out}")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    print(mixflow.show_config())
+    return 0
+
+
+def _given(arguments: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
+    """Pick the options of ``function`` that the user gave: defaults stay where they are defined."""
+    names = set(inspect.signature(function).parameters) - {"flow", "data"}
+    return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+
+
+def _data_for(flow: Flow, path: str) -> torch.Tensor:
+    """The columns of the file that the flow was fitted to, as a tensor of its dtype."""
+    table = read_table(path, flow.notes.get("columns"))
+    if table.values.shape[1] != flow.features:
+        raise ValueError(f"{path}: expected {flow.features} column(s), got {', '.join(table.columns)}")
+    return torch.from_numpy(table.values).to(next(flow.parameters()))
+
+
+# -- the command line ----------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mixflow", description="Normalizing flows built from mixture CDFs.")
+    parser.add_argument("--version", action="version", version=f"mixflow {mixflow.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    table = "a .csv, .npy or .parquet file"
+
+    command = commands.add_parser("fit", help="fit a flow to data and save it")
+    command.set_defaults(run=_fit)
+    command.add_argument("data", metavar="DATA", help=table)
+    command.add_argument("--flow", choices=RECIPES, default="univariate", help="kind of flow (default: %(default)s)")
+    command.add_argument("--out", required=True, metavar="MODEL", help="the model file to write (.safetensors)")
+    command.add_argument("--family", choices=mixflow.FAMILIES, help="distribution of the components")
+    command.add_argument("--base", choices=mixflow.BASES, help="distribution that the data are mapped to")
+    command.add_argument("--components", type=int, metavar="K", help="number of mixture components")
+    command.add_argument("--column", metavar="NAME", help="the column of DATA to fit, where there are several")
+    command.add_argument("--epochs", type=int, metavar="E", help="passes over the data at most")
+    command.add_argument("--batch-size", type=int, metavar="B", help="rows per step")
+    command.add_argument("--lr", type=float, help="learning rate at the start")
+    command.add_argument("--validation", type=float, metavar="FRACTION", help="part of the rows to hold out")
+    command.add_argument("--patience", type=int, metavar="E", help="epochs without improvement before stopping")
+    command.add_argument("--seed", type=int, help="of the held-out rows and the minibatches")
+    command.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="precision (default: %(default)s)"
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    command = commands.add_parser("sample", help="draw from a fitted flow")
+    command.set_defaults(run=_sample)
+    command.add_argument("model", metavar="MODEL", help="a model file")
+    command.add_argument("-n", type=int, required=True, metavar="N", help="number of samples")
+    command.add_argument("--out", required=True, metavar="FILE", help=table)
+    command.add_argument("--seed", type=int, help="makes the draws reproducible")
+
+    command = commands.add_parser("score", help="log_prob of data under a fitted flow, in nats")
+    command.set_defaults(run=_score)
+    command.add_argument("model", metavar="MODEL", help="a model file")
+    command.add_argument("data", metavar="DATA", help=table)
+    command.add_argument("--out", metavar="FILE", help=f"write each row's log_prob to {table}")
+
+    command = commands.add_parser("plot", help="draw a fitted flow against data")
+    command.set_defaults(run=_plot)
+    command.add_argument("model", metavar="MODEL", help="a model file")
+    command.add_argument("data", metavar="DATA", help=table)
+    command.add_argument("--out", required=True, metavar="PNG", help="the picture to write (.png, .pdf, .svg)")
+
+    command = commands.add_parser("info", help="versions, CPU and CUDA support")
+    command.set_defaults(run=_info)
+    return parser

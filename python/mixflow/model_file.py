@@ -1,0 +1,147 @@
+"""Model files: one safetensors file with the weights, and the recipe that rebuilds the flow.
+
+A file is data. Loading looks the recipe's name up in ``flows.RECIPES`` and calls it with the recorded numbers
+and strings, on torch's meta device, so that nothing is allocated before the shapes are known to fit the
+weights in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from .files import PathLike, replace_file
+from .flows import RECIPES, Flow
+
+__all__ = ["load", "save"]
+
+FORMAT = "mixflow"
+VERSION = "1"
+
+
+def save(flow: Flow, path: PathLike) -> None:
+    """Write ``flow`` to ``path``: weights, recipe and notes. The file appears whole or not at all.
+
+    Args:
+        flow: a flow that a recipe of :mod:`mixflow.flows` built.
+        path: conventionally ends in ``.safetensors``.
+
+    Raises:
+        ValueError: the flow was not built by a recipe, or its notes are not JSON values.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import mixflow, os, tempfile
+        >>> flow = mixflow.flows.univariate(components=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.safetensors")
+        ...     mixflow.save(flow, path)
+        ...     mixflow.load(path).recipe.arguments["components"]
+        3
+
+    """
+    if flow.recipe is None:
+        raise ValueError("flow: expected one built by a recipe of mixflow.flows, which a file can name")
+    try:
+        description = json.dumps(
+            {"recipe": flow.recipe.name, "arguments": flow.recipe.arguments, "notes": flow.notes},
+            allow_nan=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"flow: expected a recipe and notes of finite JSON values ({error})") from error
+    tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "flow": description,
+        "sha256": _digest(description, tensors),
+    }
+    with replace_file(path) as temporary:
+        temporary.write_bytes(to_bytes(tensors, metadata))
+
+
+def load(path: PathLike) -> Flow:
+    """Read a flow that :func:`save` wrote; it comes back on the CPU, in the dtype it was saved in.
+
+    Args:
+        path: the model file. Nothing in it is ever executed.
+
+    Raises:
+        ValueError: the file is truncated, damaged, not a mixflow model, of another format version, or names a
+            recipe or tensors that this version does not have.
+        OSError: the file cannot be read.
+
+    """
+    metadata, tensors = _read(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a mixflow model, this safetensors file is something else")
+    if metadata.get("version") != VERSION:
+        raise ValueError(
+            f"{path}: expected format version {VERSION}, got {metadata.get('version')!r}; "
+            "it was written by another version of mixflow"
+        )
+    description = metadata.get("flow", "")
+    if metadata.get("sha256") != _digest(description, tensors):
+        raise ValueError(f"{path}: damaged, its contents do not match its checksum")
+    name, arguments, notes = _parse(path, description)
+    if name not in RECIPES:
+        raise ValueError(f"{path}: expected a flow among {', '.join(RECIPES)}; got {name!r}")
+    try:
+        with torch.device("meta"):
+            flow = RECIPES[name](**arguments)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: cannot build the flow {name!r} from its arguments ({error})") from error
+    _check_tensors(path, flow, tensors)
+    flow.load_state_dict(tensors, assign=True)
+    flow.notes = notes
+    return flow
+
+
+def _read(path: PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with Path(path).open("rb"):
+        pass  # for the operating system's own error: safe_open says the same less clearly
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: truncated, damaged or not a safetensors file ({error})") from error
+
+
+def _parse(path: PathLike, description: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    try:
+        parsed = json.loads(description)
+        name, arguments, notes = parsed["recipe"], parsed["arguments"], parsed["notes"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, its description of the flow cannot be read") from error
+    if not (isinstance(name, str) and isinstance(arguments, dict) and isinstance(notes, dict)):
+        raise ValueError(f"{path}: damaged, its description of the flow has the wrong types")
+    return name, arguments, notes
+
+
+def _check_tensors(path: PathLike, flow: Flow, tensors: dict[str, Tensor]) -> None:
+    expected = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{path}: tensor {name!r}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}"
+            )
+    dtypes = {value.dtype for value in tensors.values()}
+    if len(dtypes) != 1 or not dtypes.pop().is_floating_point:
+        raise ValueError(f"{path}: expected tensors of one floating-point dtype")
+
+
+def _digest(description: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(description.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

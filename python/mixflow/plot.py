@@ -1,0 +1,180 @@
+"""Pictures of a univariate flow: its density, the map it learned, its training and its samples.
+
+Each function draws on an ``Axes`` that it is given; :func:`summary` puts all four on a ``Figure`` of its own.
+Nothing here touches pyplot, so the user's backend and current figure stay as they are. Needs matplotlib:
+``pip install mixflow[plot]``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("pictures need matplotlib: pip install mixflow[plot]") from error
+
+from .files import PathLike, replace_file
+from .flows import Flow
+from .train import History
+
+__all__ = ["cdf_map", "check_extension", "density", "samples", "save_figure", "summary", "training"]
+
+_DATA: dict[str, Any] = {"color": "0.8", "edgecolor": "white", "linewidth": 0.3}
+_MODEL: dict[str, Any] = {"color": "tab:blue", "linewidth": 2.0}
+
+
+def density(flow: Flow, data: ArrayLike, ax: Axes) -> None:
+    """Histogram of ``data`` (N,) under the flow's density.
+
+    Args:
+        flow: a univariate flow without context.
+        data: the numbers to compare with.
+        ax: where to draw.
+
+    Raises:
+        ValueError: the flow has more than one feature or takes a context, or data are not (N,) or (N, 1).
+
+    Example:
+        >>> import numpy as np
+        >>> from matplotlib.figure import Figure
+        >>> from mixflow import flows, plot
+        >>> ax = Figure().subplots()
+        >>> plot.density(flows.univariate(), np.linspace(-2, 2, 50), ax)
+        >>> ax.get_ylabel()
+        'density'
+
+    """
+    values = _column(flow, data)
+    grid = _grid(values)
+    with torch.no_grad():
+        log_prob = flow.log_prob(_tensor(flow, grid))
+    ax.hist(values, bins=_bins(values), density=True, label="data", **_DATA)
+    ax.plot(grid, log_prob.exp().cpu().numpy(), label="flow", **_MODEL)
+    ax.set(title="Density", xlabel=_name(flow), ylabel="density")
+    ax.legend()
+
+
+def cdf_map(flow: Flow, data: ArrayLike, ax: Axes) -> None:
+    """Draw the learned map from x to z over the range of ``data`` (N,), which are marked along the x axis.
+
+    Arguments and errors are those of :func:`density`.
+    """
+    values = _column(flow, data)
+    grid = _grid(values)
+    with torch.no_grad():
+        z, _ = flow.transform(_tensor(flow, grid))
+    shown = values if len(values) <= 1000 else np.quantile(values, np.linspace(0.0, 1.0, 1000))
+    ax.plot(grid, z.cpu().numpy(), label="$z = G^{-1}(F(x))$", **_MODEL)
+    ax.plot(shown, np.zeros_like(shown), "|", color="0.4", transform=ax.get_xaxis_transform(), label="data")
+    ax.set(title="Map to the base", xlabel=_name(flow), ylabel=f"z ({flow.base} base)")
+    ax.legend()
+
+
+def training(history: History, ax: Axes) -> None:
+    """The training and validation curves of ``history``, with the epoch that was kept."""
+    epochs = np.arange(1, len(history.train_log_prob) + 1)
+    ax.plot(epochs, history.train_log_prob, color="0.6", label="training")
+    if history.validation_log_prob:
+        ax.plot(epochs, history.validation_log_prob, label="validation", **_MODEL)
+    if history.best_epoch is not None:
+        best = history.best_epoch
+        ax.plot(best + 1, history.monitored[best], "o", color="tab:red", label=f"kept (epoch {best + 1})")
+    ax.set(title="Training", xlabel="epoch", ylabel="mean log_prob (nats)")
+    ax.legend()
+
+
+def samples(flow: Flow, data: ArrayLike, ax: Axes) -> None:
+    """Histogram of samples (as many as data, but 10,000 at least) over the histogram of ``data`` (N,).
+
+    Arguments and errors are those of :func:`density`.
+    """
+    values = _column(flow, data)
+    drawn = flow.sample(max(len(values), 10_000), seed=0).squeeze(-1).double().cpu().numpy()
+    bins = _bins(values)
+    ax.hist(values, bins=bins, density=True, label="data", **_DATA)
+    # Weights, not density=True: the samples outside the data's range belong to the total.
+    weight = np.full(len(drawn), 1.0 / (len(drawn) * (bins[1] - bins[0])))
+    ax.hist(drawn, bins=bins, weights=weight, histtype="step", label=f"{len(drawn):,} samples", **_MODEL)
+    ax.set(title="Samples", xlabel=_name(flow), ylabel="density")
+    ax.legend()
+
+
+def summary(flow: Flow, data: ArrayLike, history: History | None = None) -> Figure:
+    """All of it on one figure: density, map, samples and, given a ``history``, training.
+
+    Arguments and errors are those of :func:`density`.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixflow import flows, plot
+        >>> len(plot.summary(flows.univariate(), np.linspace(-2, 2, 50)).axes)
+        3
+
+    """
+    figure = Figure(figsize=(10.0, 7.0) if history else (13.0, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2).flat if history else figure.subplots(1, 3).flat
+    density(flow, data, axes[0])
+    cdf_map(flow, data, axes[1])
+    samples(flow, data, axes[2])
+    if history:
+        training(history, axes[3])
+    return figure
+
+
+def save_figure(figure: Figure, path: PathLike) -> None:
+    """Write a figure whole or not at all; its kind (.png, .pdf, .svg, ...) follows the ending.
+
+    Raises:
+        ValueError: matplotlib cannot write this kind.
+        OSError: the file cannot be written.
+
+    """
+    kind = check_extension(path)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=150)
+
+
+def check_extension(path: PathLike) -> str:
+    """The kind of picture that the ending of ``path`` asks for; ValueError if matplotlib cannot write it."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if kind not in known:
+        raise ValueError(f"{path}: expected an ending among {', '.join(sorted(known))}; got {kind or 'none'!r}")
+    return kind
+
+
+def _column(flow: Flow, data: ArrayLike) -> NDArray[np.float64]:
+    if flow.features != 1 or flow.context:
+        raise ValueError(f"flow: expected one feature and no context, got {flow.features} and context {flow.context}")
+    values = np.asarray(data, dtype=np.float64)
+    if values.size == 0 or values.shape not in ((values.size,), (values.size, 1)):
+        raise ValueError(f"data: expected shape (N,) or (N, 1), got {values.shape}")
+    return values.reshape(-1)
+
+
+def _tensor(flow: Flow, values: NDArray[np.float64]) -> torch.Tensor:
+    return torch.from_numpy(values).to(next(flow.parameters()))
+
+
+def _grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    margin = 0.05 * np.ptp(values)
+    return np.linspace(values.min() - margin, values.max() + margin, 1000)
+
+
+def _bins(values: NDArray[np.float64]) -> list[float]:
+    count = min(100, max(20, round(len(values) ** 0.5)))
+    return [float(edge) for edge in np.histogram_bin_edges(values, bins=count)]
+
+
+def _name(flow: Flow) -> str:
+    columns = flow.notes.get("columns")
+    return str(columns[0]) if columns else "x"

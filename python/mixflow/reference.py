@@ -1,0 +1,317 @@
+"""The mixture-CDF transform in plain torch: slow, obvious, and the oracle for the compiled core.
+
+Everything is written with ordinary torch functions in log space, so that autograd differentiates it any
+number of times, in reverse and forward mode, in float32 and float64, and neither tail saturates. Tensors of
+shape ``(..., N, K)`` are materialised freely: use :func:`mixflow.cdf_transform` for work.
+
+The formulas are those of Gaussianization (Chen and Gopinath, 2000; Meng et al., 2020, arXiv:2003.01941) and
+of the mixture-CDF couplings of Flow++ (Ho et al., 2019, arXiv:1902.00275).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+__all__ = ["BASES", "FAMILIES", "Base", "Family", "cdf_transform", "cdf_transform_inverse"]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+# -- the standard normal in log space ------------------------------------------------------------------------
+
+
+def _log_ndtr(a: Tensor) -> Tensor:
+    """Log of the standard normal CDF, with accurate derivatives in both tails.
+
+    ``torch.special.log_ndtr`` has the same values, but its backward subtracts ``log Phi(a)`` from
+    ``-a^2 / 2`` and so loses a relative ``eps a^2``: 4 per cent of the gradient at a = -1000 in float32, and
+    all of the second derivative before -100. Here each branch is differentiated as it stands, and only
+    evaluated where it holds.
+    """
+    lower = a < -1.0
+    x = torch.where(lower, a, -1.0)
+    tail = torch.log(0.5 * torch.special.erfcx(-x * math.sqrt(0.5))) - 0.5 * x * x
+    y = torch.where(lower, -1.0, a)
+    bulk = torch.log1p(-0.5 * torch.special.erfc(y * math.sqrt(0.5)))
+    return torch.where(lower, tail, bulk)
+
+
+def _log_phi(a: Tensor) -> Tensor:
+    return -0.5 * a * a - _LOG_SQRT_2PI
+
+
+def _probit(log_F: Tensor, log_S: Tensor) -> Tensor:
+    """The standard normal quantile of a probability known by the logs of its two tails.
+
+    Solves ``log Phi(y) = min(log_F, log_S)`` for ``y <= 0``. Since ``Phi(-t) <= exp(-t^2 / 2) / 2``, the
+    start lies left of the root, and because ``log Phi`` is concave and increasing Newton climbs to it
+    monotonically. The last two steps are differentiable: Newton doubles the order to which a power series
+    agrees, so two steps from the solution carry the derivatives up to the third.
+    """
+    lower = log_F < log_S
+    smaller = torch.where(lower, log_F, log_S)
+    infinite = torch.isneginf(smaller)
+    target = torch.where(infinite, -1.0, smaller)
+
+    def newton(y: Tensor) -> Tensor:
+        log_cdf = _log_ndtr(y)
+        return y - (log_cdf - target) * torch.exp(log_cdf - _log_phi(y))
+
+    with torch.no_grad():
+        y = -torch.sqrt(-2.0 * target)
+        for _ in range(10):
+            y = newton(y)
+    y = torch.where(infinite, -math.inf, newton(newton(y.detach())))
+    return torch.where(lower, y, -y)
+
+
+# -- families: the components' standard distributions --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """A component's standard distribution, as functions of ``a = (x - loc) / scale``.
+
+    ``quantile_from_logit`` maps ``log C(a) - log(1 - C(a))`` back to ``a``, which reaches both tails alike.
+    """
+
+    log_cdf: Callable[[Tensor], Tensor]
+    log_sf: Callable[[Tensor], Tensor]
+    log_pdf: Callable[[Tensor], Tensor]
+    quantile_from_logit: Callable[[Tensor], Tensor]
+
+
+FAMILIES: dict[str, Family] = {
+    "gaussian": Family(
+        log_cdf=_log_ndtr,
+        log_sf=lambda a: _log_ndtr(-a),
+        log_pdf=_log_phi,
+        quantile_from_logit=lambda logit: _probit(logsigmoid(logit), logsigmoid(-logit)),
+    ),
+    "logistic": Family(
+        log_cdf=logsigmoid,
+        log_sf=lambda a: logsigmoid(-a),
+        log_pdf=lambda a: logsigmoid(a) + logsigmoid(-a),
+        quantile_from_logit=lambda logit: logit,
+    ),
+}
+
+
+# -- bases: the distribution that the transform maps to ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base distribution G.
+
+    ``from_log_tails(log_F, log_S)`` is ``G^-1(F)`` from the logs of F and 1 - F; ``to_logit(z)`` is
+    ``log G(z) - log(1 - G(z))``; ``log_prob(z)`` is in nats; ``sample(shape, generator=, dtype=, device=)``
+    never draws an end point of the support, whose image under the inverse transform would be infinite.
+    """
+
+    from_log_tails: Callable[[Tensor, Tensor], Tensor]
+    to_logit: Callable[[Tensor], Tensor]
+    log_prob: Callable[[Tensor], Tensor]
+    sample: Callable[..., Tensor]
+
+
+def _sample_normal(
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+
+
+def _sample_logistic(
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    # The log ratio of two exponentials is logistic and, unlike the logit of a uniform, reaches both tails
+    # alike.
+    pair = torch.empty((2, *shape), dtype=dtype, device=device).exponential_(generator=generator)
+    return pair[0].log() - pair[1].log()
+
+
+def _sample_uniform(
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    # Midpoints of 1 / eps equal cells: all representable, none of them 0 or 1 (torch.rand does draw 0).
+    dtype = dtype or torch.get_default_dtype()
+    eps = torch.finfo(dtype).eps
+    cells = torch.randint(round(1.0 / eps), tuple(shape), generator=generator, device=device)
+    return (cells.to(dtype) + 0.5) * eps
+
+
+BASES: dict[str, Base] = {
+    "normal": Base(
+        from_log_tails=_probit,
+        to_logit=lambda z: _log_ndtr(z) - _log_ndtr(-z),
+        log_prob=_log_phi,
+        sample=_sample_normal,
+    ),
+    "logistic": Base(
+        from_log_tails=lambda log_F, log_S: log_F - log_S,
+        to_logit=lambda z: z,
+        log_prob=lambda z: logsigmoid(z) + logsigmoid(-z),
+        sample=_sample_logistic,
+    ),
+    "uniform": Base(
+        from_log_tails=lambda log_F, log_S: torch.where(log_F < log_S, log_F.exp(), -torch.expm1(log_S)),
+        to_logit=lambda z: z.log() - torch.log1p(-z),
+        log_prob=lambda z: torch.where((z < 0.0) | (z > 1.0), -math.inf, torch.zeros_like(z) * z),
+        sample=_sample_uniform,
+    ),
+}
+
+
+# -- the transform -------------------------------------------------------------------------------------------
+
+
+def _log_tails_and_density(
+    x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: Family
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``log F(x)``, ``log(1 - F(x))`` and ``log F'(x)`` of the mixture."""
+    a = (x.unsqueeze(-1) - loc) / log_scale.exp()
+    log_weight = torch.log_softmax(logits, dim=-1)
+    log_F = torch.logsumexp(log_weight + family.log_cdf(a), dim=-1)
+    log_S = torch.logsumexp(log_weight + family.log_sf(a), dim=-1)
+    log_f = torch.logsumexp(log_weight + family.log_pdf(a) - log_scale, dim=-1)
+    return log_F, log_S, log_f
+
+
+def cdf_transform(
+    x: Tensor,
+    logits: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    *,
+    family: str = "gaussian",
+    base: str = "normal",
+) -> tuple[Tensor, Tensor]:
+    """``z = G^-1(F(x))`` and ``ladj = log |dz/dx|``, F being the mixture's CDF and G the base's.
+
+    Args:
+        x: ``(...)``, float32 or float64.
+        logits: ``(..., K)``; the batch shape broadcasts against that of ``x``.
+        loc: as logits, in the units of ``x``.
+        log_scale: as logits.
+        family: a key of :data:`FAMILIES`.
+        base: a key of :data:`BASES`.
+
+    Returns:
+        ``(z, ladj)``, each of the broadcast batch shape, ladj in nats. At infinite ``x`` the map has no slope
+        and ladj is not finite.
+
+    Raises:
+        KeyError: unknown family or base.
+
+    Example:
+        >>> import torch
+        >>> from mixflow import reference
+        >>> zero = torch.zeros(1, dtype=torch.float64)
+        >>> x = torch.tensor([-40.0, 1.5], dtype=torch.float64)
+        >>> z, ladj = reference.cdf_transform(x, zero, zero, zero)
+        >>> [round(value, 6) for value in z.tolist()]
+        [-40.0, 1.5]
+
+    """
+    to = BASES[base]
+    log_F, log_S, log_f = _log_tails_and_density(x, logits, loc, log_scale, FAMILIES[family])
+    z = to.from_log_tails(log_F, log_S)
+    return z, log_f - to.log_prob(z)
+
+
+def _bisect(logit: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: Family) -> Tensor:
+    """Solve ``log F(x) - log(1 - F(x)) = logit`` by bisection of the bracket of component quantiles.
+
+    F(x) is a weighted mean of the components' CDFs, so at the smallest component quantile F is at most, and
+    at the largest at least, the probability sought. Should rounding put the root just outside, bisection ends
+    at that end of the bracket, which is off by no more than that rounding.
+    """
+    quantiles = loc + log_scale.exp() * family.quantile_from_logit(logit).unsqueeze(-1)
+    low, high = quantiles.amin(-1), quantiles.amax(-1)
+    for _ in range(400):
+        middle = 0.5 * low + 0.5 * high
+        if not bool(((low < middle) & (middle < high)).any()):
+            break
+        log_F, log_S, _ = _log_tails_and_density(middle, logits, loc, log_scale, family)
+        below = log_F - log_S < logit
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * low + 0.5 * high
+
+
+def cdf_transform_inverse(
+    z: Tensor,
+    logits: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    *,
+    family: str = "gaussian",
+    base: str = "normal",
+) -> tuple[Tensor, Tensor]:
+    """``x = F^-1(G(z))`` and ``ladj = log |dx/dz|``: the inverse of :func:`cdf_transform`.
+
+    The value comes from bisection in float64. The derivatives come from two Newton steps on the implicit
+    equation ``log F(x) - log(1 - F(x)) = logit G(z)``, in which the residual left at the solution counts as a
+    constant: the steps leave the value alone, whatever the slope, and are right up to the third derivative.
+
+    Args:
+        z: ``(...)``, float32 or float64; inside [0, 1] for the uniform base, or the result is NaN.
+        logits: ``(..., K)``; the batch shape broadcasts against that of ``z``.
+        loc: as logits, in the units of ``x``.
+        log_scale: as logits.
+        family: a key of :data:`FAMILIES`.
+        base: a key of :data:`BASES`.
+
+    Returns:
+        ``(x, ladj)``, each of the broadcast batch shape, ladj in nats.
+
+    Raises:
+        KeyError: unknown family or base.
+
+    Example:
+        >>> import torch
+        >>> from mixflow import reference
+        >>> loc = torch.tensor([-3.0, 3.0], dtype=torch.float64)
+        >>> zero = torch.zeros(2, dtype=torch.float64)
+        >>> x, ladj = reference.cdf_transform_inverse(torch.zeros((), dtype=torch.float64), zero, loc, zero)
+        >>> round(abs(x.item()), 9)
+        0.0
+
+    """
+    component, start = FAMILIES[family], BASES[base]
+    z = z.expand_as(z + logits[..., 0] + loc[..., 0] + log_scale[..., 0])
+    with torch.no_grad():
+        logit = start.to_logit(z.double())
+        root = _bisect(logit, logits.double(), loc.double(), log_scale.double(), component).to(z.dtype)
+
+    solved = root.isfinite()
+    # Elements without a finite solution take part as harmless numbers, so that their gradients are zero, not
+    # NaN.
+    logit = start.to_logit(torch.where(solved, z, 0.5))
+    x = torch.where(solved, root, 0.0)
+    residual: Tensor | None = None
+    for _ in range(2):
+        log_F, log_S, log_f = _log_tails_and_density(x, logits, loc, log_scale, component)
+        error = log_F - log_S - logit
+        residual = error.detach() if residual is None else residual
+        x = x - (error - residual) * (log_F + log_S - log_f).exp()
+    x = torch.where(solved, x, root)
+    *_, log_f = _log_tails_and_density(x, logits, loc, log_scale, component)
+    return x, start.log_prob(z) - log_f

@@ -1,0 +1,287 @@
+"""The command line as a user runs it: a process, files, an exit status and what is said."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import mixflow
+from mixflow.cli import main
+from mixflow.tables import read_table
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "mixflow", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def column(n=300, seed=0):
+    generator = np.random.default_rng(seed)
+    return np.where(generator.random(n) < 0.4, generator.normal(-3, 0.5, n), generator.normal(2, 1.0, n))
+
+
+def write_csv(path, values, header="length"):
+    path.write_text("\n".join([header, *map(repr, values.tolist())]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with data and a model fitted to them."""
+    folder = tmp_path_factory.mktemp("fitted")
+    write_csv(folder / "data.csv", column())
+    result = run("fit", "data.csv", "--out", "model.safetensors", "--components", 3, "--epochs", 20, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_fit_says_what_it_did(fitted):
+    folder, result = fitted
+    assert "300 rows of length: History(" in result.stdout
+    assert result.stdout.splitlines()[-1] == "saved model.safetensors"
+    assert "rows/s" in result.stderr  # the progress bar
+    flow = mixflow.load(folder / "model.safetensors")
+    assert flow.recipe.arguments["components"] == 3
+    assert flow.notes["columns"] == ["length"]
+
+
+def test_sample_score_and_plot(fitted):
+    folder, _ = fitted
+    for name in ("samples.csv", "samples.npy", "samples.parquet"):
+        result = run("sample", "model.safetensors", "-n", 50, "--out", name, "--seed", 1, cwd=folder)
+        assert (result.returncode, result.stderr) == (0, "")
+    first, second, third = (read_table(folder / f"samples.{kind}") for kind in ("csv", "npy", "parquet"))
+    assert first.columns == third.columns == ["length"]
+    assert first.values.shape == (50, 1)
+    np.testing.assert_array_equal(first.values.astype(np.float32), second.values.astype(np.float32))
+    np.testing.assert_array_equal(second.values, third.values)
+
+    result = run("score", "model.safetensors", "data.csv", "--out", "scores.csv", cwd=folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    last = re.fullmatch(r"mean log_prob: (-?\d+\.\d+)", result.stdout.splitlines()[-1])
+    scores = read_table(folder / "scores.csv")
+    assert scores.columns == ["log_prob"]
+    assert scores.values.shape == (300, 1)
+    assert float(last[1]) == pytest.approx(scores.values.mean(), abs=1e-5)
+    assert -3.0 < float(last[1]) < -1.0
+
+    result = run("plot", "model.safetensors", "data.csv", "--out", "picture.png", cwd=folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_are_matched_to_the_model_by_column_name(fitted, tmp_path, capsys):
+    folder, _ = fitted
+    model = str(folder / "model.safetensors")
+    values = column(seed=1)
+    rows = "\n".join(f"ox,{value!r}" for value in values.tolist())
+    (tmp_path / "more.csv").write_text(f"name,length\n{rows}\n")
+    np.save(tmp_path / "bare.npy", values)
+    write_csv(tmp_path / "other.csv", values, header="weight")
+    said = []
+    for name in ("more.csv", "bare.npy"):
+        assert main(["score", model, str(tmp_path / name)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert main(["score", model, str(tmp_path / "other.csv")]) == 2
+    assert "no column 'length'; the columns are weight" in capsys.readouterr().err
+
+
+def test_options_reach_the_fit(tmp_path, capsys):
+    np.save(tmp_path / "data.npy", column())
+    arguments = ["fit", str(tmp_path / "data.npy"), "--quiet", "--epochs", "3", "--family", "logistic"]
+    arguments += ["--base", "uniform", "--batch-size", "50", "--lr", "0.01", "--validation", "0.2"]
+    arguments += ["--patience", "2", "--dtype", "float64", "--flow", "univariate"]
+    models = []
+    for seed in (0, 0, 1):
+        out = tmp_path / f"model{len(models)}.safetensors"
+        assert main([*arguments, "--seed", str(seed), "--out", str(out)]) == 0
+        models.append(mixflow.load(out))
+    said = capsys.readouterr()
+    assert said.err == ""
+    first, second, third = (flow.state_dict()["data_to_base.transforms.1.loc"].tolist() for flow in models)
+    assert first == second != third
+    assert models[0].recipe.arguments == {
+        "components": 8,
+        "family": "logistic",
+        "base": "uniform",
+        "context": 0,
+    }
+    assert len(models[0].notes["history"]["lr"]) == 3
+    assert models[0].notes["history"]["lr"][0] == 0.01
+    assert "columns" not in models[0].notes
+
+
+def test_a_column_is_chosen_by_name(tmp_path, capsys):
+    values = column()
+    rows = "\n".join(f"ox,{value!r},{-value!r}" for value in values.tolist())
+    (tmp_path / "data.csv").write_text(f"name,x,y\n{rows}\n")
+    fit = [
+        "fit",
+        str(tmp_path / "data.csv"),
+        "--out",
+        str(tmp_path / "m.safetensors"),
+        "--epochs",
+        "2",
+        "--quiet",
+    ]
+    assert main([*fit, "--column", "y"]) == 0
+    flow = mixflow.load(tmp_path / "m.safetensors")
+    assert flow.notes["columns"] == ["y"]
+    assert flow.state_dict()["data_to_base.transforms.0.loc"].item() == pytest.approx(-values.mean(), abs=0.2)
+
+
+def test_info_and_version(tmp_path):
+    result = run("info", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert mixflow.__version__ in result.stdout
+    assert run("--version", cwd=tmp_path).stdout == f"mixflow {mixflow.__version__}\n"
+
+
+def test_ctrl_c_saves_the_best_so_far(tmp_path):
+    np.save(tmp_path / "data.npy", column(2000))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mixflow",
+            *["fit", "data.npy", "--out", "m.safetensors", "--epochs", "100000", "--patience", "100000"],
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+    )
+    shown = b""
+    deadline = time.monotonic() + 100.0
+    while b"validation" not in shown and process.poll() is None and time.monotonic() < deadline:
+        shown += process.stderr.read1()
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert rest.decode().splitlines()[-1] == "interrupted; saved the best weights so far to m.safetensors"
+    assert mixflow.load(tmp_path / "m.safetensors").notes["history"]["interrupted"]
+
+
+# -- bad input -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, fitted):
+    """A folder with every kind of bad input beside a good model and good data."""
+    source, _ = fitted
+    for name in ("model.safetensors", "data.csv"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "ragged.csv").write_text("a,b\n1,2\n3\n")
+    (tmp_path / "word.csv").write_text("length\n1\ntwo\n3\n")
+    (tmp_path / "blank.csv").write_text("length,b\n1,2\n,3\n")
+    (tmp_path / "nan.csv").write_text("length\n1\nnan\n3\n")
+    (tmp_path / "two.csv").write_text("a,b\n1,2\n3,4\n")
+    (tmp_path / "short.csv").write_text("length\n1\n")
+    (tmp_path / "data.txt").write_text("1\n2\n")
+    write_csv(tmp_path / "constant.csv", np.full(50, 2.5))
+    np.save(tmp_path / "nan.npy", np.array([1.0, np.nan, 3.0]))
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file(tensors, tmp_path / "future.safetensors", file.metadata() | {"version": "99"})
+        save_file(tensors, tmp_path / "foreign.safetensors")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+BAD_INPUT = {
+    "missing data": ("fit none.csv --out new", "none.csv: no such file"),
+    "empty": ("fit empty.csv --out new", "empty.csv: empty"),
+    "ragged": ("fit ragged.csv --out new", "ragged.csv, line 3: expected 2 cells"),
+    "word": ("fit word.csv --out new", "word.csv, line 3, column 'length': .* got 'two'"),
+    "blank cell": ("fit blank.csv --column length --out new", "line 3, column 'length': .*a blank cell"),
+    "nan": ("fit nan.csv --out new", "nan.csv, line 3, column 'length': .*got 'nan'"),
+    "nan in npy": ("fit nan.npy --out new", "nan.npy: data row 2, column 'x1': .*got nan"),
+    "constant": (
+        "fit constant.csv --out new",
+        "expected columns that vary, got the constant 2.5 in column 0",
+    ),
+    "too short": ("fit short.csv --out new", "expected at least 2 rows"),
+    "two columns": ("fit two.csv --out new", "expected 1 column for a univariate flow, got a, b; .*--column"),
+    "no such column": ("fit two.csv --column c --out new", "no column 'c'; the columns are a, b"),
+    "unknown kind of data": (
+        "fit data.txt --out new",
+        "data.txt: expected a file ending in .csv, .npy, .parquet",
+    ),
+    "out in no folder": ("fit data.csv --out none/new", "none/new: cannot write here"),
+    "out is a folder": ("fit data.csv --out folder", "folder: expected a file, this is a directory"),
+    "zero components": ("fit data.csv --components 0 --out new", "components: .*at least 1, got 0"),
+    "bad validation": ("fit data.csv --validation 2 --out new", "validation: .*got 2.0"),
+    "unknown flow": ("fit data.csv --flow round --out new", "argument --flow: invalid choice: 'round'"),
+    "unknown family": ("fit data.csv --family round --out new", "argument --family: invalid choice: 'round'"),
+    "no number": ("fit data.csv --epochs many --out new", "argument --epochs: invalid int value: 'many'"),
+    "no out": ("fit data.csv", "the following arguments are required: --out"),
+    "no command": ("", "the following arguments are required: COMMAND"),
+    "missing model": ("score none.safetensors data.csv", "none.safetensors: No such file"),
+    "truncated model": (
+        "score truncated.safetensors data.csv",
+        "truncated, damaged or not a safetensors file",
+    ),
+    "future model": ("sample future.safetensors -n 5 --out new.csv", "expected format version 1, got '99'"),
+    "foreign model": ("plot foreign.safetensors data.csv --out new.png", "expected a mixflow model"),
+    "data as model": ("score data.csv data.csv", "truncated, damaged or not a safetensors file"),
+    "model as data": ("score model.safetensors model.safetensors", "expected a file ending in"),
+    "negative count": (
+        "sample model.safetensors -n -5 --out new.csv",
+        "n: expected a number of samples, got -5",
+    ),
+    "unknown kind of samples": (
+        "sample model.safetensors -n 5 --out new.txt",
+        "new.txt: expected a file ending",
+    ),
+    "samples in no folder": (
+        "sample model.safetensors -n 5 --out none/new.csv",
+        "none/new.csv: cannot write",
+    ),
+    "scores in no folder": (
+        "score model.safetensors data.csv --out none/new.csv",
+        "none/new.csv: cannot write",
+    ),
+    "unknown kind of picture": ("plot model.safetensors data.csv --out new.xyz", "expected an ending among"),
+    "picture in no folder": (
+        "plot model.safetensors data.csv --out none/new.png",
+        "none/new.png: cannot write",
+    ),
+    "bad data to plot": ("plot model.safetensors word.csv --out new.png", "line 3, column 'length'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_status_2(folder, capsys, monkeypatch, case):
+    command, message = BAD_INPUT[case]
+    monkeypatch.chdir(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    try:
+        status = main(command.split())
+    except SystemExit as exit_:  # how argparse ends
+        status = exit_.code
+    said = capsys.readouterr()
+    assert status == 2
+    lines = [line for line in said.err.splitlines() if line.startswith("mixflow")]
+    assert said.err.splitlines() == lines, "nothing but the error on stderr"
+    assert len(lines) == 1
+    assert re.search(f"^mixflow: error: .*{message}", lines[0]), lines[0]
+    assert "mean log_prob" not in said.out
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert list((folder / "folder").iterdir()) == []
+
+
+def test_bad_input_in_a_process(folder):
+    for case in ("missing data", "constant", "truncated model", "no command"):
+        command, message = BAD_INPUT[case]
+        result = run(*command.split(), cwd=folder)
+        assert result.returncode == 2
+        assert re.fullmatch(f"mixflow: error: .*{message}.*\n", result.stderr)
+        assert result.stdout == ""

@@ -1,0 +1,326 @@
+"""Maximum-likelihood fitting: it finds the truth, repeats itself, stops when told, and says what is wrong."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import mixflow
+from mixflow import flows
+from mixflow.train import History
+
+WEIGHT = torch.tensor([0.3, 0.2, 0.4, 0.1], dtype=torch.float64)
+LOC = torch.tensor([-4.0, 0.0, 1.5, 6.0], dtype=torch.float64)
+SCALE = torch.tensor([0.5, 1.0, 0.3, 1.5], dtype=torch.float64)
+
+
+def true_log_prob(x):
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(WEIGHT), torch.distributions.Normal(LOC, SCALE)
+    ).log_prob(x)
+
+
+def draw(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.multinomial(WEIGHT, n, replacement=True, generator=generator)
+    return LOC[which] + SCALE[which] * torch.randn(n, generator=generator, dtype=torch.float64)
+
+
+def fit_small(data, seed=0, **options):
+    flow = flows.univariate(components=3)
+    history = mixflow.fit(flow, data, **{"epochs": 5, "progress": False, "seed": seed} | options)
+    return flow, history
+
+
+def equal_weights(one, other):
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_four_component_mixture_is_found_within_a_hundredth_of_a_nat():
+    flow = flows.univariate(components=4)
+    mixflow.fit(flow, draw(20_000), progress=False)
+    x = torch.linspace(-15.0, 25.0, 40_001, dtype=torch.float64)
+    p = true_log_prob(x)
+    with torch.no_grad():
+        kl = torch.trapezoid(p.exp() * (p - flow.double().log_prob(x)), x).item()
+    assert -1e-9 < kl < 0.01
+
+
+def test_context_is_learned():
+    generator = torch.Generator().manual_seed(0)
+    context = torch.rand(2000, 1, generator=generator) * 4.0 - 2.0
+    x = context.squeeze(-1) + 0.1 * torch.randn(2000, generator=generator)
+    torch.manual_seed(0)
+    flow = flows.univariate(components=2, context=1)
+    history = mixflow.fit(flow, x, context=context, epochs=20, progress=False)
+    # The best that a flow without the context could do is the entropy of x, about -1.39 nats.
+    assert history.validation_log_prob[history.best_epoch] > 0.5
+
+
+def test_same_seed_same_weights():
+    data = draw(500)
+    first, _ = fit_small(data)
+    second, _ = fit_small(data)
+    other, _ = fit_small(data, seed=1)
+    assert equal_weights(first, second)
+    assert not equal_weights(first, other)
+
+
+def test_global_random_state_is_neither_read_nor_changed():
+    data = draw(500)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first, _ = fit_small(data)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    second, _ = fit_small(data)
+    assert equal_weights(first, second)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "column", "list", "float32", "integers"])
+def test_data_may_be_any_array_of_numbers(kind):
+    data = (100.0 * draw(200)).round()
+    given = {
+        "tensor": data,
+        "array": data.numpy(),
+        "column": data.unsqueeze(-1),
+        "list": data.tolist(),
+        "float32": data.float(),
+        "integers": data.long().numpy(),
+    }[kind]
+    expected, _ = fit_small(data)
+    assert equal_weights(fit_small(given)[0], expected)
+
+
+def test_the_best_epoch_s_weights_are_kept():
+    data = draw(300)
+    flow, history = fit_small(data, epochs=40, lr=0.5, validation=0.3)
+    assert len(history.validation_log_prob) == len(history.lr) == len(history.seconds)
+    assert history.best_epoch < len(history.lr) - 1
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        score = flow.log_prob(data.float()[order[:90]]).double().mean().item()
+    assert score == pytest.approx(max(history.validation_log_prob), rel=1e-6)
+
+
+def test_patience_ends_the_training():
+    _, history = fit_small(draw(300), epochs=500, lr=0.5, patience=3)
+    assert len(history.lr) == history.best_epoch + 1 + 3 < 500
+
+
+def test_without_validation_the_training_curve_is_watched():
+    _, history = fit_small(draw(300), validation=0.0)
+    assert history.validation_log_prob == []
+    assert history.best_epoch == int(np.argmax(history.train_log_prob))
+
+
+def test_learning_rate_falls_along_a_half_cosine():
+    _, history = fit_small(draw(300), epochs=10, lr=0.1)
+    expected = [0.05 * (1 + math.cos(math.pi * epoch / 10)) for epoch in range(10)]
+    assert history.lr == pytest.approx(expected)
+
+
+class Breaking(mixflow.transforms.Affine):
+    """An affine transform whose ladj is NaN from a given call on."""
+
+    def __init__(self, calls):
+        super().__init__(1)
+        self.calls = calls
+
+    def _forward(self, x, context):
+        self.calls -= 1
+        z, ladj = super()._forward(x, context)
+        return z, ladj + (math.nan if self.calls < 0 else 0.0)
+
+
+def test_nan_loss_names_the_step_and_restores_the_best_weights():
+    data = draw(1000)
+    # 900 training rows in batches of 300, and one scoring of the held-out rows: 4 calls an epoch.
+    whole = flows.Flow(Breaking(10**9))
+    mixflow.fit(whole, data, epochs=2, batch_size=300, progress=False)
+    flow = flows.Flow(Breaking(9))
+    message = r"the loss is nan at step 8 \(epoch 3\); the best weights, of epoch [12], are restored"
+    with pytest.raises(FloatingPointError, match=message):
+        mixflow.fit(flow, data, epochs=20, batch_size=300, progress=False)
+    assert all(value.isfinite().all() for value in flow.state_dict().values())
+    assert flow.log_prob(data.float()).isnan().all()  # still broken, as built: only the weights are restored
+
+
+def test_nan_at_once_restores_the_initial_weights():
+    with pytest.raises(FloatingPointError, match=r"at step 1 .*the initial weights are restored"):
+        mixflow.fit(flows.Flow(Breaking(0)), draw(100), progress=False)
+
+
+def test_ctrl_c_returns_the_best_so_far():
+    class Interrupted(mixflow.transforms.Affine):
+        calls = 0
+
+        def _forward(self, x, context):
+            self.calls += 1
+            if self.calls == 10:
+                raise KeyboardInterrupt
+            return super()._forward(x, context)
+
+    flow = flows.Flow(Interrupted(1))
+    history = mixflow.fit(flow, draw(1000), batch_size=300, progress=False)
+    assert history.interrupted
+    assert len(history.lr) == len(history.validation_log_prob) == 2
+    assert "interrupted" in repr(history)
+
+
+def test_progress_bar_shows_scores_and_throughput(capsys):
+    fit_small(draw(200), progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for word in ("train", "validation", "rows/s", "5/5"):
+        assert word in shown.err
+    fit_small(draw(200), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def with_value(value, row):
+    data = draw(100)
+    data[row] = value
+    return data
+
+
+BAD_DATA = {
+    "nan": (
+        ValueError,
+        r"data: expected finite numbers, got nan in row 41, column 0",
+        with_value(math.nan, 41),
+    ),
+    "infinite": (ValueError, r"got -inf in row 7, column 0", with_value(-math.inf, 7)),
+    "too large for float32": (
+        ValueError,
+        r"got inf in row 7, column 0.*as torch.float32",
+        with_value(1e300, 7),
+    ),
+    "constant": (
+        ValueError,
+        r"data: expected columns that vary, got the constant 2.5 in column 0",
+        [2.5] * 50,
+    ),
+    "constant in float32": (ValueError, "constant 1e\\+09 in column 0.*float32", 1e9 + draw(100)),
+    "empty": (ValueError, "data: expected at least one row, got none", []),
+    "one row": (ValueError, "data: expected at least 2 rows to learn from beside 1 held out, got 1", [1.0]),
+    "two columns": (ValueError, r"data: expected shape \(N,\) or \(N, 1\), got \(50, 2\)", np.zeros((50, 2))),
+    "a cube": (ValueError, r"data: expected shape .*got \(5, 1, 1\)", np.zeros((5, 1, 1))),
+    "words": (TypeError, "data: expected an array of real numbers", ["one", "two"]),
+    "complex": (TypeError, "data: expected real numbers, got torch.complex128", np.zeros(9, dtype=complex)),
+    "ragged": (TypeError, "data: expected an array of real numbers", [[1.0], [1.0, 2.0]]),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_DATA)
+def test_bad_data_are_described(bad):
+    error, message, data = BAD_DATA[bad]
+    with pytest.raises(error, match=message):
+        fit_small(data)
+
+
+def test_each_constant_column_is_named():
+    flow = flows.Flow(mixflow.transforms.MixtureCDF(3, 2))
+    data = np.random.default_rng(0).normal(size=(50, 3))
+    data[:, 1] = 4.0
+    with pytest.raises(ValueError, match="the constant 4 in column 1"):
+        mixflow.fit(flow, data, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("validation: .*got 1.0", {"validation": 1.0}),
+        ("epochs: .*got 0", {"epochs": 0}),
+        ("batch_size: .*got -5", {"batch_size": -5}),
+        ("lr: .*got 0.0", {"lr": 0.0}),
+        ("patience: .*got 0", {"patience": 0}),
+        ("context: expected None, this flow takes no context", {"context": np.zeros((100, 1))}),
+    ],
+)
+def test_bad_settings_are_named(message, options):
+    with pytest.raises(ValueError, match=message):
+        fit_small(draw(100), **options)
+
+
+def test_bad_contexts_are_described():
+    flow = flows.univariate(context=2)
+    with pytest.raises(ValueError, match=r"context: expected shape \(100, 2\), got None"):
+        mixflow.fit(flow, draw(100), progress=False)
+    with pytest.raises(ValueError, match="context: expected 100 rows, as many as data; got 99"):
+        mixflow.fit(flow, draw(100), context=np.zeros((99, 2)), progress=False)
+
+
+def test_history_reads_well_and_survives_json():
+    history = History([-2.0, -1.5, -1.6], [-2.1, -1.4, -1.7], [0.1, 0.05, 0.0], [1.0, 1.0, 1.0])
+    assert repr(history) == "History(3 epochs in 3.0 s, best at epoch 2: train -1.5000, validation -1.4000 nats)"
+    assert History.from_dict(history.to_dict()) == history
+    assert repr(History()) == "History(0 epochs)"
+    for bad in (None, [], {}, history.to_dict() | {"lr": "fast"}, history.to_dict() | {"lr": [0.1]}):
+        with pytest.raises(ValueError, match="history: expected the dictionary"):
+            History.from_dict(bad)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+RUN = """
+import sys, mixflow, numpy as np
+flow = mixflow.flows.univariate(components=3)
+mixflow.fit(flow, np.load("data.npy"), epochs=300, patience=300, batch_size=32, progress=False,
+            checkpoint="run.checkpoint", resume=True)
+mixflow.save(flow, sys.argv[1])
+"""
+
+
+def test_a_run_killed_and_resumed_ends_with_the_same_weights(tmp_path):
+    np.save(tmp_path / "data.npy", draw(300).numpy())
+    checkpoint = tmp_path / "run.checkpoint"
+    run = [sys.executable, "-c", RUN]
+    process = subprocess.Popen([*run, "killed.safetensors"], cwd=tmp_path)
+    deadline = time.monotonic() + 100.0
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.safetensors").exists(), "it ended before it could be killed"
+    subprocess.run([*run, "resumed.safetensors"], cwd=tmp_path, check=True)
+    checkpoint.unlink()
+    subprocess.run([*run, "whole.safetensors"], cwd=tmp_path, check=True)
+    resumed, whole = (mixflow.load(tmp_path / f"{name}.safetensors") for name in ("resumed", "whole"))
+    assert equal_weights(resumed, whole)
+
+
+def test_resuming_another_run_is_refused(tmp_path):
+    checkpoint = tmp_path / "run.checkpoint"
+    fit_small(draw(100), checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint: .*a run with seed = 0, this run has seed = 1"):
+        fit_small(draw(100), seed=1, checkpoint=checkpoint, resume=True)
+    with pytest.raises(ValueError, match=r"checkpoint: .*a run with data = "):
+        fit_small(draw(100, seed=5), checkpoint=checkpoint, resume=True)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"checkpoint: .*damaged or not a checkpoint"):
+        fit_small(draw(100), checkpoint=checkpoint, resume=True)
+
+
+def test_a_model_is_not_a_checkpoint(tmp_path):
+    model = tmp_path / "model.safetensors"
+    mixflow.save(flows.univariate(), model)
+    with pytest.raises(ValueError, match="not a mixflow checkpoint"):
+        fit_small(draw(100), checkpoint=model, resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    checkpoint = tmp_path / "run.checkpoint"
+    flow, history = fit_small(draw(100), checkpoint=checkpoint)
+    again, repeated = fit_small(draw(100), checkpoint=checkpoint, resume=True)
+    assert equal_weights(flow, again)
+    assert repeated == history
+    assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]

@@ -1,0 +1,275 @@
+"""Values of the ops: against the oracle, over every layout, at the edges, and the errors for bad input."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import mixflow
+from cases import EPSILON, FAMILY_AND_BASE, LAYOUTS, arguments, to_base_range
+from mixflow import reference
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, eps: float, what: str) -> None:
+    """|actual - expected| <= eps max(1, |expected|), element by element, and the same shape."""
+    assert actual.shape == expected.shape, what
+    scale = expected.abs().clamp(min=1)
+    error = ((actual.double() - expected.double()).abs() / scale.double()).max() if actual.numel() else torch.zeros(())
+    assert error <= eps, f"{what}: off by {error / EPSILON[actual.dtype]:.1f} eps"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_forward_agrees_with_the_oracle(layout, family, base, dtype, device):
+    x, *parameters = arguments(layout, dtype, device)
+    z, ladj = mixflow.cdf_transform(x, *parameters, family=family, base=base)
+    expected = reference.cdf_transform(x.double(), *(p.double() for p in parameters), family=family, base=base)
+    assert z.dtype == ladj.dtype == dtype
+    # The oracle itself is good to some 20 eps of float64.
+    eps = (4 if dtype == torch.float32 else 24) * EPSILON[dtype]
+    assert_close(z, expected[0], eps, "z")
+    assert_close(ladj, expected[1], 2 * eps, "ladj")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_inverse_solves_the_equation(layout, family, base, dtype, device):
+    z, *parameters = arguments(layout, dtype, device)
+    z = to_base_range(z, base)
+    x, ladj = mixflow.cdf_transform_inverse(z, *parameters, family=family, base=base)
+    doubles = [p.double() for p in parameters]
+    back, forward_ladj = reference.cdf_transform(x.double(), *doubles, family=family, base=base)
+    slope = forward_ladj.exp()
+    z = z.expand(x.shape)
+    allowed = 16 * EPSILON[dtype] * z.double().abs().clamp(min=1) + slope * x.double().abs() * EPSILON[dtype]
+    assert ((back - z.double()).abs() <= allowed).all()
+    assert_close(ladj, -forward_ladj, 64 * EPSILON[dtype], "ladj")
+
+
+@pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
+def test_round_trip(family, base, device):
+    generator = torch.Generator().manual_seed(1)
+    x = (4 * torch.randn(4000, generator=generator, dtype=torch.float64)).to(device)
+    if base == "uniform":
+        x = x[x.abs() < 3]  # towards u = 1, u no longer tells x
+    _, *parameters = arguments("shared", torch.float64, device)
+    z, ladj = mixflow.cdf_transform(x, *parameters, family=family, base=base)
+    back, inverse_ladj = mixflow.cdf_transform_inverse(z, *parameters, family=family, base=base)
+    allowed = 64 * EPSILON[torch.float64] * (x.abs() + z.abs().clamp(min=1) * (-ladj).exp())
+    assert ((back - x).abs() <= allowed).all()
+    torch.testing.assert_close(inverse_ladj, -ladj, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("family", "base", "reach"), [("gaussian", "normal", 1e3), ("logistic", "logistic", 1e4)])
+def test_one_component_is_the_identity_far_into_both_tails(family, base, reach, dtype, device):
+    x = torch.linspace(-reach, reach, 4001, dtype=dtype, device=device)
+    zero = torch.zeros(1, dtype=dtype, device=device)
+    z, ladj = mixflow.cdf_transform(x, zero, zero, zero, family=family, base=base)
+    assert_close(z, x, 4 * EPSILON[dtype], "z")
+    assert ladj.abs().max() <= 8 * EPSILON[dtype] * reach
+    back, _ = mixflow.cdf_transform_inverse(x, zero, zero, zero, family=family, base=base)
+    assert_close(back, x, 16 * EPSILON[dtype], "x")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
+def test_infinities_and_nan(family, base, dtype, device):
+    x = torch.tensor([-math.inf, 0.0, math.nan, 1.0, math.inf], dtype=dtype, device=device)
+    parameters = [torch.tensor(p, dtype=dtype, device=device) for p in ([0.0, 1.0], [-1.0, 1.0], [0.0, 0.5])]
+    z, ladj = mixflow.cdf_transform(x, *parameters, family=family, base=base)
+    ends = (0.0, 1.0) if base == "uniform" else (-math.inf, math.inf)
+    assert (z[0].item(), z[4].item()) == ends
+    assert z[2].isnan()
+    assert ladj[2].isnan()
+    assert z[[1, 3]].isfinite().all()
+    assert ladj[[1, 3]].isfinite().all()
+    back, _ = mixflow.cdf_transform_inverse(z, *parameters, family=family, base=base)
+    assert (back[0].item(), back[4].item()) == (-math.inf, math.inf)
+    assert back[2].isnan()
+    assert back[[1, 3]].isfinite().all()
+
+
+def test_values_outside_the_uniform_base_are_nan(device):
+    parameters = [torch.zeros(2, device=device)] * 3
+    u = torch.tensor([-0.1, 0.5, 1.1], device=device)
+    x, _ = mixflow.cdf_transform_inverse(u, *parameters, base="uniform")
+    assert x.isnan().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("which", range(3))
+def test_a_bad_parameter_touches_only_the_elements_that_use_it(which, value, device):
+    x, *parameters = arguments("per element", torch.float32, device)
+    clean = mixflow.cdf_transform(x, *parameters), mixflow.cdf_transform_inverse(x, *parameters)
+    parameters[which] = parameters[which].clone()
+    parameters[which][7, 1, 2] = value
+    broken = mixflow.cdf_transform(x, *parameters), mixflow.cdf_transform_inverse(x, *parameters)
+    for before, after in zip(clean, broken, strict=True):
+        for mine, theirs in zip(before, after, strict=True):
+            changed = mine != theirs
+            changed[7, 1] = False
+            assert not changed.any()
+
+
+@pytest.mark.parametrize("family", mixflow.FAMILIES)
+def test_a_component_of_weight_zero_changes_nothing(family, device):
+    x, *parameters = arguments("shared", torch.float64, device)
+    extra = [
+        torch.cat([p, torch.tensor([v], dtype=p.dtype, device=device)])
+        for p, v in zip(parameters, (-math.inf, 100.0, 3.0), strict=True)
+    ]
+    for op in (mixflow.cdf_transform, mixflow.cdf_transform_inverse):
+        for mine, theirs in zip(op(x, *parameters, family=family), op(x, *extra, family=family), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", mixflow.FAMILIES)
+@pytest.mark.parametrize("op", [mixflow.cdf_transform, mixflow.cdf_transform_inverse])
+def test_bits_do_not_depend_on_batch_position_or_threads(op, family, dtype, device):
+    x, *parameters = arguments("shared, many chunks", dtype, device)
+    x = 5 * x  # tails and centre side by side in one pack
+    whole = op(x, *parameters, family=family)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert all(map(torch.equal, whole, op(x, *parameters, family=family)))
+    finally:
+        torch.set_num_threads(threads)
+    for begin, end in ((0, 1), (3, 18), (5, 400), (19990, 20001)):
+        part = op(x[begin:end], *parameters, family=family)
+        assert all(torch.equal(mine[begin:end], piece) for mine, piece in zip(whole, part, strict=True))
+    per_element = [p.expand(*x.shape, -1).contiguous() for p in parameters]
+    assert all(map(torch.equal, whole, op(x, *per_element, family=family)))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32(half, device):
+    x, *parameters = arguments("per feature", half, device)
+    z, ladj = mixflow.cdf_transform(x, *parameters)
+    expected = mixflow.cdf_transform(x.float(), *(p.float() for p in parameters))
+    assert z.dtype == ladj.dtype == half
+    assert torch.equal(z, expected[0].to(half))
+    assert torch.equal(ladj, expected[1].to(half))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["shared", "per feature", "transposed", "strided", "scalar x", "empty", "mixed"])
+def test_numpy_gives_what_torch_gives(layout, dtype):
+    tensors = arguments(layout, torch.float32 if dtype == np.float32 else torch.float64)
+    arrays = [t.numpy() for t in tensors]
+    for op in (mixflow.cdf_transform, mixflow.cdf_transform_inverse):
+        for array, tensor in zip(op(*arrays), op(*tensors), strict=True):
+            assert isinstance(array, np.ndarray)
+            assert array.dtype == dtype
+            np.testing.assert_array_equal(array, tensor.numpy())
+
+
+def test_numpy_views_that_torch_refuses():
+    x = np.linspace(-2, 2, 9)
+    parameters = [np.array([0.0, 1.0]), np.array([-1.0, 1.0]), np.array([0.0, 0.0])]
+    expected = mixflow.cdf_transform(x, *parameters)[0]
+    np.testing.assert_array_equal(mixflow.cdf_transform(x[::-1], *parameters)[0], expected[::-1])
+    np.testing.assert_array_equal(mixflow.cdf_transform(x.astype(">f8"), *parameters)[0], expected)
+    x.flags.writeable = False
+    np.testing.assert_array_equal(mixflow.cdf_transform(x, *parameters)[0], expected)
+
+
+X, P = torch.zeros(4, 3), torch.zeros(5)
+BAD_INPUT = {
+    "list": (([1.0], P, P, P), {}, TypeError, r"x: expected a torch tensor.*got list"),
+    "list parameter": ((X, P, [0.0], P), {}, TypeError, r"loc: expected a torch tensor.*got list"),
+    "integer": ((X.int(), P, P, P), {}, TypeError, r"x: expected float16.*got torch.int32"),
+    "mixed dtypes": ((X, P, P.double(), P), {}, TypeError, r"loc: expected torch.float32.*got torch.float64"),
+    "numpy and torch": ((X.numpy(), P, P, P), {}, TypeError, r"logits: expected a numpy array.*got Tensor"),
+    "numpy integers": (
+        (X.int().numpy(), *[P.numpy()] * 3),
+        {},
+        TypeError,
+        r"x: expected a float16.*got int32",
+    ),
+    "device": ((X, P, P, P.to("meta")), {}, ValueError, r"log_scale: expected device cpu.*got meta"),
+    "family": (
+        (X, P, P, P),
+        {"family": "cauchy"},
+        ValueError,
+        r"family: expected one of gaussian.*got 'cauchy'",
+    ),
+    "base": ((X, P, P, P), {"base": "beta"}, ValueError, r"base: expected one of normal.*got 'beta'"),
+    "no components": ((X, *[P[:0]] * 3), {}, ValueError, r"logits: expected shape \(\.\.\., K\).*got \(0,\)"),
+    "scalar parameter": ((X, P, P[0], P), {}, ValueError, r"loc: expected shape \(\.\.\., K\).*got \(\)"),
+    "components differ": ((X, P, P[:4], P), {}, ValueError, r"loc: expected shape \(\.\.\., 5\).*got \(4,\)"),
+    "batch": (
+        (X, P, P, P.expand(2, 5)),
+        {},
+        ValueError,
+        r"log_scale: expected.*against \(4, 3\); got \(2, 5\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("op", [mixflow.cdf_transform, mixflow.cdf_transform_inverse])
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_clear_error(case, op):
+    args, options, error, message = BAD_INPUT[case]
+    if op is mixflow.cdf_transform_inverse:
+        message = message.replace("x: ", "z: ")
+    with pytest.raises(error, match=message):
+        op(*args, **options)
+
+
+def test_too_many_axes_are_refused_not_overrun():
+    x = torch.zeros((2,) * 17).permute(*range(16, -1, -1))
+    parameters = [torch.zeros(3)] * 3
+    with pytest.raises(ValueError, match="at most 16 batch axes"):
+        mixflow.cdf_transform(x, *parameters)
+
+
+# torch's own tracing instantiates the Function class, which torch itself deprecates.
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_graph_breaks(dynamic, device):
+    def loss(x, logits, loc, log_scale):
+        z, ladj = mixflow.cdf_transform(x, logits, loc, log_scale, family="logistic", base="logistic")
+        back, inverse_ladj = mixflow.cdf_transform_inverse(
+            z, logits, loc, log_scale, family="logistic", base="logistic"
+        )
+        return (z * z + ladj).sum() + (back * inverse_ladj).sum()
+
+    x, *parameters = arguments("per feature", torch.float64, device)
+    leaves = [p.requires_grad_() for p in parameters]
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    expected, actual = loss(x, *leaves), compiled(x, *leaves)
+    torch.testing.assert_close(actual, expected)
+    expected_grads, actual_grads = torch.autograd.grad(expected, leaves), torch.autograd.grad(actual, leaves)
+    torch.testing.assert_close(actual_grads, expected_grads)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_registered_ops_pass_opcheck(inverse, device):
+    x, *parameters = arguments("per feature", torch.float64, device)
+    tests = ["test_schema", "test_faketensor"]
+    torch.library.opcheck(
+        torch.ops.mixflow.map.default, (x, *parameters, "gaussian", "normal", inverse), test_utils=tests
+    )
+    g = torch.ones_like(x)
+    torch.library.opcheck(
+        torch.ops.mixflow.map_backward.default,
+        (g, g, x, *parameters, "gaussian", "normal", inverse),
+        test_utils=tests,
+    )
+
+
+def test_show_config_prints_readably():
+    config = mixflow.show_config()
+    assert config["mixflow"] == mixflow.__version__
+    assert f"threads           {torch.get_num_threads()}" in str(config)

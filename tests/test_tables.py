@@ -1,0 +1,195 @@
+"""Tables: every kind of file comes back as written, and every defect is placed and named."""
+
+import builtins
+import sys
+
+import numpy as np
+import pytest
+
+from mixflow.tables import TableError, read_table, write_table
+
+VALUES = np.array([[0.1, -2.0], [1e-300, 12345678.9], [3.0, 1 / 3]])
+
+
+@pytest.mark.parametrize("ending", [".csv", ".npy", ".parquet", ".CSV"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_round_trip_is_exact(tmp_path, ending, dtype):
+    values = VALUES.astype(dtype)
+    path = tmp_path / f"table{ending}"
+    write_table(path, ["width", 'a "quoted", name'], values)
+    table = read_table(path)
+    assert np.array_equal(table.values.astype(dtype), values)
+    assert table.values.dtype == np.float64
+    assert table.named == (ending != ".npy")
+    assert table.columns == (["width", 'a "quoted", name'] if table.named else ["x1", "x2"])
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+GOOD_CSV = {
+    "header": (b"a,b\n1,2\n3,4\n", ["a", "b"]),
+    "no header": (b"1,2\n3,4\n", ["x1", "x2"]),
+    "byte-order mark": (b"\xef\xbb\xbfa,b\r\n1,2\r\n3,4\r\n", ["a", "b"]),
+    "byte-order mark without header": (b"\xef\xbb\xbf1,2\r\n3,4", ["x1", "x2"]),
+    "old mac": (b"a,b\r1,2\r3,4", ["a", "b"]),
+    "quotes": (b'"a","b"\n"1","2"\n"3","4"\n', ["a", "b"]),
+    "spaces and a last blank line": (b"a, b\n 1, 2\n3 ,4\n\n\n", ["a", "b"]),
+    "exponents and signs": (b"a,b\n1e0,+2.\n.3e1,4E+00\n", ["a", "b"]),
+    "mixed header": (b"2020,b\n1,2\n3,4\n", ["2020", "b"]),
+}
+
+
+@pytest.mark.parametrize("case", GOOD_CSV)
+def test_csv_dialects(tmp_path, case):
+    content, columns = GOOD_CSV[case]
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    table = read_table(path)
+    assert table.columns == columns
+    assert table.values.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_columns_are_chosen_by_name_and_the_others_may_hold_anything(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("name,x,y\nox,1,\nant,2,?\n")
+    assert read_table(path, ["x"]).values.tolist() == [[1.0], [2.0]]
+    with pytest.raises(TableError, match="no column 'z'; the columns are name, x, y"):
+        read_table(path, ["z"])
+    path.write_text("x,x\n1,2\n")
+    with pytest.raises(TableError, match="more than one column 'x'"):
+        read_table(path, ["x"])
+
+
+def test_parquet_columns_are_chosen_by_name(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    path = tmp_path / "table.parquet"
+    columns = {"name": ["ox", "ant"], "x": [1, 2], "y": [0.5, None]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    assert read_table(path, ["x"]).values.tolist() == [[1.0], [2.0]]
+    with pytest.raises(TableError, match="column 'name': expected numbers, got string"):
+        read_table(path)
+    with pytest.raises(TableError, match="data row 2, column 'y': expected a finite number, got nan"):
+        read_table(path, ["y"])
+
+
+def test_files_without_names_are_matched_by_their_number_of_columns(tmp_path):
+    path = tmp_path / "table.npy"
+    np.save(path, VALUES[:, :1])
+    assert read_table(path, ["length"]).values.tolist() == VALUES[:, :1].tolist()
+    np.save(path, VALUES)
+    assert read_table(path, ["x2"]).values.tolist() == VALUES[:, 1:].tolist()
+    with pytest.raises(TableError, match="no column 'length'; the columns are x1, x2"):
+        read_table(path, ["length"])
+
+
+BAD_CSV = {
+    "empty": (b"", "empty"),
+    "blank": (b"\n\n", "empty"),
+    "header only": (b"a,b\n", "no rows of data"),
+    "ragged": (b"a,b\n1,2\n3\n", "line 3: expected 2 cells as in the first line, got 1"),
+    "too wide": (b"a,b\n1,2,3\n", "line 2: expected 2 cells as in the first line, got 3"),
+    "blank line": (b"a,b\n1,2\n\n3,4\n", "line 3: expected 2 cells.*got a blank line"),
+    "word": (b"a,b\n1,2\n3,four\n", "line 3, column 'b': expected a finite number, got 'four'"),
+    "word without header": (b"1,2\n3,four\n", "line 2, column 'x2': expected a finite number, got 'four'"),
+    "blank cell": (b"a,b\n1,\n", "line 2, column 'b': expected a finite number, got a blank cell"),
+    "nan": (b"a,b\n1,2\nnan,2\n", "line 3, column 'a': expected a finite number, got 'nan'"),
+    "infinite": (b"a,b\n1,inf\n", "line 2, column 'b': expected a finite number, got 'inf'"),
+    "too large": (b"a,b\n1,1e999\n", "line 2, column 'b': expected a finite number, got '1e999'"),
+    "underscore": (b"a,b\n1,1_0\n", "line 2, column 'b': expected a finite number, got '1_0'"),
+    "after a long cell": (b'a,b\n"1\n",2\n3,x\n', "line 4, column 'b': expected a finite number, got 'x'"),
+    "latin-1": (b"caf\xe9\n1\n", "not a csv file in UTF-8"),
+    "zero byte": (b"a\n1\x00\n", "not a csv file in UTF-8|got '1"),
+    "open quote": (b'a,b\n1,"2\n', "not a csv file in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CSV)
+def test_bad_csv_is_placed_and_named(tmp_path, case):
+    content, message = BAD_CSV[case]
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=message) as caught:
+        read_table(path)
+    assert str(path) in str(caught.value)
+
+
+BAD_ARRAYS = {
+    "nan": (
+        np.array([[1.0, 2.0], [3.0, np.nan]]),
+        "data row 2, column 'x2': expected a finite number, got nan",
+    ),
+    "words": (np.array(["a"]), "expected an array of real numbers, got <U1"),
+    "complex": (np.zeros(3, dtype=complex), "expected an array of real numbers"),
+    "scalar": (np.array(1.0), r"expected an array of shape \(N,\) or \(N, D\), got \(\)"),
+    "cube": (np.zeros((2, 2, 2)), r"got \(2, 2, 2\)"),
+    "empty": (np.zeros((0,)), "no rows of data"),
+    "no columns": (np.zeros((5, 0)), "no rows of data"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_npy_is_described(tmp_path, case):
+    array, message = BAD_ARRAYS[case]
+    np.save(tmp_path / "table.npy", array)
+    with pytest.raises(TableError, match=message):
+        read_table(tmp_path / "table.npy")
+
+
+def test_pickled_objects_are_never_loaded(tmp_path):
+    np.save(tmp_path / "table.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(TableError, match="not a npy file of numbers"):
+        read_table(tmp_path / "table.npy")
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+@pytest.mark.parametrize("content", [b"", b"PAR1 this is neither", None])
+def test_damaged_binary_files_are_refused(tmp_path, ending, content):
+    path = tmp_path / f"table{ending}"
+    if content is None:
+        write_table(path, ["a"], np.arange(100.0).reshape(-1, 1))
+        content = path.read_bytes()[:-30]
+    path.write_bytes(content)
+    with pytest.raises(TableError, match="truncated, damaged or not a"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(("name", "found"), [("data.txt", "'.txt'"), ("data", "'no ending'")])
+def test_unknown_kinds_of_file(tmp_path, name, found):
+    message = f"expected a file ending in .csv, .npy, .parquet; got {found}"
+    with pytest.raises(TableError, match=message):
+        read_table(tmp_path / name)
+    with pytest.raises(TableError, match=message):
+        write_table(tmp_path / name, ["a"], VALUES[:, :1])
+
+
+def test_missing_files(tmp_path):
+    for name in ("none.csv", "none.npy", "none.parquet"):
+        with pytest.raises(TableError, match=f"{name}: no such file"):
+            read_table(tmp_path / name)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "table.csv"
+    write_table(path, ["a"], VALUES[:, :1])
+    before = path.read_bytes()
+    with pytest.raises(AttributeError):
+        write_table(path, ["a"], [object()])
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    real_import = builtins.__import__
+
+    def without_pyarrow(name, *args, **kwargs):
+        if name.partition(".")[0] == "pyarrow":
+            raise ModuleNotFoundError("No module named 'pyarrow'")
+        return real_import(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install mixflow\[parquet\]"):
+        write_table(tmp_path / "table.parquet", ["a"], VALUES[:, :1])
+    assert list(tmp_path.iterdir()) == []

@@ -10,9 +10,9 @@ linearisation |P - Q f| / |Q of the step before|). All of that runs in 60 digits
 not depend on the platform.
 
 The coefficients of the header are numbers of the element type. Rounding a finished fit costs several bits;
-instead they are rounded one after the other, lowest power first, and the free ones are fitted anew after each.
-A search over neighbouring floating-point numbers, two coefficients at a time, then removes what the last ones,
-for which no free ones were left to compensate, have lost.
+instead they are rounded one after the other, lowest power first, and the free ones are fitted anew after
+each. A search over neighbouring floating-point numbers, two coefficients at a time, then removes what the last
+ones, for which no free ones were left to compensate, have lost.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def linear_minimax(
 ) -> tuple[list[mpf], mpf, list[int]]:
     """Find the c that minimises max |target - columns c|, that maximum, and the points where it is attained.
 
-    `reference` holds n + 1 points to start from. In the dual problem they are the basis of the simplex method,
-    with the weights y >= 0 under which the signed rows sum to 0. The row of the largest error enters; the ratio
-    test says which one leaves. Unlike the Remez exchange this needs no Haar condition, which powers
-    x^k, ..., x^n do not meet on an interval around 0. Ties can make the simplex method cycle; the best c so far
-    is the answer then.
+    `reference` holds n + 1 points to start from. In the dual problem they are the basis of the simplex
+    method, with the weights y >= 0 under which the signed rows sum to 0. The row of the largest error enters;
+    the ratio test says which one leaves. Unlike the Remez exchange this needs no Haar condition, which powers
+    x^k, ..., x^n do not meet on an interval around 0. Ties can make the simplex method cycle; the best c so
+    far is the answer then.
     """
     n = len(columns)
     rows = [list(row) for row in zip(*columns, strict=True)]
@@ -255,8 +255,8 @@ def points_for(coefficients: int) -> int:
 class Piece:
     """A fit of slope x + P/Q on [low, high], with P and Q in powers of x - shift.
 
-    The line leaves less of the value, and so less of the rounding errors, to P/Q. A shift to near the lower end
-    makes the coefficients of Q positive, so that nothing cancels in its evaluation.
+    The line leaves less of the value, and so less of the rounding errors, to P/Q. A shift to near the lower
+    end makes the coefficients of Q positive, so that nothing cancels in its evaluation.
     """
 
     low: mpf
@@ -350,7 +350,7 @@ def fit_scaled_normal_tail(degree: int) -> Fit:
 
 
 def probit_factor(w: mpf) -> mpf:
-    """Evaluate A(w) = probit(p)/(2p - 1), w = -log(4 p (1 - p)), by Newton's method on the log of the tail."""
+    """Evaluate A(w) = probit(p)/(2p - 1), w = -log(4 p (1 - p)), by Newton's method on log Phi(-z)."""
     if w < mpf(10) ** -40:
         return mp.sqrt(mp.pi / 2)
     x = mp.sqrt(-mp.expm1(-w))
@@ -403,9 +403,9 @@ class Functions:
         self.tails = [rounded(fit_probit(piece, lambda s: s * s), dtype) for piece in settings.tails]
 
     def fit_normal_tail(self) -> tuple[Rational, mpf]:
-        """Fit, and scale so that nothing overflows; also returns the error but for the rounding of sqrt(2 pi)."""
+        """Fit and scale T; also returns what the error were without the rounding of sqrt(2 pi)."""
         # The factor keeps P, S and the denominator away from just above a power of two, where rounding is
-        # coarsest against the value, at the t where T itself is just below one: the best of 32 tried in float.
+        # coarsest against the value, at the t where T itself is just below one: best of 32 tried in float.
         fit = fit_scaled_normal_tail(self.settings.tail_degree)
         tail = rounded(fit, self.dtype, mpf("1.6458"))
         error_but_slope = tail.error
@@ -415,17 +415,17 @@ class Functions:
         tail.error = max(
             abs(1 / ((slope * t + s / q) * scaled_normal_tail(t)) - 1) for t, s, q in zip(fit.xs, *p, strict=True)
         )
-        # A power of two that makes P less than 1, so that (sqrt(2 pi) t) P is finite whenever sqrt(2 pi) t is.
+        # A power of two that makes P less than 1, so that sqrt(2 pi) t P is finite if sqrt(2 pi) t is.
         largest = evaluate([mpf(float(x)) for x in tail.q], mpf(2) ** self.settings.saturation)
         scale = self.dtype(2.0 ** -int(mp.ceil(mp.log(largest, 2))))
         return Rational([x * scale for x in tail.p], [x * scale for x in tail.q], tail.error), error_but_slope
 
     def exp(self, r: Array) -> Array:
-        """Evaluate exp(r) of a reduced r."""
+        """Evaluate the exponential of a reduced r."""
         return fma(r * r, horner(r, self.exp_poly.p), r) + self.dtype(1)
 
     def log(self, x: Array) -> Array:
-        """Evaluate log(x) of a reduced x."""
+        """Evaluate the logarithm of a reduced x."""
         f = x - self.dtype(1)
         s = f / (f + self.dtype(2))
         z = s * s
@@ -464,8 +464,8 @@ class Functions:
 def fma(a: Array, b: Any, c: Any) -> Array:
     """Evaluate a b + c with one rounding.
 
-    In double that is Dekker's exact product and Knuth's exact sum with their rests added last; the rounding of
-    the sum of the rests is too small to be seen.
+    In double that is Dekker's exact product and Knuth's exact sum with their rests added last; the rounding
+    of the sum of the rests is too small to be seen.
     """
     if a.dtype == np.float32:
         return (a.astype(np.float64) * np.float64(b) + np.float64(c)).astype(np.float32)
@@ -549,12 +549,12 @@ def measure(f: Functions, double: Functions) -> dict[str, tuple[float, float]]:
 
 
 def log2(x: mpf) -> str:
-    """Write log2(x) with one decimal."""
+    """Write the binary logarithm with one decimal."""
     return f"{float(mp.log(x, 2)):.1f}"
 
 
 def print_table(functions: list[Functions]) -> None:
-    """Print what was fitted, how well, and how well it evaluates: inputs that are exact, rounded arithmetic."""
+    """Print what was fitted, its error in exact arithmetic and the largest one in that of the element type."""
     print(f"{'function':20} {'type':8} {'coefficients':13} {'error, log2':12} {'ULP':6} at")
     for f in functions:
         ulps = measure(f, functions[-1])
@@ -665,6 +665,7 @@ def header(single: Functions, double: Functions) -> str:
     exp_errors = [log2(f.exp_poly.error) for f in both]
     log_errors = [log2(f.log_poly.error) for f in both]
     tail_errors = [log2(f.normal_tail.error) for f in both]
+    but_slope = log2(double.normal_tail_error_but_slope)
     center_errors = [log2(f.center.error) for f in both]
     splits = [f"Scalar<V>({float(f.settings.center.high):g})" for f in both]
     limits = [f"Scalar<V>({f.settings.probit_limit})" for f in both]
@@ -672,8 +673,8 @@ def header(single: Functions, double: Functions) -> str:
     return f"""\
 // Generated by tools/fit_coefficients.py; edit that.
 //
-// Minimax approximations, their coefficients rounded to the element type. The errors stated are relative and of
-// the approximation in exact arithmetic.
+// Minimax approximations, their coefficients rounded to the element type. The errors stated are relative and
+// hold in exact arithmetic.
 #pragma once
 
 #include "number.h"
@@ -688,8 +689,8 @@ MIXFLOW_FN V exp_poly(V r) {{
 {branches(*(call("return ", "r", f.exp_poly.p) for f in both))}
 }}
 
-// log(1 + f) = f - (f^2/2 - s (f^2/2 + z P(z))), s = f / (2 + f), z = s^2, for 1 + f between sqrt(1/2) and sqrt(2)
-// and 0.1 % further. Error of log(1 + f): 2^{log_errors[0]} (float), 2^{log_errors[1]} (double).
+// log(1 + f) = f - (f^2/2 - s (f^2/2 + z P(z))), s = f / (2 + f), z = s^2, for 1 + f between sqrt(1/2) and
+// sqrt(2) and 0.1 % further. Error of log(1 + f): 2^{log_errors[0]} (float), 2^{log_errors[1]} (double).
 template <class V>
 MIXFLOW_FN V log_poly(V z) {{
 {branches(*(call("return ", "z", f.log_poly.p) for f in both))}
@@ -699,8 +700,7 @@ MIXFLOW_FN V log_poly(V z) {{
 // coefficient is negative, and the rounding errors of P cancel the more, the larger t.
 // P and S stop growing at a t where 1/t^2 is negligible, and all coefficients carry a power of two, so that
 // nothing overflows before sqrt(2 pi) t does; T is 0 from there to t = inf.
-// Error: 2^{tail_errors[0]} (float), 2^{tail_errors[1]} (double; 2^{log2(double.normal_tail_error_but_slope)} \
-but for the rounding of sqrt(2 pi)).
+// Error: 2^{tail_errors[0]} (float), 2^{tail_errors[1]} (double; 2^{but_slope} but for the rounding of sqrt(2 pi)).
 template <class V>
 MIXFLOW_FN V scaled_normal_tail(V t) {{
 {branches(*(normal_tail_code(f) for f in both))}

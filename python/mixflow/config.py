@@ -43,6 +43,6 @@ def show_config() -> Config:
         cpu_capabilities=_core.cpu_capabilities(),
         openmp=_core.has_openmp(),
         threads=torch.get_num_threads(),
-        cuda_compiled=architectures.replace(";", ", ") or "no",
+        cuda_compiled=architectures or "no",
         cuda_usable=bool(architectures) and torch.cuda.is_available(),
     )

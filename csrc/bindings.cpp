@@ -69,8 +69,7 @@ void assign(const py::sequence& operands, std::initializer_list<Array*> arrays) 
   for (Array* array : arrays) *array = to_array(operands[i++]);
 }
 
-void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
-         int64_t stream) {
+void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
   Call call = make_call(inverse ? Op::inverse : Op::forward, family, base, is_double);
   assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj});
   execute(call, device, stream);
@@ -98,8 +97,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("FAMILIES") = to_tuple(family_names());
   m.attr("BASES") = to_tuple(base_names());
   m.attr("__version__") = MIXFLOW_VERSION;
-  m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
-        py::arg("operands"), py::arg("device"), py::arg("stream"));
+  m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"), py::arg("operands"),
+        py::arg("device"), py::arg("stream"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
         py::arg("operands"), py::arg("device"), py::arg("stream"));
   m.def("cpu_capabilities", [] { return to_tuple(cpu_capabilities()); });

@@ -32,7 +32,7 @@ struct Normal {
   }
   template <class V>
   static MIXFLOW_FN V mills(V z, V, V) {
-    return scaled_normal_tail(abs(z)) * Scalar<V>(2.506628274631000502416);
+    return MIXFLOW_ARCH::mills(abs(z));
   }
   template <class V>
   static MIXFLOW_FN V log_mills(V z, V, V) {

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
 #include "names.h"
 #include "plan.h"
@@ -32,6 +34,9 @@ void check_parameters(const Call& call) {
     if (parameter->shape.empty() || parameter->shape.back() < 1 || parameter->shape.back() != call.logits.shape.back())
       throw std::invalid_argument(
           "logits, loc, log_scale: expected one last axis of the same length >= 1 in all three");
+  if (call.logits.shape.back() > kMaxComponents)
+    throw std::invalid_argument("logits: expected at most " + std::to_string(kMaxComponents) + " components; got " +
+                                std::to_string(call.logits.shape.back()));
   if (call.family < 0 || call.family >= static_cast<int>(family_names().size()))
     throw std::invalid_argument("family: index out of range");
   if (call.base < 0 || call.base >= static_cast<int>(base_names().size()))
@@ -71,7 +76,11 @@ void assign(const py::sequence& operands, std::initializer_list<Array*> arrays) 
 
 void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
   Call call = make_call(inverse ? Op::inverse : Op::forward, family, base, is_double);
-  assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj});
+  if (inverse && operands.size() == 8)
+    assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj,
+                      &call.evaluations, &call.residual});
+  else
+    assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj});
   execute(call, device, stream);
 }
 
@@ -81,6 +90,14 @@ void map_backward(bool inverse, int family, int base, bool is_double, const py::
   assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &call.logits, &call.loc, &call.log_scale,
                     &call.output, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
   execute(call, device, stream);
+}
+
+void special(const std::string& name, bool is_double, int64_t size, uintptr_t input, uintptr_t output) {
+  auto names = special_function_names();
+  auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) throw std::invalid_argument("name: expected one of SPECIAL_FUNCTIONS; got " + name);
+  run_special_on_cpu(static_cast<int>(found - names.begin()), is_double ? Dtype::float64 : Dtype::float32, size,
+                     reinterpret_cast<const void*>(input), reinterpret_cast<void*>(output));
 }
 
 template <class Strings>
@@ -96,11 +113,14 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Fused kernels of the mixture-CDF transform. Use mixflow.ops; this module trusts its caller.";
   m.attr("FAMILIES") = to_tuple(family_names());
   m.attr("BASES") = to_tuple(base_names());
+  m.attr("SPECIAL_FUNCTIONS") = to_tuple(special_function_names());
   m.attr("__version__") = MIXFLOW_VERSION;
   m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"), py::arg("operands"),
         py::arg("device"), py::arg("stream"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
         py::arg("operands"), py::arg("device"), py::arg("stream"));
+  m.def("special", &special, py::arg("name"), py::arg("is_double"), py::arg("size"), py::arg("input"),
+        py::arg("output"));
   m.def("cpu_capabilities", [] { return to_tuple(cpu_capabilities()); });
   m.def("cpu_capability", &cpu_capability);
   m.def("has_openmp", &has_openmp);

@@ -1,9 +1,12 @@
-// The inverse: x with F(x) = G(z), by Newton's method inside a bracket.
+// The inverse: x with F(x) = G(z), by a third-order Newton method inside a bracket.
 //
-// The equation is solved as log F(x) - log S(x) = logit, in which the tails are straight lines or parabolas. The root
-// lies between the smallest and the largest quantile of the components at the same probability. A Newton step is
-// taken when it stays inside the bracket and the residual has at least halved since the last evaluation; otherwise
-// the bracket is bisected. So every second evaluation halves either the residual or the bracket, and the loop ends.
+// The equation is solved as h(x) = log F(x) - log S(x) - logit = 0, in which the tails are straight lines or parabolas.
+// The root lies between the smallest and the largest quantile of the components at the same probability. Halley's step
+//     dx = -(h / h') / (1 - h h'' / (2 h'^2)),  h' = f / (F S),  h'' / h' = f'/f - h' (S - F),
+// is taken when it stays inside the bracket and the residual has shrunk by a quarter since the step before; otherwise
+// the bracket is bisected, and if that did not help either, component_step is tried before the next bisection. Each of
+// the two is followed by one Newton step on trust. So one of any four evaluations shrinks the residual or halves the
+// bracket, and the loop ends.
 #pragma once
 
 #include "mixture.h"
@@ -11,7 +14,9 @@
 namespace mixflow {
 namespace MIXFLOW_ARCH {
 
-constexpr int kMaxEvaluations = 160;
+// Bisection halves the bracket's length at first and, should that not be enough, the number of representable numbers in
+// it: a root 1e-35 from zero in a bracket of length 1e35 is found, too.
+constexpr int kLinearBisections = 30, kMaxEvaluations = 4 * (30 + 64);
 
 template <class V>
 struct Bracket {
@@ -24,61 +29,132 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
   constexpr T widening = 4 * Limits<T>::epsilon;
   V quantile = Family::quantile(logit);
   Bracket<V> bracket{infinity<V>(), -infinity<V>(), V{}};
-  V total{};
   for (int k = 0; k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
     V offset = quantile / c.inv_scale, point = c.loc + offset;
     V margin = (abs(c.loc) + abs(offset)) * widening + Limits<T>::min_normal;
-    Mask<V> counts = c.weight > T(0);
+    Mask<V> counts = c.log_weight > -Limits<T>::max;  // the weight itself may have underflowed
     bracket.lower = min(bracket.lower, select<V>(counts, point - margin, bracket.lower));
     bracket.upper = max(bracket.upper, select<V>(counts, point + margin, bracket.upper));
-    bracket.start += select<V>(counts, c.weight * point, V{});
-    total += c.weight;
+    bracket.start += select<V>(c.weight > T(0), c.weight * point, V{});
   }
   V largest = splat<V>(Limits<T>::max);
   bracket.lower = max(bracket.lower, -largest);
   bracket.upper = min(bracket.upper, largest);
-  bracket.start = max(min(bracket.start / total, bracket.upper), bracket.lower);
+  bracket.start = max(min(bracket.start / parameters.total_weight(), bracket.upper), bracket.lower);
   return bracket;
 }
 
+// Where to look when neither Halley's step nor a bisection helped.
+//
+// On a plateau, where F hardly changes and Newton's method leaps: the component of the largest density on the side of
+// the root (its exponent tells, where the density itself has underflowed) is taken to change alone; its tail beyond x
+// must grow by |F(x) - u|, which its own quantile solves. Exact between components that lie far apart.
+//
+// Within a wide component, x is probably beside a narrow one, which Newton's method does not see: the location of the
+// heaviest is tried, since F splits there the most.
+//
+// NaN where there is no such component inside the bracket.
 template <class Family, class V, class Parameters>
-MIXFLOW_FN V solve(V logit, const Parameters& parameters) {
+MIXFLOW_RARE V component_step(V x, V logit, const Bracket<V>& bracket, const Tails<V>& tails,
+                              const Parameters& parameters) {
   using T = Scalar<V>;
-  Bracket<V> bracket = component_quantiles<Family>(logit, parameters);
-  V x = bracket.start;
-  V tolerance = max(abs(logit), splat<V>(1)) * (4 * Limits<T>::epsilon);
-  V last_residual = infinity<V>();
-  Mask<V> active = is_finite(logit);
-  for (int i = 0; i < kMaxEvaluations && any(active); ++i) {
-    Evaluation<V> at = evaluate<Family, false>(x, parameters);
-    Tails<V> tails = tails_of(at);
-    V residual = log_normal(tails.lower / tails.upper);
-    if (!at.all_linear) residual = select<V>(at.linear, residual, tails.logit);
-    residual -= logit;
-    // d logit / dx = f / (F S) = (f / m) / (1 - m)
-    V newton = x - residual * (Scalar<V>(1) - tails.smaller) / tails.density_over_smaller;
-    bracket.lower = select<V>(active & (residual < T(0)), x, bracket.lower);
-    bracket.upper = select<V>(active & (residual > T(0)), x, bracket.upper);
-    V middle = bracket.lower * T(0.5) + bracket.upper * T(0.5);
-    Mask<V> newton_holds =
-        (newton > bracket.lower) & (newton < bracket.upper) & (abs(residual) <= last_residual * T(0.5));
-    V next = select<V>(newton_holds, newton, middle);
-    // Unordered comparisons end a lane whose parameters are NaN.
-    Mask<V> unsettled = (abs(residual) > tolerance) & (next > bracket.lower) & (next < bracket.upper) & (next != x);
-    x = select<V>(active & (residual != residual), residual, x);
-    active = active & unsettled;
-    x = select<V>(active, next, x);
-    last_residual = abs(residual);
+  constexpr T far = 2, narrow = T(0.0625);
+  V e = exp(-abs(logit)), larger = T(1) / (T(1) + e), smaller = e * larger;
+  Mask<V> low = logit < T(0);
+  V excess = tails.lower * select<V>(low, larger, smaller) - tails.upper * select<V>(low, smaller, larger);
+  Mask<V> root_left = excess > T(0);
+  V exponent = -infinity<V>(), loc = quiet_nan<V>(), inv_scale = quiet_nan<V>(), weight{}, t{};
+  V spike = quiet_nan<V>(), spike_log_weight = splat<V>(-Limits<T>::max);
+  V narrow_inv_scale = T(1) / ((bracket.upper - bracket.lower) * narrow);
+  for (int k = 0; k < parameters.components; ++k) {
+    Component<V> c = parameters.component(k);
+    V a = (x - c.loc) * c.inv_scale, own = c.log_weight - Family::exponent(abs(a));
+    Mask<V> nearer = (select<V>(root_left, a, -a) > T(0)) & (own > exponent);
+    exponent = select<V>(nearer, own, exponent);
+    loc = select<V>(nearer, c.loc, loc);
+    inv_scale = select<V>(nearer, c.inv_scale, inv_scale);
+    weight = select<V>(nearer, c.weight, weight);
+    t = select<V>(nearer, abs(a), t);
+    Mask<V> heavier = (c.loc > bracket.lower) & (c.loc < bracket.upper) & (c.inv_scale > narrow_inv_scale) &
+                      (c.log_weight > spike_log_weight);
+    spike = select<V>(heavier, c.loc, spike);
+    spike_log_weight = select<V>(heavier, c.log_weight, spike_log_weight);
   }
-  return select<V>(is_finite(logit), x, logit);
+  V decay = Family::decay(t);
+  V tail = decay * Family::tail(t, decay) + abs(excess) * parameters.total_weight() / weight;
+  V offset = Family::quantile(log((T(1) - tail) / tail)) / inv_scale;
+  V leap = loc + select<V>(root_left, offset, -offset);
+  return select<V>((t > far) & (leap > bracket.lower) & (leap < bracket.upper), leap, spike);
 }
+
+template <class V>
+struct Solution {
+  Mapped<V> mapped;
+  V evaluations, residual;
+};
 
 // x and log dx/dz.
 template <class Family, class V, class Parameters, class Base>
-MIXFLOW_FN Mapped<V> inverse(V z, const Parameters& parameters, Base base) {
-  V x = solve<Family>(base.to_logit(z), parameters);
-  return {x, -forward<Family>(x, parameters, base).ladj};
+MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
+  using T = Scalar<V>;
+  V logit = base.to_logit(z);
+  Bracket<V> bracket = component_quantiles<Family>(logit, parameters);
+  V x = bracket.start, evaluations{}, last_residual = infinity<V>();
+  V best = x, best_residual = infinity<V>(), best_log_ratio = quiet_nan<V>();
+  V tolerance = max(abs(logit), splat<V>(1)) * (4 * Limits<T>::epsilon);
+  Mask<V> active = is_finite(logit), bisected = active & (x != x);
+  for (int i = 0; i < kMaxEvaluations && any(active); ++i) {
+    Evaluation<V> at = evaluate<Family, true>(x, parameters);
+    Tails<V> tails = tails_of(at);
+    V residual = log_normal(tails.lower / tails.upper) - logit;
+    V log_ratio = log_normal(tails.density_over_smaller);
+    if (!at.all_linear) {
+      residual = select<V>(at.linear, residual, tails.logit - logit);
+      log_ratio = select<V>(at.linear, log_ratio, tails.log_density_over_smaller);
+    }
+    // h' = f / (F S) = (f / m) / (1 - m)
+    V slope = tails.density_over_smaller / (T(1) - tails.smaller);
+    V D = at.sums.density_slope / at.sums.density / parameters.smallest_scale;
+    V curvature = D - slope * (tails.upper - tails.lower);
+    V newton = residual / slope;
+    V step = newton / (T(1) - max(min(newton * curvature * T(0.5), splat<V>(T(0.5))), splat<V>(T(-1))));
+    bracket.lower = select<V>(active & (residual < T(0)), x, bracket.lower);
+    bracket.upper = select<V>(active & (residual > T(0)), x, bracket.upper);
+    V middle = i < kLinearBisections ? bracket.lower * T(0.5) + bracket.upper * T(0.5)
+                                     : ordinal_middle(bracket.lower, bracket.upper);
+    V stepped = x - step;
+    // A step too small to see still tells on which side the root is.
+    V neighbour = select<V>(residual > T(0), from_ordinal<V>(to_ordinal(x) - 1), from_ordinal<V>(to_ordinal(x) + 1));
+    stepped = select<V>(stepped == x, neighbour, stepped);
+    Mask<V> holds = (stepped > bracket.lower) & (stepped < bracket.upper) & (abs(residual) <= last_residual * T(0.75));
+    V next = select<V>(holds, stepped, middle);
+    Mask<V> jumps = holds == 0, leapt = x != x, stuck = active & bisected & jumps;
+    if (any(stuck)) {
+      V leap = component_step<Family>(x, logit, bracket, tails, parameters);
+      leapt = stuck & (leap == leap);
+      next = select<V>(leapt, leap, next);
+    }
+    bisected = jumps & ~leapt;
+    // Settled: the residual is down to rounding, or the root is within half a spacing of x. Unordered comparisons end a
+    // lane whose parameters are NaN.
+    Mask<V> unsettled = (abs(residual) > tolerance) & (abs(newton) > abs(x) * (T(0.5) * Limits<T>::epsilon)) &
+                        (next > bracket.lower) & (next < bracket.upper);
+    // The best point so far is the result: where the bracket has no number inside any more, that is the better end.
+    Mask<V> better = active & ((abs(residual) < abs(best_residual)) | (residual != residual));
+    best = select<V>(better, x, best);
+    best_residual = select<V>(better, residual, best_residual);
+    best_log_ratio = select<V>(better, log_ratio, best_log_ratio);
+    evaluations += select<V>(active, splat<V>(1), V{});
+    active = active & unsettled;
+    x = select<V>(active, next, x);
+    // A new start: what the residual was before says nothing about a Newton step from here.
+    last_residual = select<V>(jumps, infinity<V>(), abs(residual));
+  }
+  V magnitude = abs(logit), log_larger = -log1p_exp_neg(magnitude);
+  V ladj = -(best_log_ratio + base.log_mills(z, log_larger - magnitude, log_larger));
+  best = select<V>(is_finite(logit), select<V>(best_residual == best_residual, best, quiet_nan<V>()), logit);
+  return {{best, ladj}, evaluations, best_residual};
 }
 
 }  // namespace MIXFLOW_ARCH

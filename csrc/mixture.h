@@ -25,8 +25,8 @@ struct Component {
   V loc, inv_scale, weight, log_weight;
 };
 
-// A parameter set answers component(k), k in [0, components), and knows the sum of the weights and the density below
-// which components flushed to zero could have mattered (see density_floor).
+// A parameter set answers component(k), k in [0, components), and knows the sum of the weights, the smallest scale, and
+// the density below which components flushed to zero could have mattered (see density_floor).
 template <class T>
 struct LinearRange;
 template <>
@@ -56,17 +56,18 @@ struct Shifts {
   V lower, upper, density;
 };
 
-// F, S, f and f' up to factors exp(shift); shifts are zero in linear space.
+// F, S, f and f' up to factors exp(shift), which are one in linear space; f' in units of the smallest scale, since
+// 1 / scale^2 would overflow long before the density does.
 template <class V>
 struct Sums {
   V lower{}, upper{}, density{}, density_slope{};
 
   template <bool with_slope>
-  MIXFLOW_FN void add(const Terms<V>& term, V inv_scale) {
+  MIXFLOW_FN void add(const Terms<V>& term, V relative_inv_scale) {
     lower += term.lower;
     upper += term.upper;
     density += term.density;
-    if constexpr (with_slope) density_slope = fma(term.density * inv_scale, term.score, density_slope);
+    if constexpr (with_slope) density_slope = fma(term.density * relative_inv_scale, term.score, density_slope);
   }
 };
 
@@ -81,7 +82,7 @@ MIXFLOW_FN Sums<V> sum_terms(const Parameters& parameters, Term term) {
     Sums<V> block;
     for (int k = begin; k < end; ++k) {
       Component<V> c = parameters.component(k);
-      block.template add<with_slope>(term(c), c.inv_scale);
+      block.template add<with_slope>(term(c), c.inv_scale * parameters.smallest_scale);
     }
     total.lower += block.lower;
     total.upper += block.upper;
@@ -191,7 +192,7 @@ MIXFLOW_RARE void logarithmic_tails(const Evaluation<V>& at, Tails<V>& tails) {
   V magnitude = abs(tails.logit);
   tails.log_larger = -log1p_exp_neg(magnitude);
   tails.log_smaller = tails.log_larger - magnitude;
-  tails.lower_is_smaller = log_lower < log_upper;
+  tails.lower_is_smaller = at.linear ? tails.lower_is_smaller : (log_lower < log_upper);
   V shift = select<V>(tails.lower_is_smaller, at.shift.lower, at.shift.upper);
   V sum = select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
   tails.log_density_over_smaller = (at.shift.density - shift) + (log(at.sums.density) - log(sum));
@@ -273,7 +274,7 @@ MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Ba
   Tails<V> tails = tails_of(at);
   V z = base_value(at, tails, base);
   V inv_density = Scalar<V>(1) / at.sums.density;
-  V D = at.sums.density_slope * inv_density;
+  V D = at.sums.density_slope * inv_density / parameters.smallest_scale;
   Seeds<V> seeds =
       inverse ? inverse_seeds(tails, z, D, g_value, g_ladj, base) : forward_seeds(tails, z, D, g_value, g_ladj, base);
   V inv_smaller = Scalar<V>(1) / select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
@@ -291,9 +292,13 @@ MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Ba
     V r = term.density * inv_density;
     V q = select<V>(tails.lower_is_smaller, term.lower, term.upper) * inv_smaller;
     V omega = c.weight * inv_total;
-    V distance = x - c.loc, slope = term.score * c.inv_scale;
-    sink(k, fma(across, q - omega, seeds.g_ladj * (r - omega)), -r * fma(seeds.g_ladj, slope, seeds.along),
-         -r * fma(seeds.along, distance, seeds.g_ladj * fma(slope, distance, splat<V>(1))));
+    V distance = x - c.loc, score_of_log_scale = fma(distance * c.inv_scale, term.score, splat<V>(1));
+    V g_loc = -fma(seeds.g_ladj * term.score, r * c.inv_scale, r * seeds.along);
+    V g_log_scale = -r * fma(seeds.along, distance, seeds.g_ladj * score_of_log_scale);
+    // A component without density at x may be infinitely many scales away; its share is zero all the same.
+    Mask<V> absent = r == Scalar<V>(0);
+    sink(k, fma(across, q - omega, seeds.g_ladj * (r - omega)), select<V>(absent, V{}, g_loc),
+         select<V>(absent, V{}, g_log_scale));
   }
   return seeds.g_input;
 }

@@ -14,5 +14,10 @@ std::vector<const char*> base_names() {
   return {MIXFLOW_BASES(MIXFLOW_NAME)};
 }
 #undef MIXFLOW_NAME
+#define MIXFLOW_NAME(FUNCTION) #FUNCTION,
+std::vector<const char*> special_function_names() {
+  return {MIXFLOW_SPECIAL_FUNCTIONS(MIXFLOW_NAME)};
+}
+#undef MIXFLOW_NAME
 
 }  // namespace mixflow

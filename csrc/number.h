@@ -38,6 +38,7 @@ template <>
 struct Number<float> {
   using Scalar = float;
   using Bits = uint32_t;
+  using SignedBits = int32_t;
   using Mask = bool;
   static constexpr int lanes = 1;
 };
@@ -45,6 +46,7 @@ template <>
 struct Number<double> {
   using Scalar = double;
   using Bits = uint64_t;
+  using SignedBits = int64_t;
   using Mask = bool;
   static constexpr int lanes = 1;
 };
@@ -61,6 +63,7 @@ template <>
 struct Number<PackF> {
   using Scalar = float;
   using Bits = PackBitsF;
+  using SignedBits = PackMaskF;
   using Mask = PackMaskF;
   static constexpr int lanes = MIXFLOW_PACK_BYTES / sizeof(float);
 };
@@ -68,6 +71,7 @@ template <>
 struct Number<PackD> {
   using Scalar = double;
   using Bits = PackBitsD;
+  using SignedBits = PackMaskD;
   using Mask = PackMaskD;
   static constexpr int lanes = MIXFLOW_PACK_BYTES / sizeof(double);
 };
@@ -91,6 +95,8 @@ template <class V>
 using Bits = typename Number<V>::Bits;
 template <class V>
 using Mask = typename Number<V>::Mask;
+template <class V>
+using SignedBits = typename Number<V>::SignedBits;
 template <class V>
 constexpr bool is_float = sizeof(Scalar<V>) == sizeof(float);
 
@@ -156,6 +162,32 @@ template <class V>
 MIXFLOW_FN V copysign(V magnitude, V sign_source) {
   constexpr Bits<Scalar<V>> sign = Bits<Scalar<V>>(1) << (sizeof(Scalar<V>) * 8 - 1);
   return from_bits<V>((to_bits(magnitude) & ~sign) | (to_bits(sign_source) & sign));
+}
+// Position in the order of all representable numbers, as an integer, and back (the same map either way).
+template <class V>
+MIXFLOW_FN SignedBits<V> flip_negative(SignedBits<V> bits) {
+  constexpr int sign_shift = sizeof(Scalar<V>) * 8 - 1;
+  constexpr SignedBits<Scalar<V>> magnitude = ~(SignedBits<Scalar<V>>(1) << sign_shift);
+  return bits ^ ((bits >> sign_shift) & magnitude);
+}
+template <class V>
+MIXFLOW_FN SignedBits<V> to_ordinal(V x) {
+  SignedBits<V> bits;
+  memcpy(&bits, &x, sizeof x);
+  return flip_negative<V>(bits);
+}
+template <class V>
+MIXFLOW_FN V from_ordinal(SignedBits<V> ordinal) {
+  SignedBits<V> bits = flip_negative<V>(ordinal);
+  V x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+// Halfway in that order: bisection by it ends after as many steps as a number has bits, whatever the magnitudes.
+template <class V>
+MIXFLOW_FN V ordinal_middle(V a, V b) {
+  SignedBits<V> i = to_ordinal(a), j = to_ordinal(b);
+  return from_ordinal<V>((i & j) + ((i ^ j) >> 1));  // the floor of the mean, without overflow
 }
 template <class V>
 MIXFLOW_FN Mask<V> is_finite(V x) {

@@ -100,6 +100,8 @@ Problem make_problem(const Call& call) {
   problem.log_scale = call.log_scale.data;
   problem.output = call.output.data;
   problem.ladj = call.ladj.data;
+  problem.evaluations = call.evaluations.data;
+  problem.residual = call.residual.data;
   problem.grad_logits = call.grad_logits.data;
   problem.grad_loc = call.grad_loc.data;
   problem.grad_log_scale = call.grad_log_scale.data;

@@ -20,7 +20,7 @@ struct Call {
   int family, base;
   Array input, grad_value, grad_ladj;
   Array logits, loc, log_scale;
-  Array output, ladj;
+  Array output, ladj, evaluations, residual;  // the last two only for a diagnosed inverse, strided like ladj
   Array grad_logits, grad_loc, grad_log_scale;
 };
 

@@ -22,6 +22,7 @@ enum class Dtype { float32, float64 };
 enum Operand { kInput, kGradValue, kGradLadj, kOutput, kLadj, kLogits, kLoc, kLogScale, kGradParameters, kOperands };
 
 constexpr int kMaxAxes = 16;
+constexpr int64_t kMaxComponents = 1 << 24;
 
 struct Axis {
   int64_t size;
@@ -57,6 +58,8 @@ struct Problem {
   const void *logits, *loc, *log_scale;
   // output: z, x, or the gradient of the input; ladj: forward and inverse only
   void *output, *ladj;
+  // inverse only, null or shaped like ladj: the number of evaluations and the residual left, for tests and benchmarks
+  void *evaluations, *residual;
   // gradients of the parameters, contiguous, (outer..., components): backward ops only
   void *grad_logits, *grad_loc, *grad_log_scale;
 };

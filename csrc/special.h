@@ -183,5 +183,48 @@ MIXFLOW_FN V logit_from_probit(V z) {
   return copysign(log1p(-tail) - log_normal_tail(t), z);
 }
 
+// log(sigmoid(x)) for every x.
+template <class V>
+MIXFLOW_FN V log_sigmoid(V x) {
+  return min(x, V{}) - log1p_exp_neg(abs(x));
+}
+
+// Phi(x) and log Phi(x) for every x.
+template <class V>
+MIXFLOW_FN V normal_cdf(V x) {
+  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square(t);
+  return select<V>(x < Scalar<V>(0), tail, Scalar<V>(1) - tail);
+}
+template <class V>
+MIXFLOW_FN V log_normal_cdf(V x) {
+  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square(t);
+  return select<V>(x < Scalar<V>(0), log_normal_tail(t), log1p(-tail));
+}
+
+// Mills ratio Phi(-t) / phi(t) for t >= 0.
+template <class V>
+MIXFLOW_FN V mills(V t) {
+  return scaled_normal_tail(t) * Scalar<V>(2.506628274631000502416);
+}
+
+// probit(p) for p in (0, 1). 2 p - 1 and 1 - p are exact where they matter.
+template <class V>
+MIXFLOW_FN V probit(V p) {
+  return probit(p - (Scalar<V>(1) - p), -log(p * (Scalar<V>(1) - p) * Scalar<V>(4)));
+}
+
 }  // namespace MIXFLOW_ARCH
 }  // namespace mixflow
+
+// The functions above that are reachable from Python, for the tests that measure them.
+#define MIXFLOW_SPECIAL_FUNCTIONS(X) \
+  X(exp)                             \
+  X(log)                             \
+  X(log1p)                           \
+  X(log_sigmoid)                     \
+  X(normal_cdf)                      \
+  X(log_normal_cdf)                  \
+  X(mills)                           \
+  X(probit)                          \
+  X(probit_from_logit)               \
+  X(logit_from_probit)

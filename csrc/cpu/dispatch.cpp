@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -12,15 +13,17 @@ namespace {
 struct Capability {
   const char* name;
   RunPiece run;
+  RunSpecial run_special;
 };
 
 std::vector<Capability> available() {
-  std::vector<Capability> found{{"baseline", baseline::run_piece}};
+  std::vector<Capability> found{{"baseline", baseline::run_piece, baseline::run_special}};
 #if defined(MIXFLOW_HAS_X86_BUILDS)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"avx2", avx2::run_piece});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    found.push_back({"avx2", avx2::run_piece, avx2::run_special});
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
-    found.push_back({"avx512", avx512::run_piece});
+    found.push_back({"avx512", avx512::run_piece, avx512::run_special});
 #endif
   return found;
 }
@@ -71,8 +74,17 @@ void parallel_for(int64_t count, int threads, F f) {
 #if defined(_OPENMP)
   // No parallel region for one thread or one piece: a forked child must not enter libgomp.
   if (threads > 1 && count > 1) {
+    std::exception_ptr error;  // an exception must not leave the parallel region
 #pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(std::min<int64_t>(threads, count)))
-    for (int64_t i = 0; i < count; ++i) f(i);
+    for (int64_t i = 0; i < count; ++i) {
+      try {
+        f(i);
+      } catch (...) {
+#pragma omp critical
+        error = std::current_exception();
+      }
+    }
+    if (error) std::rethrow_exception(error);
     return;
   }
 #else
@@ -129,6 +141,10 @@ bool has_openmp() {
 #else
   return false;
 #endif
+}
+
+void run_special_on_cpu(int function, Dtype dtype, int64_t size, const void* input, void* output) {
+  chosen().run_special(function, dtype, size, input, output);
 }
 
 void run_on_cpu(const Problem& problem, int threads) {

@@ -17,4 +17,7 @@ bool has_openmp();
 // Runs on at most `threads` threads. The result does not depend on their number.
 void run_on_cpu(const Problem& problem, int threads);
 
+// A special function, by its index in the registry, over contiguous numbers: for the tests that measure its error.
+void run_special_on_cpu(int function, Dtype dtype, int64_t size, const void* input, void* output);
+
 }  // namespace mixflow

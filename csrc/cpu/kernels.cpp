@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include <cstdlib>
+#include <new>
 
 #include "../inverse.h"
 
@@ -30,7 +31,7 @@ struct Prepared {
 
   const T* data;
   int components;
-  V total, density_floor;
+  V total, smallest_scale, density_floor;
 
   static MIXFLOW_FN V read(const T* p) {
     if constexpr (shared)
@@ -118,7 +119,7 @@ MIXFLOW_FN Prepared<V, shared> prepare(const Problem& problem, const Lanes<V>& l
     total += weight;
     largest_inv_scale = max(largest_inv_scale, inv_scale);
   }
-  return {data, problem.components, total, density_floor(largest_inv_scale)};
+  return {data, problem.components, total, Scalar<V>(1) / largest_inv_scale, density_floor(largest_inv_scale)};
 }
 
 // One pack of elements through one op. Gradients of the parameters go to sink(k, g_logit, g_loc, g_log_scale).
@@ -135,8 +136,17 @@ MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, c
                                                              static_cast<Sink&&>(sink));
     lanes.scatter(static_cast<T*>(problem.output) + first[kOutput], kOutput, g_input);
   } else {
-    Mapped<V> mapped =
-        op == Op::forward ? forward<Family>(input, parameters, base) : inverse<Family>(input, parameters, base);
+    Mapped<V> mapped;
+    if constexpr (op == Op::forward) {
+      mapped = forward<Family>(input, parameters, base);
+    } else {
+      Solution<V> solution = inverse<Family>(input, parameters, base);
+      mapped = solution.mapped;
+      if (problem.evaluations != nullptr) {
+        lanes.scatter(static_cast<T*>(problem.evaluations) + first[kLadj], kLadj, solution.evaluations);
+        lanes.scatter(static_cast<T*>(problem.residual) + first[kLadj], kLadj, solution.residual);
+      }
+    }
     lanes.scatter(static_cast<T*>(problem.output) + first[kOutput], kOutput, mapped.value);
     lanes.scatter(static_cast<T*>(problem.ladj) + first[kLadj], kLadj, mapped.ladj);
   }
@@ -151,9 +161,9 @@ template <class Family, Op op, class V>
 void run_shared(const Problem& problem, const Piece& piece) {
   using T = Scalar<V>;
   constexpr int lanes = Number<V>::lanes, packs_per_flush = 64;
-  Scratch<T> scratch(problem.components * (kFields + 3 * lanes));
-  T* sums = scratch.data + 3 * lanes * 0;
-  T* prepared = scratch.data + problem.components * 3 * lanes;
+  Scratch<T> scratch(static_cast<int64_t>(problem.components) * (kFields + 3 * lanes));
+  T* sums = scratch.data;
+  T* prepared = scratch.data + static_cast<int64_t>(problem.components) * 3 * lanes;
   for (int64_t outer = piece.outer_begin; outer < piece.outer_end; ++outer) {
     int64_t first[kOperands];
     first_offsets(problem.outer, outer, first);
@@ -249,7 +259,29 @@ void run_family(const Problem& problem, const Piece& piece) {
   }
 }
 
+template <class T>
+void run_special_of(int function, int64_t size, const T* input, T* output) {
+  using V = Pack<T>;
+  constexpr int lanes = Number<V>::lanes;
+  for (int64_t begin = 0; begin < size; begin += lanes) {
+    int used = lanes_used(begin, size, lanes);
+    V x = load_lanes<V>(input + begin, 1, used);
+    int i = 0;
+#define MIXFLOW_CASE(FUNCTION) \
+  if (function == i++) store_lanes<V>(output + begin, 1, used, FUNCTION(x));
+    MIXFLOW_SPECIAL_FUNCTIONS(MIXFLOW_CASE)
+#undef MIXFLOW_CASE
+  }
+}
+
 }  // namespace
+
+void run_special(int function, Dtype dtype, int64_t size, const void* input, void* output) {
+  if (dtype == Dtype::float32)
+    run_special_of(function, size, static_cast<const float*>(input), static_cast<float*>(output));
+  else
+    run_special_of(function, size, static_cast<const double*>(input), static_cast<double*>(output));
+}
 
 void run_piece(const Problem& problem, const Piece& piece) {
   int i = 0;

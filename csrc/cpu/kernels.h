@@ -1,4 +1,4 @@
-// The one entry point that each instruction set's build of cpu/kernels.cpp offers.
+// The entry points that each instruction set's build of cpu/kernels.cpp offers.
 #pragma once
 
 #include "../problem.h"
@@ -13,17 +13,23 @@ struct Piece {
   double* partial;
 };
 
+// What one instruction set's build offers. The second applies a special function (an index into
+// MIXFLOW_SPECIAL_FUNCTIONS) to `size` contiguous numbers.
 using RunPiece = void (*)(const Problem&, const Piece&);
+using RunSpecial = void (*)(int function, Dtype dtype, int64_t size, const void* input, void* output);
 
 namespace baseline {
 void run_piece(const Problem&, const Piece&);
-}
+void run_special(int, Dtype, int64_t, const void*, void*);
+}  // namespace baseline
 namespace avx2 {
 void run_piece(const Problem&, const Piece&);
-}
+void run_special(int, Dtype, int64_t, const void*, void*);
+}  // namespace avx2
 namespace avx512 {
 void run_piece(const Problem&, const Piece&);
-}
+void run_special(int, Dtype, int64_t, const void*, void*);
+}  // namespace avx512
 
 // Inner lengths from which lanes run over the elements that share a parameter set; below, they run over parameter sets.
 constexpr int64_t kSharedLength = 16;

@@ -18,7 +18,7 @@ struct StridedParameters {
   const T *logits, *loc, *log_scale;
   int64_t stride[3];
   int components;
-  T largest, total, density_floor;
+  T largest, total, smallest_scale, density_floor;
 
   MIXFLOW_FN StridedParameters(const Problem& problem, int64_t outer)
       : logits(static_cast<const T*>(problem.logits) + problem.outer.offset(outer, kLogits)),
@@ -34,6 +34,7 @@ struct StridedParameters {
       smallest_log_scale = min(log_scale[k * stride[2]], smallest_log_scale);
     }
     for (int k = 0; k < components; ++k) total += exp(logits[k * stride[0]] - largest);
+    smallest_scale = T(1) / exp(-smallest_log_scale);
     density_floor = mixflow::cuda::density_floor(exp(-smallest_log_scale));
   }
 
@@ -67,8 +68,11 @@ __global__ void __launch_bounds__(256) run(Problem problem) {
           input, *at(static_cast<const T*>(problem.grad_value), kGradValue),
           *at(static_cast<const T*>(problem.grad_ladj), kGradLadj), parameters, base, write);
     } else {
-      Mapped<T> mapped =
-          op == Op::forward ? forward<Family>(input, parameters, base) : inverse<Family>(input, parameters, base);
+      Mapped<T> mapped;
+      if constexpr (op == Op::forward)
+        mapped = forward<Family>(input, parameters, base);
+      else
+        mapped = inverse<Family>(input, parameters, base).mapped;
       *output = mapped.value;
       *at(static_cast<T*>(problem.ladj), kLadj) = mapped.ladj;
     }

@@ -8,6 +8,7 @@ Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
 
 FAMILIES: tuple[str, ...]
 BASES: tuple[str, ...]
+SPECIAL_FUNCTIONS: tuple[str, ...]
 __version__: str
 
 # operands: input, logits, loc, log_scale, output, ladj
@@ -32,6 +33,8 @@ def map_backward(
     device: int,
     stream: int,
 ) -> None: ...
+# A special function of the core over contiguous numbers, for the tests that measure its error.
+def special(name: str, is_double: bool, size: int, input: int, output: int) -> None: ...
 def cpu_capabilities() -> tuple[str, ...]: ...
 def cpu_capability() -> str: ...
 def has_openmp() -> bool: ...

@@ -190,6 +190,42 @@ def _apply(
     return cast("tuple[Tensor, Tensor]", _MapWithJvp.apply(x, logits, loc, log_scale, family, base, inverse))
 
 
+def inverse_diagnostics(
+    z: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, *, family: str = "gaussian", base: str = "normal"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How :func:`cdf_transform_inverse` came to its result, on the CPU: for tests and benchmarks.
+
+    Args:
+        z: As in :func:`cdf_transform_inverse`, a float32 or float64 CPU tensor, like the parameters.
+        logits: As in :func:`cdf_transform_inverse`.
+        loc: As in :func:`cdf_transform_inverse`.
+        log_scale: As in :func:`cdf_transform_inverse`.
+        family: One of ``mixflow.FAMILIES``.
+        base: One of ``mixflow.BASES``.
+
+    Returns:
+        ``x``, the number of evaluations of the mixture, and the residual ``log F(x) - log(1 - F(x)) - logit G(z)`` of
+        the last one, all of the broadcast shape ``(...)``.
+
+    Raises:
+        TypeError: As in :func:`cdf_transform`.
+        ValueError: As in :func:`cdf_transform`.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.ops import inverse_diagnostics
+        >>> x, evaluations, residual = inverse_diagnostics(torch.zeros(3), *[torch.zeros(1)] * 3)
+        >>> evaluations.tolist()
+        [1.0, 1.0, 1.0]
+    """
+    _check("z", z, logits, loc, log_scale, family, base)
+    x, ladj = _map_fake(z, logits, loc, log_scale, family, base, True)
+    evaluations, residual = torch.empty_like(x), torch.empty_like(x)
+    if x.numel() > 0:
+        _run(_core.map, True, family, base, z, logits, loc, log_scale, x, ladj, evaluations, residual)
+    return x, evaluations, residual
+
+
 # ------------------------------------------------------------------------------------------------------ registration
 
 _library = torch.library.Library("mixflow", "DEF")

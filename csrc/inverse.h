@@ -101,7 +101,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
   V logit = base.to_logit(z);
   Bracket<V> bracket = component_quantiles<Family>(logit, parameters);
   V x = bracket.start, evaluations{}, last_residual = infinity<V>();
-  V best = x, best_residual = infinity<V>(), best_log_ratio = quiet_nan<V>();
+  V best = x, best_error = infinity<V>(), best_residual = infinity<V>(), best_log_ratio = quiet_nan<V>();
   V tolerance = max(abs(logit), splat<V>(1)) * (4 * Limits<T>::epsilon);
   Mask<V> active = is_finite(logit), bisected = active & (x != x);
   for (int i = 0; i < kMaxEvaluations && any(active); ++i) {
@@ -136,15 +136,17 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
       next = select<V>(leapt, leap, next);
     }
     bisected = jumps & ~leapt;
-    // Settled: the residual is down to rounding, or the root is within half a spacing of x. Unordered comparisons end a
-    // lane whose parameters are NaN.
-    Mask<V> unsettled = (abs(residual) > tolerance) & (abs(newton) > abs(x) * (T(0.5) * Limits<T>::epsilon)) &
-                        (next > bracket.lower) & (next < bracket.upper);
-    // The best point so far is the result: where the bracket has no number inside any more, that is the better end.
-    Mask<V> better = active & ((abs(residual) < abs(best_residual)) | (residual != residual));
+    // The error against what rounding allows: that of the residual, and half a spacing of x. The best point so far is
+    // the result, since the bracket may run out of numbers before the error is small: where F jumps from one number to
+    // the next, the number inside the jump is the right one, though the residual may be smaller beside it.
+    V error = abs(residual) / (tolerance + slope * (abs(x) * (T(0.5) * Limits<T>::epsilon)));
+    Mask<V> better = active & ((error < best_error) | (residual != residual));
     best = select<V>(better, x, best);
+    best_error = select<V>(better, error, best_error);
     best_residual = select<V>(better, residual, best_residual);
     best_log_ratio = select<V>(better, log_ratio, best_log_ratio);
+    // Unordered comparisons end a lane whose parameters are NaN.
+    Mask<V> unsettled = (error > T(1)) & (next > bracket.lower) & (next < bracket.upper);
     evaluations += select<V>(active, splat<V>(1), V{});
     active = active & unsettled;
     x = select<V>(active, next, x);

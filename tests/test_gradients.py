@@ -121,6 +121,38 @@ def test_a_component_of_weight_zero_gets_gradient_zero(device):
         assert [g[2].item() for g in grads[1:]] == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("direction", OPS)
+@pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
+def test_bits_of_gradients_do_not_depend_on_neighbours(family, base, direction, dtype, device):
+    _, *parameters = arguments("shared", dtype, device)
+    per_element = [p.expand(128, -1).contiguous() for p in parameters]
+    median, _ = mixflow.cdf_transform_inverse(torch.zeros((), dtype=dtype, device=device), *parameters, family=family)
+    steps = torch.arange(-64, 64, dtype=dtype, device=device) * EPSILON[dtype] / 4
+    calm = median * (1 + steps) if direction == "forward" else to_base_range(steps, base)
+    wild = calm.clone()
+    wild[::2] = 1e4 if direction == "forward" or base != "uniform" else 1e-30
+
+    def gradients(x):
+        ours = leaves([x, *per_element])
+        value, ladj = OPS[direction](*ours, family=family, base=base)
+        return [g[1::2] for g in torch.autograd.grad((value + ladj).sum(), ours)]
+
+    assert all(map(torch.equal, gradients(calm), gradients(wild)))
+
+
+@pytest.mark.parametrize("direction", OPS)
+@pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
+def test_a_vanishing_scale_leaves_gradients_finite(family, base, direction, device):
+    x = torch.tensor([0.3, 0.6], device=device)
+    ours = leaves(
+        [x, torch.zeros(2, device=device), torch.zeros(2, device=device), torch.tensor([-70.0, 0.0], device=device)]
+    )
+    value, ladj = OPS[direction](*ours, family=family, base=base)
+    for gradient in torch.autograd.grad((value + ladj).sum(), ours):
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("direction", OPS)
 def test_vmap_over_elements_and_parameters(direction, device):
     x, *parameters = arguments("per feature", torch.float64, device)

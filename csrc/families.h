@@ -2,7 +2,7 @@
 // (CPU and CUDA kernels, bindings, Python, command line, tests, benchmarks) sees it through that list.
 //
 // A family is symmetric and standardised. It is described by how it decays: with t = |a|, h = exponent(t) and
-// e = decay(t) = exp(-h),
+// e = decay(t, 0) = exp(-h) (the second argument is what rounding took from t),
 //     C(-t) = e * tail(t, e)       C(t) = bulk(t, e) = 1 - C(-t)       c(t) = e * density(t, e)
 // where tail, bulk and density are tame functions that neither overflow nor vanish. Both tails therefore keep full
 // relative accuracy, and log-space sums need only the exponents, which cost no transcendental function.
@@ -23,8 +23,8 @@ struct Gaussian {
     return t * t * Scalar<V>(0.5);
   }
   template <class V>
-  static MIXFLOW_FN V decay(V t) {
-    return exp_neg_half_square(t);
+  static MIXFLOW_FN V decay(V t, V rest) {
+    return exp_neg_half_square<true>(t, rest);
   }
   template <class V>
   static MIXFLOW_FN V tail(V t, V) {
@@ -57,8 +57,8 @@ struct Logistic {
     return t;
   }
   template <class V>
-  static MIXFLOW_FN V decay(V t) {
-    return exp_flushed(-t);
+  static MIXFLOW_FN V decay(V t, V rest) {
+    return exp_flushed(-t, -rest);
   }
   template <class V>
   static MIXFLOW_FN V tail(V, V e) {

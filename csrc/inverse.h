@@ -81,7 +81,7 @@ MIXFLOW_RARE V component_step(V x, V logit, const Bracket<V>& bracket, const Tai
     spike = select<V>(heavier, c.loc, spike);
     spike_log_weight = select<V>(heavier, c.log_weight, spike_log_weight);
   }
-  V decay = Family::decay(t);
+  V decay = Family::decay(t, V{});
   V tail = decay * Family::tail(t, decay) + abs(excess) * parameters.total_weight() / weight;
   V offset = Family::quantile(log((T(1) - tail) / tail)) / inv_scale;
   V leap = loc + select<V>(root_left, offset, -offset);
@@ -94,6 +94,19 @@ struct Solution {
   V evaluations, residual;
 };
 
+// One end of the bracket: the last point evaluated on that side of the root, and what was found there.
+template <class V>
+struct End {
+  V x, error = infinity<V>(), residual = infinity<V>(), log_ratio = quiet_nan<V>();
+
+  MIXFLOW_FN void update(Mask<V> here, V at, V its_error, V its_residual, V its_log_ratio) {
+    x = select<V>(here, at, x);
+    error = select<V>(here, its_error, error);
+    residual = select<V>(here, its_residual, residual);
+    log_ratio = select<V>(here, its_log_ratio, log_ratio);
+  }
+};
+
 // x and log dx/dz.
 template <class Family, class V, class Parameters, class Base>
 MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
@@ -101,9 +114,9 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
   V logit = base.to_logit(z);
   Bracket<V> bracket = component_quantiles<Family>(logit, parameters);
   V x = bracket.start, evaluations{}, last_residual = infinity<V>();
-  V best = x, best_error = infinity<V>(), best_residual = infinity<V>(), best_log_ratio = quiet_nan<V>();
+  End<V> lower{bracket.lower}, upper{bracket.upper};
   V tolerance = max(abs(logit), splat<V>(1)) * (4 * Limits<T>::epsilon);
-  Mask<V> active = is_finite(logit), bisected = active & (x != x);
+  Mask<V> active = is_finite(logit), bisected = active & (x != x), failed = bisected;
   for (int i = 0; i < kMaxEvaluations && any(active); ++i) {
     Evaluation<V> at = evaluate<Family, true>(x, parameters);
     Tails<V> tails = tails_of(at);
@@ -115,38 +128,35 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
     }
     // h' = f / (F S) = (f / m) / (1 - m)
     V slope = tails.density_over_smaller / (T(1) - tails.smaller);
+    slope = select<V>(slope <= Limits<T>::max, slope, V{});  // a point mass has no slope to go by
     V D = at.sums.density_slope / at.sums.density / parameters.smallest_scale;
     V curvature = D - slope * (tails.upper - tails.lower);
     V newton = residual / slope;
     V step = newton / (T(1) - max(min(newton * curvature * T(0.5), splat<V>(T(0.5))), splat<V>(T(-1))));
-    bracket.lower = select<V>(active & (residual < T(0)), x, bracket.lower);
-    bracket.upper = select<V>(active & (residual > T(0)), x, bracket.upper);
-    V middle = i < kLinearBisections ? bracket.lower * T(0.5) + bracket.upper * T(0.5)
-                                     : ordinal_middle(bracket.lower, bracket.upper);
+    // The error against what rounding allows: that of the residual, and half a spacing of x at most.
+    V error = abs(residual) / (tolerance + slope * (abs(x) * (T(0.25) * Limits<T>::epsilon)));
+    lower.update(active & (residual < T(0)), x, error, residual, log_ratio);
+    upper.update(active & (residual >= T(0)), x, error, residual, log_ratio);
+    V middle = i < kLinearBisections ? lower.x * T(0.5) + upper.x * T(0.5) : ordinal_middle(lower.x, upper.x);
     V stepped = x - step;
     // A step too small to see still tells on which side the root is.
     V neighbour = select<V>(residual > T(0), from_ordinal<V>(to_ordinal(x) - 1), from_ordinal<V>(to_ordinal(x) + 1));
     stepped = select<V>(stepped == x, neighbour, stepped);
-    Mask<V> holds = (stepped > bracket.lower) & (stepped < bracket.upper) & (abs(residual) <= last_residual * T(0.75));
+    Mask<V> holds = (stepped > lower.x) & (stepped < upper.x) & (abs(residual) <= last_residual * T(0.75));
     V next = select<V>(holds, stepped, middle);
     Mask<V> jumps = holds == 0, leapt = x != x, stuck = active & bisected & jumps;
     if (any(stuck)) {
-      V leap = component_step<Family>(x, logit, bracket, tails, parameters);
+      V leap = component_step<Family>(x, logit, {lower.x, upper.x, x}, tails, parameters);
       leapt = stuck & (leap == leap);
       next = select<V>(leapt, leap, next);
     }
     bisected = jumps & ~leapt;
-    // The error against what rounding allows: that of the residual, and half a spacing of x. The best point so far is
-    // the result, since the bracket may run out of numbers before the error is small: where F jumps from one number to
-    // the next, the number inside the jump is the right one, though the residual may be smaller beside it.
-    V error = abs(residual) / (tolerance + slope * (abs(x) * (T(0.5) * Limits<T>::epsilon)));
-    Mask<V> better = active & ((error < best_error) | (residual != residual));
-    best = select<V>(better, x, best);
-    best_error = select<V>(better, error, best_error);
-    best_residual = select<V>(better, residual, best_residual);
-    best_log_ratio = select<V>(better, log_ratio, best_log_ratio);
     // Unordered comparisons end a lane whose parameters are NaN.
-    Mask<V> unsettled = (error > T(1)) & (next > bracket.lower) & (next < bracket.upper);
+    failed = failed | (active & (residual != residual));
+    // A large residual is not to be explained by the slope at x, which may be that of a component narrower than a
+    // spacing.
+    Mask<V> unsettled =
+        ((error > T(1)) | (abs(residual) > max(tolerance, splat<V>(T(0.125))))) & (next > lower.x) & (next < upper.x);
     evaluations += select<V>(active, splat<V>(1), V{});
     active = active & unsettled;
     x = select<V>(active, next, x);
@@ -154,9 +164,14 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
     last_residual = select<V>(jumps, infinity<V>(), abs(residual));
   }
   V magnitude = abs(logit), log_larger = -log1p_exp_neg(magnitude);
-  V ladj = -(best_log_ratio + base.log_mills(z, log_larger - magnitude, log_larger));
-  best = select<V>(is_finite(logit), select<V>(best_residual == best_residual, best, quiet_nan<V>()), logit);
-  return {{best, ladj}, evaluations, best_residual};
+  // Where the bracket ran out of numbers before the error was small, F jumps between its two ends: the end inside the
+  // jump, with its slope, has the smaller error, though the residual may be smaller at the other.
+  Mask<V> from_lower = lower.error < upper.error;
+  V root = select<V>(from_lower, lower.x, upper.x), residual = select<V>(from_lower, lower.residual, upper.residual);
+  V log_ratio = select<V>(from_lower, lower.log_ratio, upper.log_ratio);
+  V ladj = -(log_ratio + base.log_mills(z, log_larger - magnitude, log_larger));
+  root = select<V>(failed, quiet_nan<V>(), select<V>(is_finite(logit), root, logit));
+  return {{root, ladj}, evaluations, residual};
 }
 
 }  // namespace MIXFLOW_ARCH

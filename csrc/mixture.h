@@ -22,7 +22,7 @@ namespace MIXFLOW_ARCH {
 
 template <class V>
 struct Component {
-  V loc, inv_scale, weight, log_weight;
+  V loc, inv_scale, inv_scale_rest, weight, log_weight;  // inv_scale (1 + inv_scale_rest) is exp(-log_scale)
 };
 
 // A parameter set answers component(k), k in [0, components), and knows the sum of the weights, the smallest scale, and
@@ -92,26 +92,47 @@ MIXFLOW_FN Sums<V> sum_terms(const Parameters& parameters, Term term) {
   return total;
 }
 
+// a = (x - loc) / scale with what rounding took from it. On the flank of a narrow component the two large parts of
+// log f = -log scale - h(a) cancel, and an error of a would be left, multiplied by h'(a) a.
+template <class V>
+struct Standardised {
+  V a, t, t_rest;
+  Mask<V> negative;
+
+  MIXFLOW_FN Standardised(V x, const Component<V>& c) {
+    V distance = x - c.loc;
+    a = distance * c.inv_scale;
+    t = abs(a);
+    negative = a < Scalar<V>(0);
+    V rest = fma(a, c.inv_scale_rest, product_rest(distance, c.inv_scale, a));
+    // Far out the decay is zero whatever the rest, which may be large or, where a overflowed, NaN.
+    t_rest = select<V>(t < Scalar<V>(1024), select<V>(negative, -rest, rest), V{});
+  }
+};
+
 template <class Family, class V>
 MIXFLOW_FN Terms<V> linear_terms(V x, const Component<V>& c) {
-  V a = (x - c.loc) * c.inv_scale, t = abs(a), e = Family::decay(t);
+  Standardised<V> s(x, c);
+  V a = s.a, t = s.t, e = Family::decay(t, s.t_rest);
   V decayed = c.weight * e;
   V near = decayed * Family::tail(t, e), far = c.weight * Family::bulk(t, e);
-  Mask<V> negative = a < Scalar<V>(0);
-  return {select<V>(negative, near, far), select<V>(negative, far, near), decayed * Family::density(t, e) * c.inv_scale,
-          Family::score(a, t, e)};
+  return {select<V>(s.negative, near, far), select<V>(s.negative, far, near),
+          decayed * Family::density(t, e) * c.inv_scale, Family::score(a, t, e)};
 }
 
 template <class Family, class V>
 MIXFLOW_FN Terms<V> shifted_terms(V x, const Component<V>& c, const Shifts<V>& shift) {
-  V a = (x - c.loc) * c.inv_scale, t = abs(a), e = Family::decay(t);
+  V a = (x - c.loc) * c.inv_scale, t = abs(a), e = Family::decay(t, V{});
   V h = Family::exponent(t), tail = Family::tail(t, e), bulk = Family::bulk(t, e);
   Mask<V> negative = a < Scalar<V>(0);
   V decayed = c.log_weight - h;
   V lower = exp_flushed(select<V>(negative, decayed, c.log_weight) - shift.lower);
   V upper = exp_flushed(select<V>(negative, c.log_weight, decayed) - shift.upper);
-  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail),
-          exp_flushed(decayed - shift.density) * Family::density(t, e) * c.inv_scale, Family::score(a, t, e)};
+  // A scale below the dtype's range makes a point mass: no density beside it, though its inverse scale is inf.
+  V density = exp_flushed(decayed - shift.density) * Family::density(t, e);
+  density = select<V>(density == Scalar<V>(0), V{}, density * c.inv_scale);
+  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density,
+          Family::score(a, t, e)};
 }
 
 // The largest exponent in each sum. In a far tail the shifts of f and of the smaller of F and S are the same number,

@@ -194,6 +194,13 @@ MIXFLOW_FN Mask<V> is_finite(V x) {
   return abs(x) <= Limits<Scalar<V>>::max;
 }
 
+// The leading half of the significand, so that products of halves are exact.
+template <class V>
+MIXFLOW_FN V upper_half(V x) {
+  constexpr Bits<Scalar<V>> mask = is_float<V> ? Bits<Scalar<V>>(0xfffff000u) : Bits<Scalar<V>>(0xfffffffff8000000ull);
+  return from_bits<V>(to_bits(x) & mask);
+}
+
 // fma is the only contraction there is: the sources are compiled with -ffp-contract=off, so a result depends on the
 // source and not on what surrounds an expression after inlining. Without hardware FMA it rounds twice; nothing here
 // relies on the single rounding.
@@ -328,6 +335,17 @@ MIXFLOW_FN V fma(V a, Scalar<V> b, V c) {
 template <class V>
 MIXFLOW_FN V fma(V a, Scalar<V> b, Scalar<V> c) {
   return fma(a, splat<V>(b), splat<V>(c));
+}
+
+// a * b - p exactly, where p is the rounded product. Without fma, by Dekker's product of halves.
+template <class V>
+MIXFLOW_FN V product_rest(V a, V b, V p) {
+#if defined(__FMA__) || defined(__CUDACC__) || defined(__aarch64__)
+  return fma(a, b, -p);
+#else
+  V a_head = upper_half(a), b_head = upper_half(b), a_tail = a - a_head, b_tail = b - b_head;
+  return ((a_head * b_head - p) + a_head * b_tail + a_tail * b_head) + a_tail * b_tail;
+#endif
 }
 
 // c0 + x (c1 + x (c2 + ...)).

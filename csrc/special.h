@@ -19,7 +19,6 @@ struct Constants<float> {
   static constexpr float round_magic = 0x1.8p23f;
   static constexpr float exp_flush = -88.0f, exp_lowest = -104.0f, exp_highest = 89.0f;
   static constexpr uint32_t sqrt_half_bits = 0x3f3504f3u, one_bits = 0x3f800000u, mantissa_mask = 0x007fffffu;
-  static constexpr uint32_t upper_half_mask = 0xfffff000u;
   static constexpr float subnormal_scale = 0x1p24f, subnormal_log2 = 24;
 };
 template <>
@@ -30,7 +29,6 @@ struct Constants<double> {
   static constexpr double exp_flush = -709.0, exp_lowest = -746.0, exp_highest = 710.0;
   static constexpr uint64_t sqrt_half_bits = 0x3fe6a09e667f3bcdull, one_bits = 0x3ff0000000000000ull,
                             mantissa_mask = 0x000fffffffffffffull;
-  static constexpr uint64_t upper_half_mask = 0xfffffffff8000000ull;
   static constexpr double subnormal_scale = 0x1p54, subnormal_log2 = 54;
 };
 
@@ -42,12 +40,12 @@ MIXFLOW_FN V power_of_two(V n_plus_magic) {
                       (Bits<Scalar<V>>(L::exponent_bias) << L::mantissa_bits));
 }
 
-// exp(r) for r = x - n ln 2 is 1 + r + r^2 P(r); the two-part ln 2 keeps r exact (Cody and Waite).
+// exp(r) - 1 for r = x - n ln 2 is r + r^2 P(r); the two-part ln 2 keeps r exact (Cody and Waite).
 template <class V>
-MIXFLOW_FN V exp_reduced(V n, V hi, V lo) {
+MIXFLOW_FN V exp_reduced_minus_one(V n, V hi, V lo) {
   using C = Constants<Scalar<V>>;
   V r = fma(n, -C::ln2_lo, fma(n, -C::ln2_hi, hi) + lo);
-  return fma(r * r, exp_poly(r), r) + Scalar<V>(1);
+  return fma(r * r, exp_poly(r), r);
 }
 
 // exp(hi + lo) for hi <= 0 and |lo| small against 1; results below the smallest normal number may be flushed to 0.
@@ -57,23 +55,30 @@ MIXFLOW_FN V exp_flushed(V hi, V lo) {
   using C = Constants<Scalar<V>>;
   hi = max(hi, splat<V>(C::exp_flush));
   V shifted = fma(hi + lo, C::log2_e, C::round_magic);
-  return exp_reduced<V>(shifted - C::round_magic, hi, lo) * power_of_two(shifted);
+  return (exp_reduced_minus_one<V>(shifted - C::round_magic, hi, lo) + Scalar<V>(1)) * power_of_two(shifted);
 }
 template <class V>
 MIXFLOW_FN V exp_flushed(V x) {
   return exp_flushed(x, V{});
 }
 
-// exp(x) for every x: subnormal results, overflow to inf, exp(-inf) = 0, NaN to NaN. Scaling by 2^n in two steps
-// reaches the subnormals with one rounding.
+// exp(x + lo), |lo| small against 1, for every x: subnormal results, overflow to inf, exp(-inf) = 0, NaN to NaN.
+// Scaling by 2^n in two steps reaches the subnormals with one rounding. `rest`, if asked for, is the part of the result
+// that rounding took, relative to it.
 template <class V>
-MIXFLOW_FN V exp(V x) {
+MIXFLOW_FN V exp(V x, V lo, V* rest) {
   using C = Constants<Scalar<V>>;
   x = min(max(x, splat<V>(C::exp_lowest)), splat<V>(C::exp_highest));
   V n = fma(x, C::log2_e, C::round_magic) - C::round_magic;
   V half = fma(n, Scalar<V>(0.5), C::round_magic);
-  V rest = (n - (half - C::round_magic)) + C::round_magic;
-  return exp_reduced(n, x, V{}) * power_of_two(half) * power_of_two(rest);
+  V remaining = (n - (half - C::round_magic)) + C::round_magic;
+  V minus_one = exp_reduced_minus_one(n, x, lo), result = minus_one + Scalar<V>(1);
+  if (rest != nullptr) *rest = (minus_one - (result - Scalar<V>(1))) / result;
+  return result * power_of_two(half) * power_of_two(remaining);
+}
+template <class V>
+MIXFLOW_FN V exp(V x) {
+  return exp(x, V{}, static_cast<V*>(nullptr));
 }
 
 // log(x) for positive normal finite x. x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f):
@@ -108,34 +113,39 @@ MIXFLOW_FN V log(V x) {
   return select<V>(x >= T(0), result, quiet_nan<V>());
 }
 
-// log(1 + x) for x > -1. With u = fl(1 + x), log u + (x - (u - 1)) / u restores what the addition lost.
+// log(1 + x) for every x; NaN below -1. With u = fl(1 + x), log u + (x - (u - 1)) / u restores what the addition lost.
 template <class V>
 MIXFLOW_FN V log1p(V x) {
   using T = Scalar<V>;
-  V u = x + T(1);
-  return log(u) + (x - (u - T(1))) / u;
+  V u = x + T(1), result = log(u) + (x - (u - T(1))) / u;
+  return select<V>(x == infinity<V>(), x, result);
 }
 
 // log(1 + exp(-t)) for t >= 0.
 template <class V>
 MIXFLOW_FN V log1p_exp_neg(V t) {
-  return log1p(exp_flushed(-t));
+  return log1p(exp(-t));
 }
 
-// exp(-t^2/2) for t >= 0, flushed to 0 below the smallest normal number. The square is split into a part that is
-// exact and a small rest, since rounding t^2 alone would cost t^2/2 ULP.
-template <class V>
-MIXFLOW_FN V exp_neg_half_square(V t) {
+// exp(-(t + rest)^2/2) for t >= 0 and a rest below the rounding of t. The square is split into a part that is exact and
+// a small one, since rounding t^2 alone would cost t^2/2 ULP. Flushed to 0 below the smallest normal number if asked
+// for.
+template <bool flushed, class V>
+MIXFLOW_FN V exp_neg_half_square(V t, V rest) {
   using T = Scalar<V>;
-  t = min(t, splat<V>(is_float<V> ? T(16) : T(40)));  // far past the flush, and no overflow below
-  V head = from_bits<V>(to_bits(t) & Constants<T>::upper_half_mask);
-  return exp_flushed(head * head * T(-0.5), (t - head) * (t + head) * T(-0.5));
+  t = min(t, splat<V>(is_float<V> ? T(16) : T(40)));  // far past the smallest number, and no overflow below
+  V head = upper_half(t), hi = head * head * T(-0.5);
+  V lo = fma(-t, rest, (t - head) * (t + head) * T(-0.5));
+  if constexpr (flushed)
+    return exp_flushed(hi, lo);
+  else
+    return exp(hi, lo, static_cast<V*>(nullptr));
 }
 
 // log(Phi(-t)) for t >= 0, in full relative accuracy for every t.
 template <class V>
 MIXFLOW_FN V log_normal_tail(V t) {
-  return log(scaled_normal_tail(t)) - t * t * Scalar<V>(0.5);
+  return log(scaled_normal_tail(t)) - t * (t * Scalar<V>(0.5));
 }
 
 // |probit| from the log of the smaller tail, for tails below what the direct approximation reaches. Newton's method on
@@ -148,6 +158,8 @@ MIXFLOW_FN V probit_far(V log_p) {
   V y = fma(log_p, T(-2), -log_2pi);
   V t = sqrt(y - log(y));
   for (int i = 0; i < 3; ++i) t = fma(scaled_normal_tail(t) * sqrt_2pi, log_normal_tail(t) - log_p, t);
+  // Where -2 log_p would overflow, the logarithm of t is far below its rounding.
+  t = select<V>(log_p < T(-1e30), sqrt(-log_p) * T(1.414213562373095048802), t);
   return select<V>(is_finite(log_p), t, -log_p);
 }
 
@@ -170,7 +182,10 @@ MIXFLOW_FN V probit_from_logit(V logit) {
   V log_1p_e = log1p(e);
   V w = max(fma(log_1p_e, T(2), magnitude) - T(1.386294361119890618834), V{});
   Mask<V> near = w < probit_limit<V>;
-  V z = probit((T(1) - e) / (T(1) + e), select<V>(near, w, V{}));
+  // 1 - e cancels near 0; there it is taken from the series.
+  V one_minus_e =
+      select<V>(magnitude < T(0.34), fma(-magnitude * magnitude, exp_poly(-magnitude), magnitude), T(1) - e);
+  V z = probit(one_minus_e / (T(1) + e), select<V>(near, w, V{}));
   if (!all(near)) z = select<V>(near, z, probit_far(-(magnitude + log_1p_e)));
   return copysign(z, logit);
 }
@@ -179,7 +194,7 @@ MIXFLOW_FN V probit_from_logit(V logit) {
 template <class V>
 MIXFLOW_FN V logit_from_probit(V z) {
   V t = abs(z);
-  V tail = scaled_normal_tail(t) * exp_neg_half_square(t);
+  V tail = scaled_normal_tail(t) * exp_neg_half_square<false>(t, V{});
   return copysign(log1p(-tail) - log_normal_tail(t), z);
 }
 
@@ -192,12 +207,12 @@ MIXFLOW_FN V log_sigmoid(V x) {
 // Phi(x) and log Phi(x) for every x.
 template <class V>
 MIXFLOW_FN V normal_cdf(V x) {
-  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square(t);
+  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square<false>(t, V{});
   return select<V>(x < Scalar<V>(0), tail, Scalar<V>(1) - tail);
 }
 template <class V>
 MIXFLOW_FN V log_normal_cdf(V x) {
-  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square(t);
+  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square<false>(t, V{});
   return select<V>(x < Scalar<V>(0), log_normal_tail(t), log1p(-tail));
 }
 
@@ -207,10 +222,10 @@ MIXFLOW_FN V mills(V t) {
   return scaled_normal_tail(t) * Scalar<V>(2.506628274631000502416);
 }
 
-// probit(p) for p in (0, 1). 2 p - 1 and 1 - p are exact where they matter.
+// probit(p) for p in (0, 1). p - 1/2 is exact for p >= 1/4, and 1 - p for p >= 1/2: where they matter.
 template <class V>
 MIXFLOW_FN V probit(V p) {
-  return probit(p - (Scalar<V>(1) - p), -log(p * (Scalar<V>(1) - p) * Scalar<V>(4)));
+  return probit((p - Scalar<V>(0.5)) * Scalar<V>(2), -log(p * (Scalar<V>(1) - p) * Scalar<V>(4)));
 }
 
 }  // namespace MIXFLOW_ARCH

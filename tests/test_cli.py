@@ -1,5 +1,6 @@
 """The command line as a user runs it: a process, files, an exit status and what is said."""
 
+import os
 import re
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -137,6 +139,19 @@ def test_a_column_is_chosen_by_name(tmp_path, capsys):
     assert flow.state_dict()["data_to_base.transforms.0.loc"].item() == pytest.approx(-values.mean(), abs=0.2)
 
 
+def test_models_of_every_dtype_can_be_used(fitted, tmp_path, capsys):
+    folder, _ = fitted
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        model = str(tmp_path / f"{dtype}.safetensors")
+        mixflow.save(mixflow.load(folder / "model.safetensors").to(dtype), model)
+        assert main(["sample", model, "-n", "5", "--out", str(tmp_path / "samples.csv")]) == 0
+        assert main(["score", model, str(folder / "data.csv"), "--out", str(tmp_path / "scores.csv")]) == 0
+        assert main(["plot", model, str(folder / "data.csv"), "--out", str(tmp_path / "picture.png")]) == 0
+        assert read_table(tmp_path / "samples.csv").values.shape == (5, 1)
+        assert -3.0 < read_table(tmp_path / "scores.csv").values.mean() < -1.0
+    assert capsys.readouterr().err == ""
+
+
 def test_info_and_version(tmp_path):
     result = run("info", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
@@ -192,6 +207,11 @@ def folder(tmp_path, fitted):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         save_file(tensors, tmp_path / "future.safetensors", file.metadata() | {"version": "99"})
         save_file(tensors, tmp_path / "foreign.safetensors")
+    (tmp_path / "archive.npy").write_bytes(b"PK\x03\x04" + bytes(60))
+    for name, shape in (("unbalanced", "(3,"), ("vast", "(99999999999999999999,)}")):
+        header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}".ljust(117) + "\n"
+        (tmp_path / f"{name}.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header.encode() + bytes(24))
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     return tmp_path
 
@@ -206,7 +226,7 @@ BAD_INPUT = {
     "nan in npy": ("fit nan.npy --out new", "nan.npy: data row 2, column 'x1': .*got nan"),
     "constant": (
         "fit constant.csv --out new",
-        "expected columns that vary, got the constant 2.5 in column 0",
+        "expected columns that vary, got the constant 2.5 in column 'length'",
     ),
     "too short": ("fit short.csv --out new", "expected at least 2 rows"),
     "two columns": ("fit two.csv --out new", "expected 1 column for a univariate flow, got a, b; .*--column"),
@@ -218,6 +238,13 @@ BAD_INPUT = {
     "out in no folder": ("fit data.csv --out none/new", "none/new: cannot write here"),
     "out is a folder": ("fit data.csv --out folder", "folder: expected a file, this is a directory"),
     "zero components": ("fit data.csv --components 0 --out new", "components: .*at least 1, got 0"),
+    "too many components": (f"fit data.csv --components {10**14} --out new", "can't allocate memory"),
+    "endless components": (f"fit data.csv --components {10**20} --out new", f"components: expected .*got {10**20}"),
+    "endless seed": (f"fit data.csv --seed {10**23} --out new", f"seed: expected an integer .*got {10**23}"),
+    "out is a pipe": ("fit data.csv --out pipe", "pipe: expected a file, this is a device, a pipe or a socket"),
+    "archive": ("score model.safetensors archive.npy", "archive.npy: .*not a npy file"),
+    "unbalanced header": ("score model.safetensors unbalanced.npy", "unbalanced.npy: .*damaged or not a npy file"),
+    "vast shape": ("score model.safetensors vast.npy", "vast.npy: .*damaged or not a npy file"),
     "bad validation": ("fit data.csv --validation 2 --out new", "validation: .*got 2.0"),
     "unknown flow": ("fit data.csv --flow round --out new", "argument --flow: invalid choice: 'round'"),
     "unknown family": ("fit data.csv --family round --out new", "argument --family: invalid choice: 'round'"),
@@ -235,7 +262,13 @@ BAD_INPUT = {
     "model as data": ("score model.safetensors model.safetensors", "expected a file ending in"),
     "negative count": (
         "sample model.safetensors -n -5 --out new.csv",
-        "n: expected a number of samples, got -5",
+        "n: expected an integer of at least 0, got -5",
+    ),
+    "too many samples": (f"sample model.safetensors -n {10**14} --out new.npy", "can't allocate memory"),
+    "endless samples": (f"sample model.safetensors -n {10**22} --out new.npy", f"n: expected .*got {10**22}"),
+    "endless sample seed": (
+        f"sample model.safetensors -n 5 --seed {10**23} --out new.npy",
+        f"seed: expected an integer .*got {10**23}",
     ),
     "unknown kind of samples": (
         "sample model.safetensors -n 5 --out new.txt",
@@ -276,6 +309,22 @@ def test_bad_input_is_one_line_and_status_2(folder, capsys, monkeypatch, case):
     assert "mean log_prob" not in said.out
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert list((folder / "folder").iterdir()) == []
+
+
+def test_only_the_first_line_of_a_long_message_is_shown(folder, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(mixflow.flows.Flow, "sample", fail)
+    assert main(["sample", str(folder / "model.safetensors"), "-n", "5", "--out", str(folder / "new.npy")]) == 2
+    assert capsys.readouterr().err == "mixflow: error: first line\n"
+
+
+def test_an_unknown_instruction_set_is_one_line_and_status_2(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXFLOW_CPU_CAPABILITY", "sse")
+    result = run("info", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch("mixflow: error: .*MIXFLOW_CPU_CAPABILITY.*sse.*\n", result.stderr)
 
 
 def test_bad_input_in_a_process(folder):

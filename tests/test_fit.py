@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mixflow
-from mixflow import flows
+from mixflow import flows, train
 from mixflow.train import History
 
 WEIGHT = torch.tensor([0.3, 0.2, 0.4, 0.1], dtype=torch.float64)
@@ -175,6 +175,25 @@ def test_ctrl_c_returns_the_best_so_far():
     assert "interrupted" in repr(history)
 
 
+@pytest.mark.parametrize("validation", [0.0, 0.1])
+def test_ctrl_c_while_the_best_weights_are_kept_leaves_history_and_weights_in_step(monkeypatch, validation):
+    kept = []
+
+    def interrupted(flow):
+        if len(kept) == 4:
+            raise KeyboardInterrupt
+        kept.append(weights(flow))
+        return kept[-1]
+
+    weights = train._weights
+    monkeypatch.setattr(train, "_weights", interrupted)
+    flow, history = fit_small(draw(1000), epochs=50, lr=0.001, validation=validation)
+    assert history.interrupted
+    # Two sets from before the training, and one of each of the first epochs, all of them better than the one before.
+    assert history.best_epoch == len(history.lr) - 1 == 1
+    assert all(torch.equal(value, kept[-1][name]) for name, value in flow.state_dict().items())
+
+
 def test_progress_bar_shows_scores_and_throughput(capsys):
     fit_small(draw(200), progress=True)
     shown = capsys.readouterr()
@@ -238,6 +257,17 @@ def test_each_constant_column_is_named():
     ("message", "options"),
     [
         ("validation: .*got 1.0", {"validation": 1.0}),
+        ("validation: expected a fraction.*got 'a'", {"validation": "a"}),
+        ("validation: .*got None", {"validation": None}),
+        ("validation: .*got nan", {"validation": math.nan}),
+        ("lr: .*got 'fast'", {"lr": "fast"}),
+        ("lr: .*got inf", {"lr": math.inf}),
+        ("seed: expected an integer.*got 1.5", {"seed": 1.5}),
+        ("seed: expected an integer.*got None", {"seed": None}),
+        (f"seed: expected an integer.*got {10**23}", {"seed": 10**23}),
+        ("epochs: .*got True", {"epochs": True}),
+        ("epochs: .*got 1.0", {"epochs": 1.0}),
+        ("batch_size: .*got 0", {"batch_size": 0}),
         ("epochs: .*got 0", {"epochs": 0}),
         ("batch_size: .*got -5", {"batch_size": -5}),
         ("lr: .*got 0.0", {"lr": 0.0}),
@@ -248,6 +278,46 @@ def test_each_constant_column_is_named():
 def test_bad_settings_are_named(message, options):
     with pytest.raises(ValueError, match=message):
         fit_small(draw(100), **options)
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path):
+    data = draw(100)
+    settings = {"epochs": 3, "batch_size": 30, "patience": 2, "seed": 1, "lr": 0.125, "validation": 0.25}
+    given = {
+        name: np.float32(value) if isinstance(value, float) else np.int64(value) for name, value in settings.items()
+    }
+    assert equal_weights(fit_small(data, **settings)[0], fit_small(data, **given, checkpoint=tmp_path / "c")[0])
+
+
+def test_a_flow_without_trainable_parameters_is_refused():
+    frozen = flows.univariate()
+    frozen.requires_grad_(False)
+    for flow in (frozen, flows.Flow(mixflow.transforms.Affine(1, trainable=False))):
+        with pytest.raises(ValueError, match="flow: expected one with trainable parameters"):
+            mixflow.fit(flow, draw(100), progress=False)
+
+
+def test_fit_learns_where_gradients_are_off():
+    data = draw(200)
+    expected, _ = fit_small(data)
+    with torch.no_grad():
+        flow, _ = fit_small(data)
+    assert equal_weights(flow, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_fitted(dtype, tmp_path):
+    flow = flows.univariate(3).to(dtype)
+    history = mixflow.fit(flow, draw(200), epochs=5, progress=False, checkpoint=tmp_path / "c")
+    assert history.train_log_prob[-1] > history.train_log_prob[0]
+    assert {value.dtype for value in flow.state_dict().values()} == {dtype}
+
+
+def test_a_constant_column_is_called_by_its_name():
+    flow = flows.univariate()
+    flow.notes["columns"] = ["length"]
+    with pytest.raises(ValueError, match=r"got the constant 2\.5 in column 'length' as far as"):
+        mixflow.fit(flow, [2.5] * 50, progress=False)
 
 
 def test_bad_contexts_are_described():
@@ -315,6 +385,70 @@ def test_a_model_is_not_a_checkpoint(tmp_path):
     mixflow.save(flows.univariate(), model)
     with pytest.raises(ValueError, match="not a mixflow checkpoint"):
         fit_small(draw(100), checkpoint=model, resume=True)
+
+
+def hand_built(components=3, family="gaussian"):
+    flow = flows.Flow(mixflow.transforms.MixtureCDF(1, components, family))
+    flow.load_state_dict({name: value + 0.5 for name, value in flow.state_dict().items()})
+    return flow
+
+
+def test_another_hand_built_flow_is_not_resumed(tmp_path):
+    checkpoint = tmp_path / "run.checkpoint"
+    options = {"epochs": 2, "progress": False, "checkpoint": checkpoint, "resume": True}
+    mixflow.fit(hand_built(), draw(100), **options)
+    for other, said in ((hand_built(4), "components=4"), (hand_built(family="logistic"), "'logistic'")):
+        before = train._weights(other)
+        with pytest.raises(ValueError, match=f"checkpoint: .* this run has transform = MixtureCDF.*{said}"):
+            mixflow.fit(other, draw(100), **options)
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+class Wide(mixflow.transforms.Affine):
+    """An affine transform with a tensor whose size its repr does not show."""
+
+    def __init__(self, size):
+        super().__init__(1)
+        self.register_buffer("extra", torch.zeros(size))
+
+
+def test_a_refused_fit_leaves_the_flow_as_it_was(tmp_path):
+    finished, wide, garbled, other = (tmp_path / name for name in ("finished", "wide", "garbled", "other"))
+    options = {"epochs": 2, "progress": False}
+    mixflow.fit(hand_built(), draw(100), checkpoint=finished, **options)
+    mixflow.fit(flows.Flow(Wide(3)), draw(100), checkpoint=wide, **options)
+    mixflow.save(flows.univariate(), other)
+    garbled.write_bytes(finished.read_bytes().replace(b"train_log_prob", b"train_log_prod"))
+    for flow, checkpoint, data, message in (
+        (hand_built(), finished, draw(100, seed=5), "a run with data"),
+        (
+            flows.Flow(Wide(4)),
+            wide,
+            draw(100),
+            r"another flow: best.data_to_base.extra: expected shape \(4,\), got \(3,\)",
+        ),
+        (hand_built(), garbled, draw(100), "damaged, its settings or history"),
+        (hand_built(), other, draw(100), "not a mixflow checkpoint"),
+        (hand_built(), tmp_path / "none" / "c", draw(100), "cannot write here"),
+        (hand_built(), tmp_path, draw(100), "this is a directory"),
+        (
+            flows.Flow(mixflow.transforms.Compose(mixflow.transforms.Affine(1), Hopeless(1))),
+            None,
+            draw(100),
+            "cannot start",
+        ),
+    ):
+        before = train._weights(flow)
+        with pytest.raises((ValueError, OSError), match=message):
+            mixflow.fit(flow, data, checkpoint=checkpoint, resume=True, **options)
+        assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items()), message
+
+
+class Hopeless(mixflow.transforms.Affine):
+    """A transform that no data suit."""
+
+    def initialize(self, x, context=None):
+        raise ValueError("cannot start")
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):

@@ -120,6 +120,46 @@ def test_sampling_with_a_context():
         flow.sample(20, one.expand(19, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sampling_a_flow_without_parameters(dtype):
+    class Flip(transforms.Transform):
+        def _inverse(self, z, context):
+            return -z, torch.zeros_like(z[..., 0])
+
+    x = flows.Flow(transforms.Affine(1, trainable=False)).to(dtype).sample(3)
+    assert (x.shape, x.dtype) == ((3, 1), dtype)
+    assert flows.Flow(Flip(2)).sample(3).shape == (3, 2)
+    assert flows.univariate().sample(np.int64(3), seed=np.int64(2**62)).shape == (3, 1)
+    for seed in (-(2**63), 2**64 - 1):
+        assert flows.univariate().sample(3, seed=seed).shape == (3, 1)
+
+
+@pytest.mark.parametrize(("family", "base"), CASES)
+def test_infinite_data_have_density_zero_and_leave_the_other_gradients_alone(family, base):
+    flow = shaped(family, base)
+    finite = torch.tensor([0.5, -2.0], dtype=torch.float64, requires_grad=True)
+    expected = flow.log_prob(finite)
+    grads = torch.autograd.grad(expected.sum(), [finite, *flow.parameters()])
+    x = torch.tensor([0.5, math.inf, -math.inf, -2.0], dtype=torch.float64, requires_grad=True)
+    log_prob = flow.log_prob(x)
+    assert log_prob[1:3].tolist() == [-math.inf, -math.inf]
+    assert torch.equal(log_prob[[0, 3]], expected)
+    own, *others = torch.autograd.grad(log_prob[[0, 3]].sum(), [x, *flow.parameters()], retain_graph=True)
+    assert torch.equal(own, torch.stack([grads[0][0], *torch.zeros(2).double(), grads[0][1]]))
+    for grad, other in zip(grads[1:], others, strict=True):
+        torch.testing.assert_close(other, grad)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(log_prob.sum(), [x, *flow.parameters()]))
+
+
+def test_nan_stays_nan_beside_infinite_data():
+    flow = flows.Flow(transforms.MixtureCDF(2, 3))
+    inf, nan = math.inf, math.nan
+    log_prob = flow.log_prob(torch.tensor([[inf, 0.0], [nan, 0.0], [inf, nan], [-inf, inf], [0.0, 0.0]]))
+    assert log_prob.isneginf().tolist() == [True, False, False, True, False]
+    assert log_prob.isnan().tolist() == [False, True, True, False, False]
+    assert flows.univariate().log_prob(torch.tensor([nan])).isnan().all()
+
+
 def test_recipes_record_the_whole_call():
     flow = flows.univariate(5, base="logistic")
     assert flow.recipe == flows.Recipe(
@@ -131,8 +171,13 @@ def test_recipes_record_the_whole_call():
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, "n: expected a number of samples, got -1", lambda: flows.univariate().sample(-1)),
-        (ValueError, "n: expected a number of samples, got 1.5", lambda: flows.univariate().sample(1.5)),
+        (ValueError, "n: expected an integer of at least 0, got -1", lambda: flows.univariate().sample(-1)),
+        (ValueError, "n: expected an integer of at least 0, got 1.5", lambda: flows.univariate().sample(1.5)),
+        (ValueError, "n: expected an integer .*got True", lambda: flows.univariate().sample(True)),
+        (ValueError, f"n: expected an integer .*got {10**22}", lambda: flows.univariate().sample(10**22)),
+        (ValueError, "seed: expected an integer .*got 1.5", lambda: flows.univariate().sample(1, seed=1.5)),
+        (ValueError, f"seed: expected .*got {2**64}", lambda: flows.univariate().sample(1, seed=2**64)),
+        (ValueError, "components: .*got True", lambda: flows.univariate(True)),
         (
             ValueError,
             "seed: expected a seed or a generator, got both",

@@ -3,6 +3,7 @@
 import json
 import stat
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -71,6 +72,21 @@ def test_saving_replaces_whole_files_and_leaves_nothing_else(flow, path):
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444
+
+
+@pytest.mark.parametrize("notes", [{1: "one"}, {"inside": {2.5: 0}}, {None: 0}, {"shape": (3, 1)}])
+def test_notes_that_json_would_change_are_refused(flow, tmp_path, notes):
+    flow.notes = notes
+    with pytest.raises(ValueError, match="flow: expected notes"):
+        mixflow.save(flow, tmp_path / "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_integers_of_other_kinds_are_saved_as_integers(tmp_path):
+    for components in (np.int64(3), torch.tensor(3)):
+        flow = flows.univariate(components, context=np.int32(0))
+        mixflow.save(flow, tmp_path / "m.safetensors")
+        assert mixflow.load(tmp_path / "m.safetensors").recipe == flow.recipe == flows.univariate(3).recipe
 
 
 def test_saving_fails_before_anything_is_written(flow, tmp_path):
@@ -146,6 +162,7 @@ FORGED = {
         "cannot build the flow 'univariate'",
     ),
     "negative": ({"flow": description(arguments={"components": -3})}, "cannot build the flow.*components"),
+    "true": ({"flow": description(arguments={"components": True})}, "cannot build the flow.*components"),
     "wrong type": ({"flow": description(arguments={"family": ["gaussian"]})}, "cannot build the flow"),
     "huge": (
         {"flow": description(arguments={"components": 10**13})},

@@ -115,6 +115,11 @@ def test_bad_input_is_named(flow, data):
         plot.density(flow, data.reshape(200, 2), ax)
     with pytest.raises(ValueError, match="data: expected shape"):
         plot.samples(flow, [], ax)
+    for near in (np.array([1e16, 1e16 + 2.0]), np.full(5, 1e17)):
+        with pytest.raises(ValueError, match=r"data: expected a range that float64 can divide .*from 1e\+1[67] to"):
+            plot.density(flow, near, ax)
+    with pytest.raises(ValueError, match="data: expected finite numbers, got inf"):
+        plot.density(flow, [1.0, np.inf], ax)
     with pytest.raises(ValueError, match="flow: expected one feature and no context"):
         plot.cdf_map(flows.univariate(context=2), data, ax)
 

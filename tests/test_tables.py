@@ -2,6 +2,7 @@
 
 import builtins
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +137,25 @@ def test_bad_npy_is_described(tmp_path, case):
         read_table(tmp_path / "table.npy")
 
 
+@pytest.mark.parametrize("description", ["(3,", "{'descr': (), 'fortran_order': False, 'shape': (3,)}"])
+def test_npy_headers_of_any_kind_are_refused(tmp_path, description):
+    header = description.ljust(117).encode() + b"\n"
+    path = tmp_path / "table.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header + bytes(24))
+    with pytest.raises(TableError, match="truncated, damaged or not a npy file"):
+        read_table(path)
+
+
+def test_an_archive_is_no_npy_file_and_is_closed(tmp_path):
+    with (tmp_path / "table.npy").open("wb") as file:
+        np.savez(file, a=VALUES)
+    opened = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else None
+    with pytest.raises(TableError, match="not a npy file"):
+        read_table(tmp_path / "table.npy")
+    if opened is not None:
+        assert len(list(Path("/proc/self/fd").iterdir())) == opened
+
+
 def test_pickled_objects_are_never_loaded(tmp_path):
     np.save(tmp_path / "table.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(TableError, match="not a npy file of numbers"):
@@ -173,10 +193,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "table.csv"
     write_table(path, ["a"], VALUES[:, :1])
     before = path.read_bytes()
-    with pytest.raises(AttributeError):
-        write_table(path, ["a"], [object()])
+    with pytest.raises(UnicodeEncodeError):
+        write_table(path, ["\ud800"], VALUES[:, :1])
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".npy", ".parquet"])
+def test_names_must_fit_the_values(tmp_path, ending):
+    path = tmp_path / f"table{ending}"
+    for columns, values in ((["a"], np.ones((2, 2))), (["a", "b"], np.ones((2, 1))), (["a"], np.ones(2))):
+        with pytest.raises(ValueError, match="columns: expected a name for each column of values, got"):
+            write_table(path, columns, values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parquet_columns_must_have_different_names(tmp_path):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(ValueError, match=r"columns: expected different names .*got 'b' more than once"):
+        write_table(tmp_path / "table.parquet", ["a", "b", "b"], np.ones((2, 3)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Every transform through the same properties, then what is particular to each."""
 
+import math
+
 import pytest
 import torch
 
@@ -112,6 +114,25 @@ def test_mixture_starts_at_finite_scales_on_tied_data():
     assert transform.log_scale.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("message", "x"),
+    [
+        ("expected at least 2 rows, .*got 1", [[1.0, 2.0]]),
+        (r"from 0.1 to 0.1 in column 1 \(", [[float(i), 0.1] for i in range(1000)]),
+        ("torch.float32; got numbers from -3e.38 to 3e.38 in column 0", [[-3e38, 1.0], [3e38, 2.0]]),
+        ("from nan to nan in column 1", [[1.0, math.nan], [2.0, 1.0]]),
+    ],
+)
+@pytest.mark.parametrize(
+    "transform", [transforms.Affine(2), transforms.Affine(2, trainable=False), transforms.MixtureCDF(2, 3)]
+)
+def test_data_without_a_spread_are_refused_and_change_nothing(transform, message, x):
+    before = {name: value.clone() for name, value in transform.state_dict().items()}
+    with pytest.raises(ValueError, match=f"x: .*{message}"):
+        transform.initialize(torch.tensor(x))
+    assert all(torch.equal(value, before[name]) for name, value in transform.state_dict().items())
+
+
 def test_affine_standardises():
     transform = transforms.Affine(2, trainable=False)
     x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 0.1]) + 7.0
@@ -129,6 +150,20 @@ def test_compose_initialises_each_part_on_what_the_ones_before_make_of_the_data(
     transforms.Compose(affine, mixture).initialize(x)
     assert abs(affine.loc.item() - 1000.0) < 20.0
     assert mixture.loc.abs().max() < 2.0
+
+
+def test_a_transform_whose_numbers_are_all_integers_takes_any_dtype():
+    class Exchange(transforms.Transform):
+        def __init__(self):
+            super().__init__(2)
+            self.register_buffer("order", torch.tensor([1, 0]))
+
+        def _forward(self, x, context):
+            return x[..., self.order], torch.zeros_like(x[..., 0])
+
+    for dtype in (torch.float32, torch.float64):
+        z, _ = Exchange()(torch.tensor([1.0, 2.0], dtype=dtype))
+        assert z.tolist() == [2.0, 1.0]
 
 
 BAD_CALLS = {
@@ -169,6 +204,13 @@ BAD_CONSTRUCTIONS = {
     "features": (ValueError, "features: .*at least 1, got 0", lambda: transforms.Affine(0)),
     "components": (ValueError, "components: .*at least 1, got 0", lambda: transforms.MixtureCDF(1, 0)),
     "components type": (ValueError, "components: .*got 2.5", lambda: transforms.MixtureCDF(1, 2.5)),
+    "components bool": (ValueError, "components: .*got True", lambda: transforms.MixtureCDF(1, True)),
+    "components beyond": (
+        ValueError,
+        f"components: .*at most {2**63 - 1}, got {2**63}",
+        lambda: transforms.MixtureCDF(1, 2**63),
+    ),
+    "features bool": (ValueError, "features: .*got True", lambda: transforms.Affine(True)),
     "context": (ValueError, "context: .*got -1", lambda: transforms.MixtureCDF(1, 2, context=-1)),
     "family": (
         ValueError,

@@ -21,7 +21,7 @@ struct Scratch {
   Scratch& operator=(const Scratch&) = delete;
 };
 
-enum Field { kFieldLoc, kFieldInvScale, kFieldWeight, kFieldLogWeight, kFields };
+enum Field { kFieldLoc, kFieldInvScale, kFieldInvScaleRest, kFieldWeight, kFieldLogWeight, kFields };
 
 // One prepared parameter set per lane: `width` values per field and component.
 template <class V, bool shared>
@@ -41,8 +41,8 @@ struct Prepared {
   }
   MIXFLOW_FN Component<V> component(int k) const {
     const T* p = data + static_cast<int64_t>(k) * kFields * width;
-    return {read(p + kFieldLoc * width), read(p + kFieldInvScale * width), read(p + kFieldWeight * width),
-            read(p + kFieldLogWeight * width)};
+    return {read(p + kFieldLoc * width), read(p + kFieldInvScale * width), read(p + kFieldInvScaleRest * width),
+            read(p + kFieldWeight * width), read(p + kFieldLogWeight * width)};
   }
   MIXFLOW_FN V total_weight() const { return total; }
 };
@@ -111,9 +111,10 @@ MIXFLOW_FN Prepared<V, shared> prepare(const Problem& problem, const Lanes<V>& l
   for (int k = 0; k < problem.components; ++k) {
     T* p = data + static_cast<int64_t>(k) * kFields * width;
     V log_weight = parameter(problem.logits, kLogits, k) - largest, weight = exp(log_weight);
-    V inv_scale = exp(-parameter(problem.log_scale, kLogScale, k));
+    V inv_scale_rest, inv_scale = exp(-parameter(problem.log_scale, kLogScale, k), V{}, &inv_scale_rest);
     keep(p + kFieldLoc * width, parameter(problem.loc, kLoc, k));
     keep(p + kFieldInvScale * width, inv_scale);
+    keep(p + kFieldInvScaleRest * width, inv_scale_rest);
     keep(p + kFieldWeight * width, weight);
     keep(p + kFieldLogWeight * width, log_weight);
     total += weight;

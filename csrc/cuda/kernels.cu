@@ -40,7 +40,8 @@ struct StridedParameters {
 
   MIXFLOW_FN Component<T> component(int k) const {
     T log_weight = logits[k * stride[0]] - largest;
-    return {loc[k * stride[1]], exp(-log_scale[k * stride[2]]), exp(log_weight), log_weight};
+    T rest, inv_scale = exp(-log_scale[k * stride[2]], T(0), &rest);
+    return {loc[k * stride[1]], inv_scale, rest, exp(log_weight), log_weight};
   }
   MIXFLOW_FN T total_weight() const { return total; }
 };

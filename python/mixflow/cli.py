@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 import mixflow
 
 from .files import check_writable
-from .flows import RECIPES, Flow
+from .flows import RECIPES, Flow, like
 from .model_file import load, save
 from .tables import check_extension, read_table, write_table
 from .train import History, fit
@@ -49,8 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _report(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return 2
-    except (ValueError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, ArithmeticError, ModuleNotFoundError) as error:
         _report(str(error))
+        return 2
+    except (RuntimeError, MemoryError) as error:  # torch's own, whose first line says it; the rest is where in torch
+        _report(next(iter(str(error).strip().splitlines()), "out of memory"))
         return 2
     return status
 
@@ -88,7 +92,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     check_extension(arguments.out)
     check_writable(arguments.out)
     flow = load(arguments.model)
-    drawn = flow.sample(arguments.n, seed=arguments.seed).numpy()
+    drawn = _array(flow.sample(arguments.n, seed=arguments.seed))
     columns = flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
     write_table(arguments.out, columns, drawn)
     print(f"saved {arguments.n} samples to {arguments.out}")
@@ -104,7 +108,7 @@ def _score(arguments: argparse.Namespace) -> int:
     with torch.no_grad():
         log_prob = flow.log_prob(x)
     if arguments.out:
-        write_table(arguments.out, ["log_prob"], log_prob.unsqueeze(-1).numpy())
+        write_table(arguments.out, ["log_prob"], _array(log_prob.unsqueeze(-1)))
         print(f"saved {len(x)} values to {arguments.out}")
     print(f"mean log_prob: {log_prob.double().mean().item():.6f}")
     return 0
@@ -117,7 +121,8 @@ def _plot(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     flow = load(arguments.model)
     history = flow.notes.get("history")
-    figure = plot.summary(flow, _data_for(flow, arguments.data), History.from_dict(history) if history else None)
+    data = _array(_data_for(flow, arguments.data))
+    figure = plot.summary(flow, data, History.from_dict(history) if history else None)
     plot.save_figure(figure, arguments.out)
     print(f"saved {arguments.out}")
     return 0
@@ -139,7 +144,12 @@ def _data_for(flow: Flow, path: str) -> torch.Tensor:
     table = read_table(path, flow.notes.get("columns"))
     if table.values.shape[1] != flow.features:
         raise ValueError(f"{path}: expected {flow.features} column(s), got {', '.join(table.columns)}")
-    return torch.from_numpy(table.values).to(next(flow.parameters()))
+    return torch.from_numpy(table.values).to(like(flow))
+
+
+def _array(values: torch.Tensor) -> np.ndarray[Any, Any]:
+    """``values`` as an array; numpy has no bfloat16."""
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 # -- the command line ----------------------------------------------------------------------------------------

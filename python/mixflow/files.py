@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,15 @@ def replace_file(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``.
 
     A reader, or a crash at any moment, sees the old file or the new one. On an exception the temporary is
-    removed and ``path`` is untouched.
+    removed and ``path`` is untouched. Where ``path`` is a symbolic link, all this happens to the file that it
+    leads to. The new file has the permissions of the old one.
 
     Args:
         path: the file to create or replace.
 
     Raises:
-        OSError: the directory is missing or not writable, or ``path`` is a directory.
+        OSError: the directory is missing or not writable, or ``path`` is a directory, a device or anything
+            else but a file.
 
     Example:
         >>> import pathlib, tempfile
@@ -37,27 +40,39 @@ def replace_file(path: PathLike) -> Iterator[Path]:
         'whole'
 
     """
-    temporary = _create_beside(Path(path))
+    temporary, target, mode = _create_beside(Path(path))
     try:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.replace(path)
+        if mode is not None:
+            temporary.chmod(mode)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: PathLike) -> None:
     """Raise now the OSError that :func:`replace_file` would raise after the long work."""
-    _create_beside(Path(path)).unlink()
+    temporary, _, _ = _create_beside(Path(path))
+    temporary.unlink()
 
 
-def _create_beside(path: Path) -> Path:
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected a file, this is a directory")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def _create_beside(path: Path) -> tuple[Path, Path, int | None]:
+    """A new file in the folder of the file that ``path`` leads to, that file, and its permissions if it exists."""
     try:
-        temporary.touch(exist_ok=False)
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path}: expected a file, this is a directory")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OSError(f"{path}: expected a file, this is a device, a pipe or a socket")
+    target = Path(os.path.realpath(path))
+    # Of one length, so that every name that fits stays possible; closed to others until it has the final permissions.
+    temporary = target.with_name(f".mixflow.{secrets.token_hex(4)}")
+    try:
+        temporary.touch(0o666 if mode is None else 0o600, exist_ok=False)
     except OSError as error:
         raise type(error)(f"{path}: cannot write here ({error.strerror})") from error
-    return temporary
+    return temporary, target, None if mode is None else stat.S_IMODE(mode)

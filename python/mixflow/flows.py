@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec
@@ -11,8 +13,9 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor, nn
 
+from .checks import check_integer, check_seed
 from .reference import BASES
-from .transforms import Affine, Compose, MixtureCDF, Transform
+from .transforms import Affine, Compose, MixtureCDF, Transform, own_tensor
 
 __all__ = ["RECIPES", "Flow", "Recipe", "recipe", "univariate"]
 
@@ -82,10 +85,16 @@ class Flow(nn.Module):
         return self._through(self.data_to_base.inverse, z, context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log density of ``x`` (..., D) in nats: shape (...)."""
-        z, ladj = self.transform(x, context)
-        base_log_prob = BASES[self.base].log_prob(z)
-        return (base_log_prob if z.ndim == ladj.ndim else base_log_prob.sum(-1)) + ladj
+        """Log density of ``x`` (..., D) in nats: shape (...), -inf where an element of ``x`` is infinite."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+        # The map has no slope at infinity. A finite number in its place keeps NaN out of the other elements' gradients.
+        infinite = x.isinf()
+        z, ladj = self.transform(x.masked_fill(infinite, 0.0), context)
+        log_prob = BASES[self.base].log_prob(z)
+        if z.ndim > ladj.ndim:
+            log_prob, infinite = log_prob.sum(-1), infinite.any(-1) & ~x.isnan().any(-1)
+        return (log_prob + ladj).masked_fill(infinite, -math.inf)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set the transforms' parameters from data ``x`` (N, D), as ``fit`` does before training."""
@@ -109,17 +118,16 @@ class Flow(nn.Module):
             generator: a generator to draw from, in place of a seed.
 
         Raises:
-            ValueError: n is not a count, or both seed and generator are given.
+            ValueError: n or seed is not an integer in range, or both seed and generator are given.
 
         """
-        if not isinstance(n, int) or n < 0:
-            raise ValueError(f"n: expected a number of samples, got {n!r}")
+        n = check_integer("n", n, 0)
         if seed is not None and generator is not None:
             raise ValueError("seed: expected a seed or a generator, got both")
-        like = next(self.parameters())
+        own = like(self)
         if seed is not None:
-            generator = torch.Generator(like.device).manual_seed(seed)
-        z = BASES[self.base].sample((n, self.features), generator=generator, dtype=like.dtype, device=like.device)
+            generator = torch.Generator(own.device).manual_seed(check_seed(seed))
+        z = BASES[self.base].sample((n, self.features), generator=generator, dtype=own.dtype, device=own.device)
         x, _ = self.inverse(z, context)
         return x
 
@@ -130,6 +138,12 @@ class Flow(nn.Module):
             image, ladj = direction(values.unsqueeze(-1), context)
             return image.squeeze(-1), ladj
         return direction(values, context)
+
+
+def like(flow: Flow) -> Tensor:
+    """A tensor of the dtype and on the device that ``flow`` computes in; torch's defaults if it holds no numbers."""
+    own = own_tensor(flow)
+    return torch.empty(0) if own is None else own
 
 
 RECIPES: dict[str, Callable[..., Flow]] = {}
@@ -147,7 +161,12 @@ def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
         flow = build(*args, **kwargs)
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
-        flow.recipe = Recipe(build.__name__, dict(call.arguments))
+        # Integers of numpy and torch as Python's own, which a model file can hold.
+        arguments = {
+            name: operator.index(value) if hasattr(value, "__index__") else value
+            for name, value in call.arguments.items()
+        }
+        flow.recipe = Recipe(build.__name__, arguments)
         return flow
 
     RECIPES[build.__name__] = recorded

@@ -34,7 +34,7 @@ def save(flow: Flow, path: PathLike) -> None:
         path: conventionally ends in ``.safetensors``.
 
     Raises:
-        ValueError: the flow was not built by a recipe, or its notes are not JSON values.
+        ValueError: the flow was not built by a recipe, or its notes are not JSON values, with strings for keys.
         OSError: the file cannot be written.
 
     Example:
@@ -56,6 +56,11 @@ def save(flow: Flow, path: PathLike) -> None:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"flow: expected a recipe and notes of finite JSON values ({error})") from error
+    if json.loads(description)["notes"] != flow.notes:
+        raise ValueError(
+            "flow: expected notes that come back from JSON as they are, with strings for keys and lists for sequences; "
+            f"got {flow.notes!r}"
+        )
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
     metadata = {
         "format": FORMAT,

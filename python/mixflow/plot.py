@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("pictures need matplotlib: pip install mixflow[plot]") from error
 
 from .files import PathLike, replace_file
-from .flows import Flow
+from .flows import Flow, like
 from .train import History
 
 __all__ = ["cdf_map", "check_extension", "density", "samples", "save_figure", "summary", "training"]
@@ -40,7 +40,8 @@ def density(flow: Flow, data: ArrayLike, ax: Axes) -> None:
         ax: where to draw.
 
     Raises:
-        ValueError: the flow has more than one feature or takes a context, or data are not (N,) or (N, 1).
+        ValueError: the flow has more than one feature or takes a context, or data are not (N,) or (N, 1), not
+            finite, or too close together for a histogram in float64.
 
     Example:
         >>> import numpy as np
@@ -57,7 +58,7 @@ def density(flow: Flow, data: ArrayLike, ax: Axes) -> None:
     with torch.no_grad():
         log_prob = flow.log_prob(_tensor(flow, grid))
     ax.hist(values, bins=_bins(values), density=True, label="data", **_DATA)
-    ax.plot(grid, log_prob.exp().cpu().numpy(), label="flow", **_MODEL)
+    ax.plot(grid, log_prob.exp().double().cpu().numpy(), label="flow", **_MODEL)
     ax.set(title="Density", xlabel=_name(flow), ylabel="density")
     ax.legend()
 
@@ -72,7 +73,7 @@ def cdf_map(flow: Flow, data: ArrayLike, ax: Axes) -> None:
     with torch.no_grad():
         z, _ = flow.transform(_tensor(flow, grid))
     shown = values if len(values) <= 1000 else np.quantile(values, np.linspace(0.0, 1.0, 1000))
-    ax.plot(grid, z.cpu().numpy(), label="$z = G^{-1}(F(x))$", **_MODEL)
+    ax.plot(grid, z.double().cpu().numpy(), label="$z = G^{-1}(F(x))$", **_MODEL)
     ax.plot(shown, np.zeros_like(shown), "|", color="0.4", transform=ax.get_xaxis_transform(), label="data")
     ax.set(title="Map to the base", xlabel=_name(flow), ylabel=f"z ({flow.base} base)")
     ax.legend()
@@ -158,11 +159,13 @@ def _column(flow: Flow, data: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(data, dtype=np.float64)
     if values.size == 0 or values.shape not in ((values.size,), (values.size, 1)):
         raise ValueError(f"data: expected shape (N,) or (N, 1), got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"data: expected finite numbers, got {values[~np.isfinite(values)][0]}")
     return values.reshape(-1)
 
 
 def _tensor(flow: Flow, values: NDArray[np.float64]) -> torch.Tensor:
-    return torch.from_numpy(values).to(next(flow.parameters()))
+    return torch.from_numpy(values).to(like(flow))
 
 
 def _grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -172,7 +175,13 @@ def _grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _bins(values: NDArray[np.float64]) -> list[float]:
     count = min(100, max(20, round(len(values) ** 0.5)))
-    return [float(edge) for edge in np.histogram_bin_edges(values, bins=count)]
+    try:
+        return [float(edge) for edge in np.histogram_bin_edges(values, bins=count)]
+    except ValueError as error:
+        low, high = float(values.min()), float(values.max())
+        raise ValueError(
+            f"data: expected a range that float64 can divide into {count} bins, got numbers from {low!r} to {high!r}"
+        ) from error
 
 
 def _name(flow: Flow) -> str:

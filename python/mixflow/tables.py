@@ -77,18 +77,22 @@ def write_table(path: PathLike, columns: Sequence[str], values: NDArray[Any]) ->
 
     Args:
         path: the file; it appears whole or not at all.
-        columns: D names.
+        columns: D names, all different for a .parquet file.
         values: floating-point numbers, shape (N, D).
 
     Raises:
         TableError: unknown kind of file.
+        ValueError: the names do not fit the values.
         OSError: the file cannot be written.
         ModuleNotFoundError: a .parquet file, and pyarrow is not installed.
 
     """
     _, writer = _format_of(path)
+    columns, shape = list(columns), np.shape(values)
+    if len(shape) != 2 or len(columns) != shape[1]:
+        raise ValueError(f"columns: expected a name for each column of values, got {len(columns)} for shape {shape}")
     with replace_file(path) as temporary:
-        writer(temporary, list(columns), values)
+        writer(temporary, columns, values)
 
 
 def check_extension(path: PathLike) -> None:
@@ -203,11 +207,12 @@ def _write_csv(path: Path, columns: list[str], values: NDArray[Any]) -> None:
 
 def _read_npy(path: Path, columns: Sequence[str] | None) -> Table:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # of many kinds: numpy hands the header to Python's own tokenizer and parser
         raise TableError(f"{path}: truncated, damaged or not a npy file of numbers ({error})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
-        raise TableError(f"{path}: expected an array of real numbers, got {getattr(array, 'dtype', 'an archive')}")
+    if array.dtype.kind not in "iuf":
+        raise TableError(f"{path}: expected an array of real numbers, got {array.dtype}")
     if array.ndim not in (1, 2):
         raise TableError(f"{path}: expected an array of shape (N,) or (N, D), got {array.shape}")
     array = array.reshape(len(array), -1) if array.size else array.reshape(0, 1)
@@ -252,6 +257,9 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> Table:
 
 def _write_parquet(path: Path, columns: list[str], values: NDArray[Any]) -> None:
     arrow = _pyarrow()
+    for name in columns:
+        if columns.count(name) > 1:  # no reader could tell them apart
+            raise ValueError(f"columns: expected different names in a parquet file, got {name!r} more than once")
     table = arrow.table([arrow.array(column) for column in values.T], names=columns)
     arrow.parquet.write_table(table, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,8 +19,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from tqdm import tqdm
 
+from .checks import check_integer, check_seed
 from .files import PathLike, check_writable, replace_file
-from .flows import Flow
+from .flows import Flow, like
 
 __all__ = ["History", "fit"]
 
@@ -138,8 +140,9 @@ def fit(
 
     Raises:
         ValueError: data that no flow can be fitted to (empty, too few rows, the wrong number of columns, a
-            value that is not finite, a constant column), a setting out of range, or a checkpoint of another
-            run.
+            value that is not finite, a constant column), a setting out of range, a flow without trainable
+            parameters, or a checkpoint of another run. The flow is then as it was before.
+        OSError: the checkpoint cannot be written; the flow is as it was before if it could not from the start.
         TypeError: data that are not real numbers.
         FloatingPointError: the loss or its gradient stopped being finite; the best weights so far are in
             place.
@@ -153,7 +156,12 @@ def fit(
         5
 
     """
-    _check_settings(validation, epochs, batch_size, lr, patience)
+    validation, lr = _check_settings(validation, lr)
+    epochs = check_integer("epochs", epochs, 1)
+    patience = check_integer("patience", patience, 1)
+    seed = check_seed(seed)
+    if not any(parameter.requires_grad for parameter in flow.parameters()):
+        raise ValueError("flow: expected one with trainable parameters, got none that requires a gradient")
     x = _as_rows("data", data, flow.features, flow)
     ctx = None
     if flow.context:
@@ -173,10 +181,14 @@ def fit(
         )
     order = torch.randperm(len(x), generator=generator).to(x.device)
     train, valid = order[held_out:], order[:held_out]
-    _check_columns_vary(x[train])
-    batch_size = batch_size or min(4096, max(64, len(train) // 8))
+    _check_columns_vary(x[train], flow)
+    if batch_size is None:
+        batch_size = min(4096, max(64, len(train) // 8))
+    batch_size = check_integer("batch_size", batch_size, 1)
     settings = {
         "recipe": repr(flow.recipe),
+        "transform": " ".join(repr(flow.data_to_base).split()),
+        "base": flow.base,
         "data": _digest(x, ctx),
         "validation": validation,
         "epochs": epochs,
@@ -186,33 +198,39 @@ def fit(
         "seed": seed,
     }
 
-    flow.initialize(x[train], None if ctx is None else ctx[train])
     optimizer = torch.optim.Adam(flow.parameters(), lr=lr)
     run = _Run(flow, optimizer, generator, History(), _weights(flow), settings)
+    resumed = False
     if checkpoint is not None:
         check_writable(checkpoint)
         if resume and Path(checkpoint).exists():
             run.read(checkpoint)
+            resumed = True
     history = run.history
     steps = math.ceil(len(train) / batch_size)
 
     bar = tqdm(total=epochs, initial=len(history.lr), desc="fit", unit="epoch", disable=not progress)
     try:
+        if not resumed:
+            flow.initialize(x[train], None if ctx is None else ctx[train])
+            run.best = _weights(flow)
         while len(history.lr) < epochs and not _out_of_patience(history, patience):
             started = time.perf_counter()
             rate = 0.5 * lr * (1.0 + math.cos(math.pi * len(history.lr) / epochs))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            log_prob = _train_epoch(run, x, ctx, train, batch_size)
+            log_prob = score = _train_epoch(run, x, ctx, train, batch_size)
             if held_out:
                 score = _mean_log_prob(flow, x, ctx, valid)
                 _require_finite(run, "the validation log_prob", score, (len(history.lr) + 1) * steps)
+            # Before the epoch is recorded, lest Ctrl-C in between leave a record of weights that are gone.
+            if history.best_epoch is None or score > history.monitored[history.best_epoch]:
+                run.best = _weights(flow)
+            if held_out:
                 history.validation_log_prob.append(score)
             history.train_log_prob.append(log_prob)
             history.lr.append(rate)
             history.seconds.append(time.perf_counter() - started)
-            if history.best_epoch == len(history.lr) - 1:
-                run.best = _weights(flow)
             if checkpoint is not None:
                 run.write(checkpoint)
             shown = {"train": f"{log_prob:.4f}", "rows/s": f"{len(train) / history.seconds[-1]:.3g}"}
@@ -233,6 +251,7 @@ def fit(
 # -- the parts of a run --------------------------------------------------------------------------------------
 
 
+@torch.enable_grad()
 def _train_epoch(run: _Run, x: Tensor, context: Tensor | None, rows: Tensor, batch_size: int) -> float:
     """One pass over ``rows`` in random order; the mean log_prob of its minibatches."""
     total = 0.0
@@ -318,7 +337,10 @@ class _Run:
             raise ValueError(f"checkpoint: {path} is damaged or not a checkpoint ({error})") from error
         if metadata.get("format") != "mixflow checkpoint 1":
             raise ValueError(f"checkpoint: {path} is not a mixflow checkpoint of this version")
-        written = json.loads(metadata["settings"])
+        try:
+            written, history = json.loads(metadata["settings"]), History.from_dict(json.loads(metadata["history"]))
+        except (ValueError, KeyError, RecursionError) as error:
+            raise ValueError(f"checkpoint: {path} is damaged, its settings or history cannot be read") from error
         for name, value in self.settings.items():
             if written.get(name) != value:
                 raise ValueError(
@@ -329,33 +351,38 @@ class _Run:
             part, _, rest = name.partition(".")
             if part in parts:
                 parts[part][rest] = value
-        self.flow.load_state_dict(parts["weights"])
-        self.best = parts["best"]
+        shapes = {
+            f"{part}.{name}": value.shape for part in ("weights", "best") for name, value in _weights(self.flow).items()
+        }
+        shapes["generator"] = self.generator.get_state().shape
+        found = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
+        for name in sorted(shapes.keys() | found.keys()):
+            if shapes.get(name) != found.get(name):
+                expected, got = (tuple(of[name]) if name in of else "none" for of in (shapes, found))
+                raise ValueError(f"checkpoint: {path} is of another flow: {name}: expected shape {expected}, got {got}")
         self.generator.set_state(tensors["generator"])
         state = self.optimizer.state_dict()
         for name, value in parts["optimizer"].items():
             index, _, key = name.partition(".")
             state["state"].setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(state)
-        self.history = History.from_dict(json.loads(metadata["history"]))
+        self.best, self.history = parts["best"], history
+        self.flow.load_state_dict(parts["weights"])
 
 
 # -- checks --------------------------------------------------------------------------------------------------
 
 
-def _check_settings(validation: float, epochs: int, batch_size: int | None, lr: float, patience: int) -> None:
-    if not 0.0 <= validation < 1.0:
+def _check_settings(validation: float, lr: float) -> tuple[float, float]:
+    if not (isinstance(validation, numbers.Real) and 0.0 <= validation < 1.0):
         raise ValueError(f"validation: expected a fraction in [0, 1), got {validation!r}")
-    if not (lr > 0.0 and math.isfinite(lr)):
+    if not (isinstance(lr, numbers.Real) and 0.0 < lr < math.inf):
         raise ValueError(f"lr: expected a positive number, got {lr!r}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return float(validation), float(lr)
 
 
 def _as_rows(name: str, values: Tensor | ArrayLike, columns: int, flow: Flow) -> Tensor:
     """``values`` as a finite (N, columns) tensor of the flow's dtype, on its device."""
-    like = next(flow.parameters())
     try:
         rows = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError) as error:
@@ -370,7 +397,7 @@ def _as_rows(name: str, values: Tensor | ArrayLike, columns: int, flow: Flow) ->
         raise ValueError(f"{name}: expected shape {expected}, got {given}")
     if len(rows) == 0:
         raise ValueError(f"{name}: expected at least one row, got none")
-    rows = rows.to(like)
+    rows = rows.to(like(flow))
     wrong = (~rows.isfinite()).nonzero()
     if len(wrong):
         row, column = wrong[0].tolist()
@@ -381,15 +408,17 @@ def _as_rows(name: str, values: Tensor | ArrayLike, columns: int, flow: Flow) ->
     return rows
 
 
-def _check_columns_vary(x: Tensor) -> None:
+def _check_columns_vary(x: Tensor, flow: Flow) -> None:
     # A spread of a few rounding steps carries no shape to learn, and a spread of zero has no logarithm.
     resolution = 16.0 * torch.finfo(x.dtype).eps * x.abs().amax(dim=0)
     constant = (x.amax(dim=0) - x.amin(dim=0) <= resolution).nonzero()
     if len(constant):
         column = int(constant[0])
+        names = flow.notes.get("columns")
+        named = repr(names[column]) if names else f"{column} (counted from 0)"
         raise ValueError(
-            f"data: expected columns that vary, got the constant {x[0, column].item():g} in column {column} "
-            f"(counted from 0) as far as {x.dtype} can tell"
+            f"data: expected columns that vary, got the constant {x[0, column].item():g} in column {named} "
+            f"as far as {x.dtype} can tell"
         )
 
 
@@ -397,5 +426,5 @@ def _digest(*tensors: Tensor | None) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         if tensor is not None:
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -13,16 +13,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .checks import check_integer
 from .conditioners import MLP
 from .ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
 
 __all__ = ["Affine", "Compose", "Inverse", "MixtureCDF", "Transform"]
 
 
-def _check_size(name: str, value: int, least: int) -> int:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    return value
+def own_tensor(module: nn.Module) -> Tensor | None:
+    """A parameter or buffer of floating-point numbers, to know the dtype and device of ``module`` by."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
 
 class Transform(nn.Module):
@@ -58,8 +59,8 @@ class Transform(nn.Module):
 
     def __init__(self, features: int, context: int = 0) -> None:
         super().__init__()
-        self.features = _check_size("features", features, 1)
-        self.context = _check_size("context", context, 0)
+        self.features = check_integer("features", features, 1)
+        self.context = check_integer("context", context, 0)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to base: ``(z, ladj)`` with ``ladj = log |det dz/dx|``."""
@@ -102,7 +103,7 @@ class Transform(nn.Module):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
         if value.ndim == 0 or value.shape[-1] != size:
             raise ValueError(f"{name}: expected shape (..., {size}), got {tuple(value.shape)}")
-        own = next(itertools.chain(self.parameters(), self.buffers()), None)
+        own = own_tensor(self)
         if own is None:
             return
         if value.dtype != own.dtype:
@@ -147,27 +148,29 @@ class MixtureCDF(Transform):
         self, features: int, components: int, family: str = "gaussian", base: str = "normal", context: int = 0
     ) -> None:
         super().__init__(features, context)
-        self.components = _check_size("components", components, 1)
+        self.components = check_integer("components", components, 1)
         for name, value, known in (("family", family, FAMILIES), ("base", base, BASES)):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
         self.family = family
         self.base = base
         # For standardised data: locations at the normal's quantiles, scales as wide as the gaps between them.
-        loc = torch.special.ndtri((torch.arange(components) + 0.5) / components).expand(features, components)
-        self.logits = nn.Parameter(torch.zeros(features, components))
+        shape = self.features, self.components
+        loc = torch.special.ndtri((torch.arange(self.components) + 0.5) / self.components).expand(shape)
+        self.logits = nn.Parameter(torch.zeros(shape))
         self.loc = nn.Parameter(loc.clone())
         self.log_scale = nn.Parameter(_log_spacing(loc))
-        self.conditioner = MLP(context, 3 * features * components) if context else None
+        self.conditioner = MLP(self.context, 3 * loc.numel()) if self.context else None
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Equal weights, locations at the quantiles of ``x`` (N, D), scales from the gaps between them."""
         with torch.no_grad():
+            spread = _spread(x)
             rows = ((torch.arange(self.components, device=x.device) + 0.5) / self.components * len(x)).long()
             loc = x.sort(dim=0).values[rows].T
             self.logits.zero_()
             self.loc.copy_(loc)
-            self.log_scale.copy_(_log_spacing(loc, x.std(dim=0)))
+            self.log_scale.copy_(_log_spacing(loc, spread))
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""
@@ -190,6 +193,21 @@ class MixtureCDF(Transform):
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x, ladj = cdf_transform_inverse(z, *self._parameters_for(context), family=self.family, base=self.base)
         return x, ladj.sum(-1)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The standard deviation of each column of ``x`` (N, D); ValueError for one without a positive, finite one."""
+    if len(x) < 2:
+        raise ValueError(f"x: expected at least 2 rows, to take a standard deviation of; got {len(x)}")
+    spread, low, high = x.std(dim=0), x.amin(dim=0), x.amax(dim=0)
+    wrong = ((low == high) | ~(spread > 0.0) | spread.isinf()).nonzero()
+    if len(wrong):
+        column = int(wrong[0])
+        raise ValueError(
+            f"x: expected columns that vary, with a standard deviation that fits in {x.dtype}; got numbers from "
+            f"{low[column].item():g} to {high[column].item():g} in column {column} (counted from 0)"
+        )
+    return spread
 
 
 def _log_spacing(loc: Tensor, spread: Tensor | None = None) -> Tensor:
@@ -237,15 +255,15 @@ class Affine(Transform):
         super().__init__(features)
         for name in ("loc", "log_scale"):
             if trainable:
-                self.register_parameter(name, nn.Parameter(torch.zeros(features)))
+                self.register_parameter(name, nn.Parameter(torch.zeros(self.features)))
             else:
-                self.register_buffer(name, torch.zeros(features))
+                self.register_buffer(name, torch.zeros(self.features))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Set loc and log_scale from the columns' mean and standard deviation."""
+        """Set loc and log_scale from the columns' mean and standard deviation; ValueError if a column is constant."""
         with torch.no_grad():
+            self.log_scale.copy_(_spread(x).log())
             self.loc.copy_(x.mean(dim=0))
-            self.log_scale.copy_(x.std(dim=0).log())
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""

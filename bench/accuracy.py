@@ -1,0 +1,154 @@
+"""Measure errors against high-precision truth, in eps, and print them as one table.
+
+    PYTHONPATH=tests:bench python bench/accuracy.py [--cases N] [--seed S] [--quick] [--json FILE] [--markdown FILE]
+
+Every figure is the largest error over all cases, divided by eps (2^-23 for float32, 2^-52 for float64) and by the
+scale that tests/truth.py states for it:
+
+    z             |z - z*| / max(1, |z*|); uniform base |u - u*| / (u* max(1, |log u*|)), which for u > 1/2 is the
+                  absolute error of u and of 1 - u as far as the dtype can hold it            at most 4
+    ladj          |ladj - ladj*| / (1 + |log f*| + |log g*|)                                  at most 4
+    inverse       |z(x) - z| beyond |dz/dx| ulp(x), z(x) exact, / max(1, |z|)                 at most 16
+    inverse ladj  as ladj, at the x returned                                                  at most 4
+    grad ...      gradients of z, ladj, x and the inverse's ladj by every input               at most 64
+
+Rivals are plain PyTorch formulas (bench/baselines.py), and zuko where it is installed. They meet the same cases;
+`inf` means that a result was infinite or NaN where the truth is an ordinary number, and in parentheses stands the share
+of cases beyond the bound. "ordinary" cases are normal draws of moderate size; "extreme" ones are far tails, gaps
+between components, scales from 1e-6 to 1e6, weights down to 1e-30, flanks of spikes on which log f passes through 0,
+and the surroundings of every switch between formulas.
+
+Exit status 1 if a bound does not hold, after printing the worst case of each in hexadecimal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import baselines
+import mixflow
+import truth
+
+HEADINGS = ("method", "family", "base", "dtype", "cases", "count", *truth.BOUNDS)
+
+
+def rivals() -> dict[str, dict[str, truth.Op]]:
+    def plain(function: Any) -> truth.Op:
+        def op(x: torch.Tensor, *parameters: torch.Tensor, family: str, base: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return function(x, parameters, family)  # type: ignore[no-any-return]
+
+        return op
+
+    return {
+        "eager log-space": {
+            "forward": plain(baselines.log_space_forward),
+            # Autograd sees nothing of a bisection: no gradients to compare.
+            "inverse": plain(torch.no_grad()(baselines.bisection_inverse)),
+        },
+        "eager linear": {"forward": plain(baselines.linear_forward)},
+    }
+
+
+def zuko_op() -> truth.Op | None:
+    """GaussianizationTransform of zuko: Gaussian components of equal weight."""
+    try:
+        from zuko.transforms import GaussianizationTransform
+    except ImportError:
+        return None
+
+    def op(
+        x: torch.Tensor, logits: torch.Tensor, loc: torch.Tensor, log_scale: torch.Tensor, *, family: str, base: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Its shift is added after scaling: a = exp(scale) x + shift.
+        transform = GaussianizationTransform(-loc * torch.exp(-log_scale), -log_scale)
+        z, ladj = transform.call_and_ladj(x)
+        return z, ladj
+
+    return op
+
+
+def measure(cases: int, seed: int) -> truth.Table:
+    own = {"mixflow": {"forward": mixflow.cdf_transform, "inverse": mixflow.cdf_transform_inverse}}
+    zuko = zuko_op()
+    if zuko is None:
+        print("zuko is not installed: its rows are left out.\n")
+    table: truth.Table = {}
+    for dtype in truth.DTYPES:
+        for family in truth.FAMILIES:
+            sample = truth.sample(dtype, family, cases, seed)
+            table.update(truth.measure(sample, own, seed=seed))
+            base = "normal" if family == "gaussian" else "logistic"
+            table.update(truth.measure(sample, rivals(), (base,), seed=seed))
+            equal = [c for c in sample if len(set(c.logits)) == 1]
+            if zuko is not None and family == "gaussian":
+                table.update(truth.measure(equal, {"zuko": {"forward": zuko}}, ("normal",), differentiate=False))
+    return table
+
+
+def show(worst: truth.Worst | None, bound: float) -> str:
+    if worst is None:
+        return "-"
+    if worst.error <= bound:
+        return f"{worst.error:.2f}"
+    error = f"{worst.error:.3g}" if math.isfinite(worst.error) else "inf"
+    return f"{error} ({100 * worst.over / worst.count:.1f}%)"
+
+
+def rows(table: truth.Table) -> list[list[str]]:
+    result = []
+    for key, row in sorted(table.items(), key=lambda item: item[0][0] != "mixflow"):
+        counts = [w.count for w in row.values()]
+        cells = [show(row.get(figure), bound) for figure, bound in truth.BOUNDS.items()]
+        result.append([*key, str(max(counts)), *cells])
+    return result
+
+
+def render(lines: list[list[str]]) -> str:
+    table = [list(HEADINGS), *lines, ["bound", "", "", "", "", "", *(f"{b:g}" for b in truth.BOUNDS.values())]]
+    widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS))]
+    text = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in table]
+    text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1000, help="cases per family and dtype")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="256 cases, whatever --cases says")
+    parser.add_argument("--json", type=Path, help="also write the figures and their worst cases here")
+    parser.add_argument("--markdown", type=Path, help="also write the table here")
+    args = parser.parse_args()
+
+    start = time.perf_counter()
+    table = measure(256 if args.quick else args.cases, args.seed)
+    text = render(rows(table))
+    print(f"Largest errors in eps, CPU capability {mixflow.show_config()['cpu_capability']}:\n\n{text}\n")
+    print(f"{time.perf_counter() - start:.0f} s")
+    if args.markdown:
+        args.markdown.write_text(text + "\n")
+    if args.json:
+        records = [
+            dict(zip(HEADINGS[:5], key, strict=True))
+            | {"figure": figure, "error": repr(w.error), "count": w.count, "over": w.over, "worst": w.note}
+            for key, row in table.items()
+            for figure, w in row.items()
+        ]
+        args.json.write_text(json.dumps(records, indent=1) + "\n")
+    failures = truth.broken(table)
+    for what, note in failures:
+        print(f"\nBROKEN {what}\n  {note}")
+    print("\nevery bound holds" if not failures else f"\n{len(failures)} bounds broken")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

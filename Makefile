@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(shell find csrc python -type f -not -name '*.pyc')
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench stress lint format clean
+.PHONY: demo test bench accuracy stress lint format clean
 
 demo: $(VENV)/.installed
 	PYTHONPATH=bench $(BIN)/python examples/demo.py --out output
@@ -16,6 +16,9 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/ops.py
+
+accuracy: $(VENV)/.installed
+	PYTHONPATH=tests:bench $(BIN)/python bench/accuracy.py
 
 stress: $(VENV)/.installed
 	$(BIN)/python bench/inverse.py

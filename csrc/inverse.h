@@ -97,12 +97,12 @@ struct Solution {
 // One end of the bracket: the last point evaluated on that side of the root, and what was found there.
 template <class V>
 struct End {
-  V x, error = infinity<V>(), residual = infinity<V>(), log_ratio = quiet_nan<V>();
+  V x, error = infinity<V>(), log_odds = quiet_nan<V>(), log_ratio = quiet_nan<V>();
 
-  MIXFLOW_FN void update(Mask<V> here, V at, V its_error, V its_residual, V its_log_ratio) {
+  MIXFLOW_FN void update(Mask<V> here, V at, V its_error, V its_log_odds, V its_log_ratio) {
     x = select<V>(here, at, x);
     error = select<V>(here, its_error, error);
-    residual = select<V>(here, its_residual, residual);
+    log_odds = select<V>(here, its_log_odds, log_odds);
     log_ratio = select<V>(here, its_log_ratio, log_ratio);
   }
 };
@@ -120,12 +120,13 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
   for (int i = 0; i < kMaxEvaluations && any(active); ++i) {
     Evaluation<V> at = evaluate<Family, true>(x, parameters);
     Tails<V> tails = tails_of(at);
-    V residual = log_normal(tails.lower / tails.upper) - logit;
+    V log_odds = log_normal(tails.lower / tails.upper);
     V log_ratio = log_normal(tails.density_over_smaller);
     if (!at.all_linear) {
-      residual = select<V>(at.linear, residual, tails.logit - logit);
+      log_odds = select<V>(at.linear, log_odds, tails.logit);
       log_ratio = select<V>(at.linear, log_ratio, tails.log_density_over_smaller);
     }
+    V residual = log_odds - logit;
     // h' = f / (F S) = (f / m) / (1 - m)
     V slope = tails.density_over_smaller / (T(1) - tails.smaller);
     slope = select<V>(slope <= Limits<T>::max, slope, V{});  // a point mass has no slope to go by
@@ -135,8 +136,8 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
     V step = newton / (T(1) - max(min(newton * curvature * T(0.5), splat<V>(T(0.5))), splat<V>(T(-1))));
     // The error against what rounding allows: that of the residual, and half a spacing of x at most.
     V error = abs(residual) / (tolerance + slope * (abs(x) * (T(0.25) * Limits<T>::epsilon)));
-    lower.update(active & (residual < T(0)), x, error, residual, log_ratio);
-    upper.update(active & (residual >= T(0)), x, error, residual, log_ratio);
+    lower.update(active & (residual < T(0)), x, error, log_odds, log_ratio);
+    upper.update(active & (residual >= T(0)), x, error, log_odds, log_ratio);
     V middle = i < kLinearBisections ? lower.x * T(0.5) + upper.x * T(0.5) : ordinal_middle(lower.x, upper.x);
     V stepped = x - step;
     // A step too small to see still tells on which side the root is.
@@ -163,15 +164,16 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
     // A new start: what the residual was before says nothing about a Newton step from here.
     last_residual = select<V>(jumps, infinity<V>(), abs(residual));
   }
-  V magnitude = abs(logit), log_larger = -log1p_exp_neg(magnitude);
   // Where the bracket ran out of numbers before the error was small, F jumps between its two ends: the end inside the
   // jump, with its slope, has the smaller error, though the residual may be smaller at the other.
   Mask<V> from_lower = lower.error < upper.error;
-  V root = select<V>(from_lower, lower.x, upper.x), residual = select<V>(from_lower, lower.residual, upper.residual);
+  V root = select<V>(from_lower, lower.x, upper.x), log_odds = select<V>(from_lower, lower.log_odds, upper.log_odds);
   V log_ratio = select<V>(from_lower, lower.log_ratio, upper.log_ratio);
-  V ladj = -(log_ratio + base.log_mills(z, log_larger - magnitude, log_larger));
+  // The slope at x, not at the z asked for: where x can not resolve z they differ.
+  V magnitude = abs(log_odds), log_larger = -log1p_exp_neg(magnitude);
+  V ladj = -(log_ratio + base.log_mills(base.from_logit(log_odds), log_larger - magnitude, log_larger));
   root = select<V>(failed, quiet_nan<V>(), select<V>(is_finite(logit), root, logit));
-  return {{root, ladj}, evaluations, residual};
+  return {{root, ladj}, evaluations, log_odds - logit};
 }
 
 }  // namespace MIXFLOW_ARCH

@@ -281,10 +281,18 @@ MIXFLOW_FN Seeds<V> forward_seeds(const Tails<V>& tails, V z, V D, V g_value, V 
 }
 
 template <class V, class Base>
-MIXFLOW_FN Seeds<V> inverse_seeds(const Tails<V>& tails, V z, V D, V g_value, V g_ladj, Base base) {
+MIXFLOW_FN Seeds<V> inverse_seeds(const Evaluation<V>& at, const Tails<V>& tails, V z, V D, V g_value, V g_ladj,
+                                  Base base) {
   V along = fma(g_ladj, D, -g_value);
   V across = along / tails.density_over_smaller;
-  V g_z = g_ladj * base.score(z, tails.lower, tails.upper) - across / base.mills(z, tails.lower, tails.upper);
+  V through_x = along / (tails.density_over_smaller * base.mills(z, tails.lower, tails.upper));
+  if (!at.all_linear) {
+    V log_mills = base.log_mills(z, tails.log_smaller, tails.log_larger);
+    // In two factors: dx/dz may overflow where its product with a small gradient does not.
+    V root = exp((tails.log_density_over_smaller + log_mills) * Scalar<V>(-0.5));
+    through_x = select<V>(at.linear, through_x, along * root * root);
+  }
+  V g_z = g_ladj * base.score(z, tails.lower, tails.upper) - through_x;
   return {along, across, -g_ladj, g_z};
 }
 
@@ -296,8 +304,8 @@ MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Ba
   V z = base_value(at, tails, base);
   V inv_density = Scalar<V>(1) / at.sums.density;
   V D = at.sums.density_slope * inv_density / parameters.smallest_scale;
-  Seeds<V> seeds =
-      inverse ? inverse_seeds(tails, z, D, g_value, g_ladj, base) : forward_seeds(tails, z, D, g_value, g_ladj, base);
+  Seeds<V> seeds = inverse ? inverse_seeds(at, tails, z, D, g_value, g_ladj, base)
+                           : forward_seeds(tails, z, D, g_value, g_ladj, base);
   V inv_smaller = Scalar<V>(1) / select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
   V across = select<V>(tails.lower_is_smaller, seeds.across, -seeds.across);
   V inv_total = Scalar<V>(1) / parameters.total_weight();

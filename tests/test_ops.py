@@ -173,6 +173,35 @@ def test_a_bad_parameter_touches_only_the_elements_that_use_it(which, value, dev
             assert which == 0 or not math.isnan(value) or theirs[7, 1].isnan()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", mixflow.FAMILIES)
+def test_parameters_beyond_the_dtype(family, dtype):
+    """The table of edges in docs/how-exact.md."""
+
+    def both(logits, loc, log_scale, x):
+        tensors = [torch.tensor(t, dtype=dtype) for t in (x, logits, loc, log_scale)]
+        z, ladj = mixflow.cdf_transform(*tensors, family=family)
+        return z, ladj, inverse_diagnostics(*tensors, family=family)
+
+    # Half of the mass at infinity: the upper half of z is never reached.
+    z, ladj, (x, _, _) = both([0.0, 0.0], [0.0, math.inf], [0.0, 0.0], [1.0])
+    assert z < 0
+    assert ladj.isfinite()
+    assert x.item() == torch.finfo(dtype).max
+    # A point mass: right beside it, NaN at it.
+    z, ladj, (x, _, _) = both([0.0, 0.0], [0.0, 0.0], [0.0, -1000.0], [-1.0, 0.0, 1.0])
+    torch.testing.assert_close(z[0], -z[2])
+    assert z.isnan().tolist() == ladj.isnan().tolist() == [False, True, False]
+    for logits in ([-math.inf] * 2, [0.0, math.inf], [0.0, math.nan]):
+        z, ladj, (x, _, _) = both(logits, [0.0, 0.0], [0.0, 0.0], [1.0])
+        assert z.isnan().all()
+        assert ladj.isnan().all()
+        assert x.isnan().all()
+    for extreme in (-math.inf, -1000.0, 1000.0, math.inf, math.nan):
+        _, _, (_, evaluations, _) = both([0.0, 0.0], [0.0, 1.0], [0.0, extreme], [-3.0, 0.0, 0.1, 3.0])
+        assert evaluations.max() <= 100
+
+
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
 def test_a_component_of_weight_zero_changes_nothing(family, device):
     x, *parameters = arguments("shared", torch.float64, device)

@@ -66,6 +66,8 @@ def main() -> None:
     tables.write_table(out / "brightness.csv", ["brightness"], train)
     print(f"brightness: {len(train):,} rows to fit, {len(test):,} to test; {torch.get_num_threads()} threads\n")
 
+    mixflow.fit(flows.univariate(2), train[:1000], epochs=2, progress=False)  # torch's first steps are slow
+
     rows = []
     for family in mixflow.FAMILIES:
         best = None

@@ -16,7 +16,7 @@ namespace MIXFLOW_ARCH {
 
 // Bisection halves the bracket's length at first and, should that not be enough, the number of representable numbers in
 // it: a root 1e-35 from zero in a bracket of length 1e35 is found, too.
-constexpr int kLinearBisections = 30, kMaxEvaluations = 4 * (30 + 64);
+constexpr int kLinearBisections = 30, kMaxEvaluations = 4 * (kLinearBisections + 64);
 
 template <class V>
 struct Bracket {
@@ -56,8 +56,7 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
 //
 // NaN where there is no such component inside the bracket.
 template <class Family, class V, class Parameters>
-MIXFLOW_RARE V component_step(V x, V logit, const Bracket<V>& bracket, const Tails<V>& tails,
-                              const Parameters& parameters) {
+MIXFLOW_RARE V component_step(V x, V logit, V lower, V upper, const Tails<V>& tails, const Parameters& parameters) {
   using T = Scalar<V>;
   constexpr T far = 2, narrow = T(0.0625);
   V e = exp(-abs(logit)), larger = T(1) / (T(1) + e), smaller = e * larger;
@@ -66,7 +65,7 @@ MIXFLOW_RARE V component_step(V x, V logit, const Bracket<V>& bracket, const Tai
   Mask<V> root_left = excess > T(0);
   V exponent = -infinity<V>(), loc = quiet_nan<V>(), inv_scale = quiet_nan<V>(), weight{}, t{};
   V spike = quiet_nan<V>(), spike_log_weight = splat<V>(-Limits<T>::max);
-  V narrow_inv_scale = T(1) / ((bracket.upper - bracket.lower) * narrow);
+  V narrow_inv_scale = T(1) / ((upper - lower) * narrow);
   for (int k = 0; k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
     V a = (x - c.loc) * c.inv_scale, own = c.log_weight - Family::exponent(abs(a));
@@ -76,8 +75,8 @@ MIXFLOW_RARE V component_step(V x, V logit, const Bracket<V>& bracket, const Tai
     inv_scale = select<V>(nearer, c.inv_scale, inv_scale);
     weight = select<V>(nearer, c.weight, weight);
     t = select<V>(nearer, abs(a), t);
-    Mask<V> heavier = (c.loc > bracket.lower) & (c.loc < bracket.upper) & (c.inv_scale > narrow_inv_scale) &
-                      (c.log_weight > spike_log_weight);
+    Mask<V> heavier =
+        (c.loc > lower) & (c.loc < upper) & (c.inv_scale > narrow_inv_scale) & (c.log_weight > spike_log_weight);
     spike = select<V>(heavier, c.loc, spike);
     spike_log_weight = select<V>(heavier, c.log_weight, spike_log_weight);
   }
@@ -85,7 +84,7 @@ MIXFLOW_RARE V component_step(V x, V logit, const Bracket<V>& bracket, const Tai
   V tail = decay * Family::tail(t, decay) + abs(excess) * parameters.total_weight() / weight;
   V offset = Family::quantile(log((T(1) - tail) / tail)) / inv_scale;
   V leap = loc + select<V>(root_left, offset, -offset);
-  return select<V>((t > far) & (leap > bracket.lower) & (leap < bracket.upper), leap, spike);
+  return select<V>((t > far) & (leap > lower) & (leap < upper), leap, spike);
 }
 
 template <class V>
@@ -147,7 +146,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
     V next = select<V>(holds, stepped, middle);
     Mask<V> jumps = holds == 0, leapt = x != x, stuck = active & bisected & jumps;
     if (any(stuck)) {
-      V leap = component_step<Family>(x, logit, {lower.x, upper.x, x}, tails, parameters);
+      V leap = component_step<Family>(x, logit, lower.x, upper.x, tails, parameters);
       leapt = stuck & (leap == leap);
       next = select<V>(leapt, leap, next);
     }

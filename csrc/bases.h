@@ -49,7 +49,7 @@ struct StandardLogistic {
 
   template <class V>
   static MIXFLOW_FN V from_tails(V lower, V upper) {
-    return log_normal(lower / upper);
+    return log_normal(lower * bounded_reciprocal(upper));
   }
   template <class V>
   static MIXFLOW_FN V from_logit(V logit) {
@@ -62,7 +62,7 @@ struct StandardLogistic {
   // g = F S, so min(F, S) / g = 1 / max(F, S).
   template <class V>
   static MIXFLOW_FN V mills(V, V lower, V upper) {
-    return Scalar<V>(1) / max(lower, upper);
+    return bounded_reciprocal(max(lower, upper));
   }
   template <class V>
   static MIXFLOW_FN V log_mills(V, V, V log_larger) {

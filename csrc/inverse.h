@@ -31,7 +31,7 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
   Bracket<V> bracket{infinity<V>(), -infinity<V>(), V{}};
   for (int k = 0; k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
-    V offset = quantile / c.inv_scale, point = c.loc + offset;
+    V offset = quantile * reciprocal(c.inv_scale), point = c.loc + offset;
     V margin = (abs(c.loc) + abs(offset)) * widening + Limits<T>::min_normal;
     Mask<V> counts = c.log_weight > -Limits<T>::max;  // the weight itself may have underflowed
     bracket.lower = min(bracket.lower, select<V>(counts, point - margin, bracket.lower));
@@ -59,7 +59,7 @@ template <class Family, class V, class Parameters>
 MIXFLOW_RARE V component_step(V x, V logit, V lower, V upper, const Tails<V>& tails, const Parameters& parameters) {
   using T = Scalar<V>;
   constexpr T far = 2, narrow = T(0.0625);
-  V e = exp(-abs(logit)), larger = T(1) / (T(1) + e), smaller = e * larger;
+  V e = exp(-abs(logit)), larger = bounded_reciprocal(T(1) + e), smaller = e * larger;
   Mask<V> low = logit < T(0);
   V excess = tails.lower * select<V>(low, larger, smaller) - tails.upper * select<V>(low, smaller, larger);
   Mask<V> root_left = excess > T(0);
@@ -80,7 +80,7 @@ MIXFLOW_RARE V component_step(V x, V logit, V lower, V upper, const Tails<V>& ta
     spike = select<V>(heavier, c.loc, spike);
     spike_log_weight = select<V>(heavier, c.log_weight, spike_log_weight);
   }
-  V decay = Family::decay(t, V{});
+  V decay = exp_flushed(-Family::exponent(t));
   V tail = decay * Family::tail(t, decay) + abs(excess) * parameters.total_weight() / weight;
   V offset = Family::quantile(log((T(1) - tail) / tail)) / inv_scale;
   V leap = loc + select<V>(root_left, offset, -offset);
@@ -117,9 +117,9 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
   V tolerance = max(abs(logit), splat<V>(1)) * (4 * Limits<T>::epsilon);
   Mask<V> active = is_finite(logit), bisected = active & (x != x), failed = bisected;
   for (int i = 0; i < kMaxEvaluations && any(active); ++i) {
-    Evaluation<V> at = evaluate<Family, true>(x, parameters);
+    Evaluation<V> at = evaluate<Family, true, false>(x, parameters);
     Tails<V> tails = tails_of(at);
-    V log_odds = log_normal(tails.lower / tails.upper);
+    V log_odds = log_normal(tails.lower * bounded_reciprocal(tails.upper));
     V log_ratio = log_normal(tails.density_over_smaller);
     if (!at.all_linear) {
       log_odds = select<V>(at.linear, log_odds, tails.logit);
@@ -127,14 +127,15 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
     }
     V residual = log_odds - logit;
     // h' = f / (F S) = (f / m) / (1 - m)
-    V slope = tails.density_over_smaller / (T(1) - tails.smaller);
+    V slope = tails.density_over_smaller * bounded_reciprocal(T(1) - tails.smaller);
     slope = select<V>(slope <= Limits<T>::max, slope, V{});  // a point mass has no slope to go by
-    V D = at.sums.density_slope / at.sums.density / parameters.smallest_scale;
+    V D = at.sums.density_slope * reciprocal(at.sums.density) * parameters.largest_inv_scale;
     V curvature = D - slope * (tails.upper - tails.lower);
-    V newton = residual / slope;
-    V step = newton / (T(1) - max(min(newton * curvature * T(0.5), splat<V>(T(0.5))), splat<V>(T(-1))));
+    V newton = residual * reciprocal(slope);
+    V bend = max(min(newton * curvature * T(0.5), splat<V>(T(0.5))), splat<V>(T(-1)));
+    V step = newton * bounded_reciprocal(T(1) - bend);
     // The error against what rounding allows: that of the residual, and half a spacing of x at most.
-    V error = abs(residual) / (tolerance + slope * (abs(x) * (T(0.25) * Limits<T>::epsilon)));
+    V error = abs(residual) * reciprocal(tolerance + slope * (abs(x) * (T(0.25) * Limits<T>::epsilon)));
     lower.update(active & (residual < T(0)), x, error, log_odds, log_ratio);
     upper.update(active & (residual >= T(0)), x, error, log_odds, log_ratio);
     V middle = i < kLinearBisections ? lower.x * T(0.5) + upper.x * T(0.5) : ordinal_middle(lower.x, upper.x);

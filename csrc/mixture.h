@@ -20,26 +20,34 @@ namespace MIXFLOW_ARCH {
 #define MIXFLOW_RARE __attribute__((noinline))
 #endif
 
-template <class V>
-struct Component {
-  V loc, inv_scale, inv_scale_rest, weight, log_weight;  // inv_scale (1 + inv_scale_rest) is exp(-log_scale)
-};
+// Of a parameter set's log-softmax weight (up to a constant), location and log scale.
+template <class Family, class V>
+MIXFLOW_FN Component<V> make_component(V log_weight, V loc, V log_scale) {
+  using T = Scalar<V>;
+  constexpr T unit = T(Family::unit), unit_rest = T(Family::unit - unit + Family::unit_rest);
+  V inv_scale_rest, inv_scale = exp(-log_scale, V{}, &inv_scale_rest), weight = exp_flushed(log_weight);
+  V rate = inv_scale * unit;
+  V rate_rest = fma(inv_scale_rest, unit, fma(inv_scale, unit_rest, product_rest(inv_scale, splat<V>(unit), rate)));
+  V reach = Family::template reach<V>() * reciprocal_estimate(rate);
+  return {loc, weight, log_weight, rate, rate_rest, reach, weight * (inv_scale * T(Family::density_factor)), inv_scale};
+}
 
 // A parameter set answers component(k), k in [0, components), and knows the sum of the weights, the smallest scale, and
-// the density below which components flushed to zero could have mattered (see density_floor).
+// the density below which components flushed to zero could have mattered (see density_floor). It may keep the shares of
+// some components for a second pass.
 template <class T>
 struct LinearRange;
 template <>
 struct LinearRange<float> {
-  static constexpr float smallest = 0x1p-80f, largest = 0x1p40f;
+  static constexpr float smallest = 0x1p-64f, largest = 0x1p40f;
 };
 template <>
 struct LinearRange<double> {
   static constexpr double smallest = 0x1p-900, largest = 0x1p100;
 };
 
-// Decays below the smallest normal number count as zero, an absolute error of inv_scale * min_normal in the density.
-// Above this floor that is far less than one rounding.
+// Beyond its reach a component is taken to be as far as its reach, an absolute error of about inv_scale * min_normal in
+// the density. Above this floor that is far less than one rounding.
 template <class V>
 MIXFLOW_FN V density_floor(V largest_inv_scale) {
   return max(largest_inv_scale, splat<V>(1)) * LinearRange<Scalar<V>>::smallest;
@@ -61,29 +69,18 @@ struct Shifts {
 template <class V>
 struct Sums {
   V lower{}, upper{}, density{}, density_slope{};
-
-  template <bool with_slope>
-  MIXFLOW_FN void add(const Terms<V>& term, V relative_inv_scale) {
-    lower += term.lower;
-    upper += term.upper;
-    density += term.density;
-    if constexpr (with_slope) density_slope = fma(term.density * relative_inv_scale, term.score, density_slope);
-  }
 };
 
-// Adds up term(component) over all components, in blocks: rounding errors grow with the length of a block and the
-// number of blocks, not with their product.
-template <bool with_slope, class V, class Parameters, class Term>
-MIXFLOW_FN Sums<V> sum_terms(const Parameters& parameters, Term term) {
+// Adds up over all components what add(k, component, sums) adds for one, in blocks: rounding errors grow with the length
+// of a block and the number of blocks, not with their product.
+template <bool with_slope, class V, class Parameters, class Add>
+MIXFLOW_FN Sums<V> sum_components(const Parameters& parameters, Add add) {
   constexpr int block_length = 8;
   Sums<V> total;
   for (int begin = 0; begin < parameters.components; begin += block_length) {
     int rest = parameters.components - begin, end = begin + (rest < block_length ? rest : block_length);
     Sums<V> block;
-    for (int k = begin; k < end; ++k) {
-      Component<V> c = parameters.component(k);
-      block.template add<with_slope>(term(c), c.inv_scale * parameters.smallest_scale);
-    }
+    for (int k = begin; k < end; ++k) add(k, parameters.component(k), block);
     total.lower += block.lower;
     total.upper += block.upper;
     total.density += block.density;
@@ -92,47 +89,43 @@ MIXFLOW_FN Sums<V> sum_terms(const Parameters& parameters, Term term) {
   return total;
 }
 
-// a = (x - loc) / scale with what rounding took from it. On the flank of a narrow component the two large parts of
-// log f = -log scale - h(a) cancel, and an error of a would be left, multiplied by h'(a) a.
 template <class V>
-struct Standardised {
-  V a, t, t_rest;
-  Mask<V> negative;
+MIXFLOW_FN V within_reach(V x, const Component<V>& c) {
+  return max(min(x - c.loc, c.reach), -c.reach);
+}
 
-  MIXFLOW_FN Standardised(V x, const Component<V>& c) {
-    V distance = x - c.loc;
-    a = distance * c.inv_scale;
-    t = abs(a);
-    negative = a < Scalar<V>(0);
-    V rest = fma(a, c.inv_scale_rest, product_rest(distance, c.inv_scale, a));
-    // Far out the decay is zero whatever the rest, which may be large or, where a overflowed, NaN.
-    t_rest = select<V>(t < Scalar<V>(1024), select<V>(negative, -rest, rest), V{});
-  }
-};
-
-template <class Family, class V>
-MIXFLOW_FN Terms<V> linear_terms(V x, const Component<V>& c) {
-  Standardised<V> s(x, c);
-  V a = s.a, t = s.t, e = Family::decay(t, s.t_rest);
-  V decayed = c.weight * e;
-  V near = decayed * Family::tail(t, e), far = c.weight * Family::bulk(t, e);
-  return {select<V>(s.negative, near, far), select<V>(s.negative, far, near),
-          decayed * Family::density(t, e) * c.inv_scale, Family::score(a, t, e)};
+template <class Family, bool with_slope, bool keep, class V, class Parameters>
+MIXFLOW_FN Sums<V> linear_sums(V x, const Parameters& parameters) {
+  return sum_components<with_slope, V>(parameters, [&](int k, const Component<V>& c, Sums<V>& sums) {
+    V distance = within_reach(x, c);
+    Shares<V> shares = Family::shares(distance, c);
+    if constexpr (keep) parameters.keep(k, shares);
+    sums.lower = fma(c.weight, shares.lower, sums.lower);
+    sums.upper = fma(c.weight, shares.upper, sums.upper);
+    if constexpr (with_slope) {
+      V density = c.density_weight * shares.density;
+      V score = Family::score(distance * c.inv_scale, shares.lower, shares.upper);
+      sums.density += density;
+      sums.density_slope = fma(density * (c.inv_scale * parameters.smallest_scale), score, sums.density_slope);
+    } else {
+      sums.density = fma(c.density_weight, shares.density, sums.density);
+    }
+  });
 }
 
 template <class Family, class V>
 MIXFLOW_FN Terms<V> shifted_terms(V x, const Component<V>& c, const Shifts<V>& shift) {
-  V a = (x - c.loc) * c.inv_scale, t = abs(a), e = Family::decay(t, V{});
-  V h = Family::exponent(t), tail = Family::tail(t, e), bulk = Family::bulk(t, e);
+  V a = (x - c.loc) * c.inv_scale, t = abs(a), h = Family::exponent(t), e = exp_flushed(-h);
+  V tail = Family::tail(t, e), bulk = fma(-e, tail, splat<V>(1));
   Mask<V> negative = a < Scalar<V>(0);
   V decayed = c.log_weight - h;
   V lower = exp_flushed(select<V>(negative, decayed, c.log_weight) - shift.lower);
   V upper = exp_flushed(select<V>(negative, c.log_weight, decayed) - shift.upper);
   // A scale below the dtype's range makes a point mass: no density beside it, though its inverse scale is inf.
   V density = exp_flushed(decayed - shift.density) * Family::density(t, e);
-  density = select<V>(density == Scalar<V>(0), V{}, density * c.inv_scale);
-  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density,
-          Family::score(a, t, e)};
+  density = select<V>(density == Scalar<V>(0), V{}, density * (c.inv_scale * Scalar<V>(Family::density_factor)));
+  V score = Family::score(a, select<V>(negative, e * tail, bulk), select<V>(negative, bulk, e * tail));
+  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density, score};
 }
 
 // The largest exponent in each sum. In a far tail the shifts of f and of the smaller of F and S are the same number,
@@ -164,8 +157,15 @@ struct Evaluation {
 template <class Family, bool with_slope, class V, class Parameters>
 MIXFLOW_RARE void shifted_sums(V x, const Parameters& parameters, Evaluation<V>& at) {
   Shifts<V> shift = largest_exponents<Family>(x, parameters);
-  Sums<V> sums =
-      sum_terms<with_slope, V>(parameters, [&](const Component<V>& c) { return shifted_terms<Family>(x, c, shift); });
+  Sums<V> sums = sum_components<with_slope, V>(parameters, [&](int, const Component<V>& c, Sums<V>& block) {
+    Terms<V> term = shifted_terms<Family>(x, c, shift);
+    block.lower += term.lower;
+    block.upper += term.upper;
+    block.density += term.density;
+    if constexpr (with_slope)
+      block.density_slope =
+          fma(term.density * (c.inv_scale * parameters.smallest_scale), term.score, block.density_slope);
+  });
   at.shift = {select<V>(at.linear, V{}, shift.lower), select<V>(at.linear, V{}, shift.upper),
               select<V>(at.linear, V{}, shift.density)};
   at.sums.lower = select<V>(at.linear, at.sums.lower, sums.lower);
@@ -174,11 +174,11 @@ MIXFLOW_RARE void shifted_sums(V x, const Parameters& parameters, Evaluation<V>&
   at.sums.density_slope = select<V>(at.linear, at.sums.density_slope, sums.density_slope);
 }
 
-template <class Family, bool with_slope, class V, class Parameters>
+template <class Family, bool with_slope, bool keep, class V, class Parameters>
 MIXFLOW_FN Evaluation<V> evaluate(V x, const Parameters& parameters) {
   using Range = LinearRange<Scalar<V>>;
   Evaluation<V> at;
-  at.sums = sum_terms<with_slope, V>(parameters, [&](const Component<V>& c) { return linear_terms<Family>(x, c); });
+  at.sums = linear_sums<Family, with_slope, keep>(x, parameters);
   at.linear = (at.sums.lower >= Range::smallest) & (at.sums.upper >= Range::smallest) &
               (at.sums.density >= parameters.density_floor) & (at.sums.density <= Range::largest);
   at.all_linear = all(at.linear);
@@ -197,12 +197,13 @@ struct Tails {
 template <class V>
 MIXFLOW_FN Tails<V> linear_tails(const Sums<V>& sums) {
   Tails<V> tails;
-  V inv_total = Scalar<V>(1) / (sums.lower + sums.upper);
+  V inv_total = bounded_reciprocal(sums.lower + sums.upper);
   tails.lower = sums.lower * inv_total;
   tails.upper = sums.upper * inv_total;
   tails.lower_is_smaller = sums.lower < sums.upper;
   tails.smaller = select<V>(tails.lower_is_smaller, tails.lower, tails.upper);
-  tails.density_over_smaller = sums.density / select<V>(tails.lower_is_smaller, sums.lower, sums.upper);
+  V inv_smaller = bounded_reciprocal(select<V>(tails.lower_is_smaller, sums.lower, sums.upper));
+  tails.density_over_smaller = sums.density * inv_smaller;
   return tails;
 }
 
@@ -217,7 +218,7 @@ MIXFLOW_RARE void logarithmic_tails(const Evaluation<V>& at, Tails<V>& tails) {
   V shift = select<V>(tails.lower_is_smaller, at.shift.lower, at.shift.upper);
   V sum = select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
   tails.log_density_over_smaller = (at.shift.density - shift) + (log(at.sums.density) - log(sum));
-  V e = exp(-magnitude), larger = Scalar<V>(1) / (Scalar<V>(1) + e), smaller = e * larger;
+  V e = exp(-magnitude), larger = bounded_reciprocal(Scalar<V>(1) + e), smaller = e * larger;
   tails.smaller = select<V>(at.linear, tails.smaller, smaller);
   tails.lower = select<V>(at.linear, tails.lower, select<V>(tails.lower_is_smaller, smaller, larger));
   tails.upper = select<V>(at.linear, tails.upper, select<V>(tails.lower_is_smaller, larger, smaller));
@@ -246,7 +247,7 @@ MIXFLOW_FN V base_value(const Evaluation<V>& at, const Tails<V>& tails, Base bas
 // z = G^-1(F(x)) and log dz/dx.
 template <class Family, class V, class Parameters, class Base>
 MIXFLOW_FN Mapped<V> forward(V x, const Parameters& parameters, Base base) {
-  Evaluation<V> at = evaluate<Family, false>(x, parameters);
+  Evaluation<V> at = evaluate<Family, false, false>(x, parameters);
   Tails<V> tails = tails_of(at);
   V z = base_value(at, tails, base);
   V ladj = log_normal(tails.density_over_smaller * base.mills(z, tails.lower, tails.upper));
@@ -284,8 +285,8 @@ template <class V, class Base>
 MIXFLOW_FN Seeds<V> inverse_seeds(const Evaluation<V>& at, const Tails<V>& tails, V z, V D, V g_value, V g_ladj,
                                   Base base) {
   V along = fma(g_ladj, D, -g_value);
-  V across = along / tails.density_over_smaller;
-  V through_x = along / (tails.density_over_smaller * base.mills(z, tails.lower, tails.upper));
+  V across = along * reciprocal(tails.density_over_smaller);
+  V through_x = along * reciprocal(tails.density_over_smaller * base.mills(z, tails.lower, tails.upper));
   if (!at.all_linear) {
     V log_mills = base.log_mills(z, tails.log_smaller, tails.log_larger);
     // In two factors: dx/dz may overflow where its product with a small gradient does not.
@@ -296,38 +297,46 @@ MIXFLOW_FN Seeds<V> inverse_seeds(const Evaluation<V>& at, const Tails<V>& tails
   return {along, across, -g_ladj, g_z};
 }
 
+// Replaces what linear space does not hold. A component without density at x may be infinitely many scales away; its
+// share is zero all the same.
+template <class Family, class V>
+MIXFLOW_RARE void use_shifted_terms(V x, const Component<V>& c, const Evaluation<V>& at, Terms<V>& term, V& distance) {
+  Terms<V> shifted = shifted_terms<Family>(x, c, at.shift);
+  Mask<V> absent = shifted.density == Scalar<V>(0);
+  term.lower = select<V>(at.linear, term.lower, shifted.lower);
+  term.upper = select<V>(at.linear, term.upper, shifted.upper);
+  term.density = select<V>(at.linear, term.density, shifted.density);
+  term.score = select<V>(at.linear, term.score, select<V>(absent, V{}, shifted.score));
+  distance = select<V>(at.linear, distance, select<V>(absent, V{}, x - c.loc));
+}
+
 // Returns the gradient of the input (x forward, z inverse); sink(k, g_logit, g_loc, g_log_scale) receives the rest.
 template <class Family, bool inverse, class V, class Parameters, class Base, class Sink>
 MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Base base, Sink&& sink) {
-  Evaluation<V> at = evaluate<Family, true>(x, parameters);
+  Evaluation<V> at = evaluate<Family, true, true>(x, parameters);
   Tails<V> tails = tails_of(at);
   V z = base_value(at, tails, base);
-  V inv_density = Scalar<V>(1) / at.sums.density;
-  V D = at.sums.density_slope * inv_density / parameters.smallest_scale;
+  V inv_density = reciprocal(at.sums.density);
+  V D = at.sums.density_slope * inv_density * parameters.largest_inv_scale;
   Seeds<V> seeds = inverse ? inverse_seeds(at, tails, z, D, g_value, g_ladj, base)
                            : forward_seeds(tails, z, D, g_value, g_ladj, base);
-  V inv_smaller = Scalar<V>(1) / select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
   V across = select<V>(tails.lower_is_smaller, seeds.across, -seeds.across);
-  V inv_total = Scalar<V>(1) / parameters.total_weight();
+  V inv_smaller = reciprocal(select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper));
+  // The gradients above, with all that is common to the components taken out of the loop.
+  V by_tail = across * inv_smaller, by_weight = (across + seeds.g_ladj) * reciprocal(parameters.total_weight());
+  V by_density = seeds.g_ladj * inv_density, by_slope = seeds.along * inv_density;
 
   for (int k = 0; k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
-    Terms<V> term = linear_terms<Family>(x, c);
-    if (!at.all_linear) {
-      Terms<V> shifted = shifted_terms<Family>(x, c, at.shift);
-      term = {select<V>(at.linear, term.lower, shifted.lower), select<V>(at.linear, term.upper, shifted.upper),
-              select<V>(at.linear, term.density, shifted.density), term.score};
-    }
-    V r = term.density * inv_density;
-    V q = select<V>(tails.lower_is_smaller, term.lower, term.upper) * inv_smaller;
-    V omega = c.weight * inv_total;
-    V distance = x - c.loc, score_of_log_scale = fma(distance * c.inv_scale, term.score, splat<V>(1));
-    V g_loc = -fma(seeds.g_ladj * term.score, r * c.inv_scale, r * seeds.along);
-    V g_log_scale = -r * fma(seeds.along, distance, seeds.g_ladj * score_of_log_scale);
-    // A component without density at x may be infinitely many scales away; its share is zero all the same.
-    Mask<V> absent = r == Scalar<V>(0);
-    sink(k, fma(across, q - omega, seeds.g_ladj * (r - omega)), select<V>(absent, V{}, g_loc),
-         select<V>(absent, V{}, g_log_scale));
+    V distance = within_reach(x, c);
+    Shares<V> shares = parameters.has_kept(k) ? parameters.kept(k) : Family::shares(distance, c);
+    Terms<V> term{c.weight * shares.lower, c.weight * shares.upper, c.density_weight * shares.density,
+                  Family::score(distance * c.inv_scale, shares.lower, shares.upper)};
+    if (!at.all_linear) use_shifted_terms<Family>(x, c, at, term, distance);
+    V tail = select<V>(tails.lower_is_smaller, term.lower, term.upper);
+    V slope = fma(by_density, term.score * c.inv_scale, by_slope);
+    sink(k, fma(tail, by_tail, fma(term.density, by_density, -(c.weight * by_weight))), -(term.density * slope),
+         -(term.density * fma(distance, slope, by_density)));
   }
   return seeds.g_input;
 }

@@ -48,23 +48,18 @@ MIXFLOW_FN V exp_reduced_minus_one(V n, V hi, V lo) {
   return fma(r * r, exp_poly(r), r);
 }
 
-// exp(hi + lo) for hi <= 0 and |lo| small against 1; results below the smallest normal number may be flushed to 0.
-// `lo` carries the part of the exponent that does not fit into hi.
-template <class V>
-MIXFLOW_FN V exp_flushed(V hi, V lo) {
-  using C = Constants<Scalar<V>>;
-  hi = max(hi, splat<V>(C::exp_flush));
-  V shifted = fma(hi + lo, C::log2_e, C::round_magic);
-  return (exp_reduced_minus_one<V>(shifted - C::round_magic, hi, lo) + Scalar<V>(1)) * power_of_two(shifted);
-}
+// exp(x) for x <= 0; results below the smallest normal number may be flushed to 0.
 template <class V>
 MIXFLOW_FN V exp_flushed(V x) {
-  return exp_flushed(x, V{});
+  using C = Constants<Scalar<V>>;
+  x = max(x, splat<V>(C::exp_flush));
+  V shifted = fma(x, C::log2_e, C::round_magic);
+  return (exp_reduced_minus_one<V>(shifted - C::round_magic, x, V{}) + Scalar<V>(1)) * power_of_two(shifted);
 }
 
 // exp(x + lo), |lo| small against 1, for every x: subnormal results, overflow to inf, exp(-inf) = 0, NaN to NaN.
 // Scaling by 2^n in two steps reaches the subnormals with one rounding. `rest`, if asked for, is the part of the result
-// that rounding took, relative to it. At most 1 ULP.
+// that rounding took. At most 1 ULP.
 template <class V>
 MIXFLOW_FN V exp(V x, V lo, V* rest) {
   using C = Constants<Scalar<V>>;
@@ -73,12 +68,20 @@ MIXFLOW_FN V exp(V x, V lo, V* rest) {
   V half = fma(n, Scalar<V>(0.5), C::round_magic);
   V remaining = (n - (half - C::round_magic)) + C::round_magic;
   V minus_one = exp_reduced_minus_one(n, x, lo), result = minus_one + Scalar<V>(1);
-  if (rest != nullptr) *rest = (minus_one - (result - Scalar<V>(1))) / result;
-  return result * power_of_two(half) * power_of_two(remaining);
+  V scale = power_of_two(half), scale_again = power_of_two(remaining);
+  if (rest != nullptr) *rest = (minus_one - (result - Scalar<V>(1))) * scale * scale_again;
+  return result * scale * scale_again;
 }
 template <class V>
 MIXFLOW_FN V exp(V x) {
   return exp(x, V{}, static_cast<V*>(nullptr));
+}
+
+// 2^(n + r) for |r| <= 1/2 and a normal result; n was rounded by adding `round_magic`.
+template <class V>
+MIXFLOW_FN V exp2_split(V n_plus_magic, V r) {
+  V significand = fma(r, exp2_poly(r), splat<V>(1));
+  return from_bits<V>(to_bits(significand) + (to_bits(n_plus_magic) << Limits<Scalar<V>>::mantissa_bits));
 }
 
 // log(x) for positive normal finite x. x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f):
@@ -93,7 +96,7 @@ MIXFLOW_FN V log_normal(V x) {
   Bits<V> exponent = shifted >> L::mantissa_bits;
   V e = from_bits<V>(exponent + to_bits(C::round_magic)) - (C::round_magic + T(L::exponent_bias));
   V f = from_bits<V>((shifted & C::mantissa_mask) + C::sqrt_half_bits) - T(1);
-  V s = f / (f + T(2));
+  V s = f * bounded_reciprocal(f + T(2));
   V z = s * s;
   V half_square = f * f * T(0.5);
   V small = fma(s, fma(z, log_poly(z), half_square), e * C::ln2_lo);
@@ -118,7 +121,7 @@ MIXFLOW_FN V log(V x) {
 template <class V>
 MIXFLOW_FN V log1p(V x) {
   using T = Scalar<V>;
-  V u = x + T(1), result = log(u) + (x - (u - T(1))) / u;
+  V u = x + T(1), result = log(u) + (x - (u - T(1))) * reciprocal(u);
   return select<V>(x == infinity<V>(), x, result);
 }
 
@@ -128,19 +131,14 @@ MIXFLOW_FN V log1p_exp_neg(V t) {
   return log1p(exp(-t));
 }
 
-// exp(-(t + rest)^2/2) for t >= 0 and a rest below the rounding of t. The square is split into a part that is exact and
-// a small one, since rounding t^2 alone would cost t^2/2 ULP. Flushed to 0 below the smallest normal number if asked
-// for.
-template <bool flushed, class V>
-MIXFLOW_FN V exp_neg_half_square(V t, V rest) {
+// exp(-t^2/2) for t >= 0. The square is split into a part that is exact and a small one, since rounding t^2 alone would
+// cost t^2/2 ULP.
+template <class V>
+MIXFLOW_FN V exp_neg_half_square(V t) {
   using T = Scalar<V>;
   t = min(t, splat<V>(is_float<V> ? T(16) : T(40)));  // far past the smallest number, and no overflow below
-  V head = upper_half(t), hi = head * head * T(-0.5);
-  V lo = fma(-t, rest, (t - head) * (t + head) * T(-0.5));
-  if constexpr (flushed)
-    return exp_flushed(hi, lo);
-  else
-    return exp(hi, lo, static_cast<V*>(nullptr));
+  V head = upper_half(t);
+  return exp(head * head * T(-0.5), (t - head) * (t + head) * T(-0.5), static_cast<V*>(nullptr));
 }
 
 // log(Phi(-t)) for t >= 0, in full relative accuracy for every t.
@@ -186,7 +184,7 @@ MIXFLOW_FN V probit_from_logit(V logit) {
   // 1 - e cancels near 0; there it is taken from the series.
   V one_minus_e =
       select<V>(magnitude < T(0.34), fma(-magnitude * magnitude, exp_poly(-magnitude), magnitude), T(1) - e);
-  V z = probit(one_minus_e / (T(1) + e), select<V>(near, w, V{}));
+  V z = probit(one_minus_e * bounded_reciprocal(T(1) + e), select<V>(near, w, V{}));
   if (!all(near)) z = select<V>(near, z, probit_far(-(magnitude + log_1p_e)));
   return copysign(z, logit);
 }
@@ -196,7 +194,7 @@ MIXFLOW_FN V probit_from_logit(V logit) {
 template <class V>
 MIXFLOW_FN V logit_from_probit(V z) {
   V t = abs(z);
-  V tail = scaled_normal_tail(t) * exp_neg_half_square<false>(t, V{});
+  V tail = scaled_normal_tail(t) * exp_neg_half_square(t);
   return copysign(log1p(-tail) - log_normal_tail(t), z);
 }
 
@@ -209,12 +207,12 @@ MIXFLOW_FN V log_sigmoid(V x) {
 // Phi(x), at most 3 ULP, and log Phi(x), at most 4 ULP, for every x.
 template <class V>
 MIXFLOW_FN V normal_cdf(V x) {
-  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square<false>(t, V{});
+  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square(t);
   return select<V>(x < Scalar<V>(0), tail, Scalar<V>(1) - tail);
 }
 template <class V>
 MIXFLOW_FN V log_normal_cdf(V x) {
-  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square<false>(t, V{});
+  V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square(t);
   return select<V>(x < Scalar<V>(0), log_normal_tail(t), log1p(-tail));
 }
 

@@ -272,8 +272,11 @@ class Settings:
 
     dtype: type
     exp_degree: int
+    exp2_degree: int
     log_degree: int
     tail_degree: int
+    octave_tail_degrees: tuple[int, int]
+    octaves: int  # 2^-octaves is well above the smallest normal number
     saturation: int  # log2 of the t where P and S of scaled_normal_tail stop growing; 1/t^2 is negligible there
     center: Piece
     tails: list[Piece]
@@ -285,8 +288,11 @@ SETTINGS = [
     Settings(
         np.float32,
         exp_degree=4,
+        exp2_degree=5,
         log_degree=2,
         tail_degree=5,
+        octave_tail_degrees=(4, 4),
+        octaves=125,
         saturation=13,
         center=Piece(mpf(0), mpf("6.5"), mpf(2), (10, 0), mpf(0)),
         tails=[Piece(mp.sqrt("6.5"), mp.sqrt(103), mpf("2.5"), (5, 4), SQRT_2_FLOAT)],
@@ -295,8 +301,11 @@ SETTINGS = [
     Settings(
         np.float64,
         exp_degree=9,
+        exp2_degree=10,
         log_degree=6,
         tail_degree=10,
+        octave_tail_degrees=(9, 10),
+        octaves=1021,
         saturation=28,
         center=Piece(mpf(0), mpf(7), mpf(0), (9, 8), mpf("0.3125")),
         tails=[
@@ -308,6 +317,8 @@ SETTINGS = [
 ]
 
 EXP_LIMIT = mpf("0.3466") * mpf("1.01")  # ln(2)/2 and what a rounded reduction may exceed it by
+EXP2_LIMIT = mpf("0.505")
+OCTAVE_UNIT = mp.sqrt(mp.log(mp.e, 2) / 2)  # exp(-t^2/2) = 2^-u^2 with u = OCTAVE_UNIT t
 
 
 def fit_exp(degree: int) -> Fit:
@@ -315,6 +326,13 @@ def fit_exp(degree: int) -> Fit:
     r = chebyshev_points(-EXP_LIMIT, EXP_LIMIT, points_for(degree + 1))
     target = [(mp.expm1(x) - x) / x**2 for x in r]
     return Fit(r, target, [x**2 / mp.exp(x) for x in r], degree)
+
+
+def fit_exp2(degree: int) -> Fit:
+    """Fit P in 2^r = 1 + r P(r)."""
+    r = chebyshev_points(-EXP2_LIMIT, EXP2_LIMIT, points_for(degree + 1))
+    target = [mp.expm1(x * mp.log(2)) / x if x else mp.log(2) for x in r]
+    return Fit(r, target, [x / mpf(2) ** x for x in r], degree)
 
 
 def fit_log(degree: int) -> Fit:
@@ -347,6 +365,15 @@ def fit_scaled_normal_tail(degree: int) -> Fit:
     values = [scaled_normal_tail(x) for x in t]
     target = [1 / y - mp.sqrt(2 * mp.pi) * x for x, y in zip(t, values, strict=True)]
     return Fit(t, target, values, degree - 1, degree, [(x + k) ** degree for x in t])
+
+
+def fit_octave_normal_tail(degrees: tuple[int, int], octaves: int) -> Fit:
+    """Fit S/P as above in u = OCTAVE_UNIT t, 0 <= u <= sqrt(octaves)."""
+    k, high = 3, mp.sqrt(octaves) * mpf("1.001")
+    u = [k * x / (1 - x) for x in chebyshev_points(mpf(0), high / (high + k), points_for(sum(degrees) + 1))]
+    values = [scaled_normal_tail(x / OCTAVE_UNIT) for x in u]
+    target = [1 / y - mp.sqrt(2 * mp.pi) * x / OCTAVE_UNIT for x, y in zip(u, values, strict=True)]
+    return Fit(u, target, values, *degrees, [(x + k) ** degrees[1] for x in u])
 
 
 def probit_factor(w: mpf) -> mpf:
@@ -396,9 +423,12 @@ class Functions:
         self.settings = settings
         self.dtype = dtype = settings.dtype
         self.exp_poly = rounded(fit_exp(settings.exp_degree), dtype)
+        self.exp2_poly = rounded(fit_exp2(settings.exp2_degree), dtype)
         self.log_poly = rounded(fit_log(settings.log_degree), dtype)
         self.sqrt_2pi = dtype(float(mp.sqrt(2 * mp.pi)))
         self.normal_tail, self.normal_tail_error_but_slope = self.fit_normal_tail()
+        self.octave_slope = dtype(float(mp.sqrt(2 * mp.pi) / OCTAVE_UNIT))
+        self.octave_tail = rounded(fit_octave_normal_tail(settings.octave_tail_degrees, settings.octaves), dtype)
         self.center = rounded(fit_probit(settings.center, lambda w: w), dtype)
         self.tails = [rounded(fit_probit(piece, lambda s: s * s), dtype) for piece in settings.tails]
 
@@ -423,6 +453,15 @@ class Functions:
     def exp(self, r: Array) -> Array:
         """Evaluate the exponential of a reduced r."""
         return fma(r * r, horner(r, self.exp_poly.p), r) + self.dtype(1)
+
+    def exp2(self, r: Array) -> Array:
+        """Evaluate the power of two of a reduced r."""
+        return fma(r, horner(r, self.exp2_poly.p), self.dtype(1))
+
+    def octave_normal_tail(self, u: Array) -> Array:
+        """Evaluate T(u / OCTAVE_UNIT)."""
+        p = horner(u, self.octave_tail.q)
+        return p / fma(u * self.octave_slope, p, horner(u, self.octave_tail.p))
 
     def log(self, x: Array) -> Array:
         """Evaluate the logarithm of a reduced x."""
@@ -512,6 +551,8 @@ def measure(f: Functions, double: Functions) -> dict[str, tuple[float, float]]:
     dense = 1_000_001 if is_float else 4001
     reduced = float(EXP_LIMIT)
     r = np.linspace(-reduced, reduced, dense).astype(dtype)
+    r2 = np.linspace(-float(EXP2_LIMIT), float(EXP2_LIMIT), dense).astype(dtype)
+    u = np.linspace(0, settings.octaves**0.5, dense).astype(dtype)
     x = np.linspace(0.5**0.5, 2**0.5, dense).astype(dtype)
     x = x[x != 1]
     largest = 37.9 if is_float else 290
@@ -525,6 +566,8 @@ def measure(f: Functions, double: Functions) -> dict[str, tuple[float, float]]:
         is_center = wide_s**2 < float(double.settings.center.high)
         exact = {
             "exp_poly": np.exp(wide_r),
+            "exp2_poly": np.exp2(r2.astype(np.float64)),
+            "octave_normal_tail": double.octave_normal_tail(u.astype(np.float64)),
             "log_poly": np.log(wide_x),
             "scaled_normal_tail": double.scaled_normal_tail(wide_t),
             "probit_center": double.probit_center(wide_w),
@@ -533,6 +576,8 @@ def measure(f: Functions, double: Functions) -> dict[str, tuple[float, float]]:
     else:
         exact = {
             "exp_poly": [mp.exp(mpf(float(y))) for y in r],
+            "exp2_poly": [mpf(2) ** mpf(float(y)) for y in r2],
+            "octave_normal_tail": [scaled_normal_tail(mpf(float(y)) / OCTAVE_UNIT) for y in u],
             "log_poly": [mp.log(mpf(float(y))) for y in x],
             "scaled_normal_tail": [scaled_normal_tail(mpf(float(y))) for y in t],
             "probit_center": [probit_factor(mpf(float(y))) for y in w],
@@ -540,6 +585,8 @@ def measure(f: Functions, double: Functions) -> dict[str, tuple[float, float]]:
         }
     computed = {
         "exp_poly": (r, f.exp(r)),
+        "exp2_poly": (r2, f.exp2(r2)),
+        "octave_normal_tail": (u, f.octave_normal_tail(u)),
         "log_poly": (x, f.log(x)),
         "scaled_normal_tail": (t, f.scaled_normal_tail(t)),
         "probit_center": (w, f.probit_center(w)),
@@ -560,6 +607,8 @@ def print_table(functions: list[Functions]) -> None:
         ulps = measure(f, functions[-1])
         pieces = {
             "exp_poly": [f.exp_poly],
+            "exp2_poly": [f.exp2_poly],
+            "octave_normal_tail": [f.octave_tail],
             "log_poly": [f.log_poly],
             "scaled_normal_tail": [f.normal_tail],
             "probit_center": [f.center],
@@ -608,7 +657,7 @@ def piece_code(piece: Piece, c: Rational, variable: str, result: str, indent: in
     if not c.q:
         return "\n".join([*lines, call(result.replace("%", ""), x, c.p, indent)])
     lines += [call(f"{declare}p = ", x, c.p, indent), call(f"{declare}q = ", x, c.q, indent)]
-    return "\n".join([*lines, f"{pad}{result.replace('%', 'p / q')};"])
+    return "\n".join([*lines, f"{pad}{result.replace('%', 'p * bounded_reciprocal(q)')};"])
 
 
 def return_code(piece: Piece, c: Rational, variable: str) -> str:
@@ -630,7 +679,18 @@ def normal_tail_code(f: Functions) -> str:
             f"    V u = min(t, splat<V>({limit}));",
             call("V p = ", "u", f.normal_tail.q),
             call("V s = ", "u", f.normal_tail.p),
-            f"    return p / fma(t * {literal(f.sqrt_2pi)}, p, s);",
+            f"    return p * reciprocal(fma(t * {literal(f.sqrt_2pi)}, p, s));",
+        ]
+    )
+
+
+def octave_normal_tail_code(f: Functions) -> str:
+    """Write the body of octave_normal_tail."""
+    return "\n".join(
+        [
+            call("V p = ", "u", f.octave_tail.q),
+            call("V s = ", "u", f.octave_tail.p),
+            f"    return p * bounded_reciprocal(fma(u * {literal(f.octave_slope)}, p, s));",
         ]
     )
 
@@ -663,6 +723,9 @@ def header(single: Functions, double: Functions) -> str:
     """Write the whole header."""
     both = (single, double)
     exp_errors = [log2(f.exp_poly.error) for f in both]
+    exp2_errors = [log2(f.exp2_poly.error) for f in both]
+    octave_tail_errors = [log2(f.octave_tail.error) for f in both]
+    octaves = [f.settings.octaves for f in both]
     log_errors = [log2(f.log_poly.error) for f in both]
     tail_errors = [log2(f.normal_tail.error) for f in both]
     but_slope = log2(double.normal_tail_error_but_slope)
@@ -689,6 +752,13 @@ MIXFLOW_FN V exp_poly(V r) {{
 {branches(*(call("return ", "r", f.exp_poly.p) for f in both))}
 }}
 
+// 2^r = 1 + r P(r), |r| <= {mp.nstr(EXP2_LIMIT, 3)}.
+// Error of 2^r: 2^{exp2_errors[0]} (float), 2^{exp2_errors[1]} (double).
+template <class V>
+MIXFLOW_FN V exp2_poly(V r) {{
+{branches(*(call("return ", "r", f.exp2_poly.p) for f in both))}
+}}
+
 // log(1 + f) = f - (f^2/2 - s (f^2/2 + z P(z))), s = f / (2 + f), z = s^2, for 1 + f between sqrt(1/2) and
 // sqrt(2) and 0.1 % further. Error of log(1 + f): 2^{log_errors[0]} (float), 2^{log_errors[1]} (double).
 template <class V>
@@ -704,6 +774,16 @@ MIXFLOW_FN V log_poly(V z) {{
 template <class V>
 MIXFLOW_FN V scaled_normal_tail(V t) {{
 {branches(*(normal_tail_code(f) for f in both))}
+}}
+
+// T(u / c), c = sqrt(log2(e) / 2), in the unit in which exp(-t^2/2) = 2^-u^2, for 0 <= u^2 <= octave_limit, where
+// 2^-octave_limit is well above the smallest normal number: P / (sqrt(2 pi) u/c P + S).
+// Error: 2^{octave_tail_errors[0]} (float), 2^{octave_tail_errors[1]} (double).
+template <class V>
+constexpr Scalar<V> octave_limit = is_float<V> ? Scalar<V>({octaves[0]}) : Scalar<V>({octaves[1]});
+template <class V>
+MIXFLOW_FN V octave_normal_tail(V u) {{
+{branches(*(octave_normal_tail_code(f) for f in both))}
 }}
 
 // probit(p) = x A(w) with x = 2 p - 1 and w = -log(4 p (1 - p)) = -log(1 - x^2), the variables of Giles,

@@ -21,30 +21,51 @@ struct Scratch {
   Scratch& operator=(const Scratch&) = delete;
 };
 
-enum Field { kFieldLoc, kFieldInvScale, kFieldInvScaleRest, kFieldWeight, kFieldLogWeight, kFields };
+// Shares that the first pass over the components of a backward op keeps for the second: so many that they stay in the
+// L1 cache; those of further components are computed again.
+constexpr int kKept = 64;
 
-// One prepared parameter set per lane: `width` values per field and component.
+// One prepared parameter set per lane, or one for all lanes.
 template <class V, bool shared>
 struct Prepared {
   using T = Scalar<V>;
-  static constexpr int width = shared ? 1 : Number<V>::lanes;
+  template <class U, bool one>
+  struct Choose {
+    using type = U;
+  };
+  template <class U>
+  struct Choose<U, true> {
+    using type = Scalar<U>;
+  };
+  using Stored = Component<typename Choose<V, shared>::type>;
 
-  const T* data;
+  Stored* stored;
+  Shares<V>* shares;
   int components;
-  V total, smallest_scale, density_floor;
+  V total, largest_inv_scale, smallest_scale, density_floor;
 
-  static MIXFLOW_FN V read(const T* p) {
-    if constexpr (shared)
-      return splat<V>(*p);
-    else
-      return load<V>(p);
-  }
   MIXFLOW_FN Component<V> component(int k) const {
-    const T* p = data + static_cast<int64_t>(k) * kFields * width;
-    return {read(p + kFieldLoc * width), read(p + kFieldInvScale * width), read(p + kFieldInvScaleRest * width),
-            read(p + kFieldWeight * width), read(p + kFieldLogWeight * width)};
+    const Stored& c = stored[k];
+    if constexpr (shared)
+      return {splat<V>(c.loc),       splat<V>(c.weight), splat<V>(c.log_weight),     splat<V>(c.rate),
+              splat<V>(c.rate_rest), splat<V>(c.reach),  splat<V>(c.density_weight), splat<V>(c.inv_scale)};
+    else
+      return c;
+  }
+  MIXFLOW_FN void set_component(int k, const Component<V>& c) {
+    if constexpr (shared)
+      stored[k] = {c.loc[0],       c.weight[0], c.log_weight[0],     c.rate[0],
+                   c.rate_rest[0], c.reach[0],  c.density_weight[0], c.inv_scale[0]};
+    else
+      stored[k] = c;
   }
   MIXFLOW_FN V total_weight() const { return total; }
+
+  MIXFLOW_FN bool has_kept(int k) const { return k < kKept; }
+  MIXFLOW_FN Shares<V> kept(int k) const { return shares[k]; }
+  MIXFLOW_FN void keep(int k, const Shares<V>& x) const {
+    if (k < kKept) shares[k] = x;
+  }
 };
 
 template <class V>
@@ -89,38 +110,72 @@ MIXFLOW_FN int lanes_used(int64_t begin, int64_t end, int lanes) {
   return end - begin < lanes ? static_cast<int>(end - begin) : lanes;
 }
 
-// Softmax numerators and reciprocal scales of the parameter sets at `lanes` of the outer space (one set, in every lane,
-// when `shared`).
-template <class V, bool shared>
-MIXFLOW_FN Prepared<V, shared> prepare(const Problem& problem, const Lanes<V>& lanes, Scalar<V>* data) {
+// One row of parameters per lane, transposed: column k holds parameter k of every lane.
+template <class V>
+MIXFLOW_FN void gather_columns(const Problem& problem, const Lanes<V>& lanes, const void* data, Operand operand,
+                               V* columns) {
   using T = Scalar<V>;
-  constexpr int width = Prepared<V, shared>::width;
-  auto parameter = [&](const void* p, Operand operand, int k) {
-    const T* first = static_cast<const T*>(p) + k * problem.component_stride[operand - kLogits];
-    return lanes.gather(first, operand);
-  };
-  V largest = -infinity<V>();
-  for (int k = 0; k < problem.components; ++k) largest = max(largest, parameter(problem.logits, kLogits, k));
-  V total{}, largest_inv_scale{};
-  auto keep = [&](T* p, V x) {
-    if constexpr (shared)
-      *p = x[0];
-    else
-      store(p, x);
-  };
-  for (int k = 0; k < problem.components; ++k) {
-    T* p = data + static_cast<int64_t>(k) * kFields * width;
-    V log_weight = parameter(problem.logits, kLogits, k) - largest, weight = exp(log_weight);
-    V inv_scale_rest, inv_scale = exp(-parameter(problem.log_scale, kLogScale, k), V{}, &inv_scale_rest);
-    keep(p + kFieldLoc * width, parameter(problem.loc, kLoc, k));
-    keep(p + kFieldInvScale * width, inv_scale);
-    keep(p + kFieldInvScaleRest * width, inv_scale_rest);
-    keep(p + kFieldWeight * width, weight);
-    keep(p + kFieldLogWeight * width, log_weight);
-    total += weight;
-    largest_inv_scale = max(largest_inv_scale, inv_scale);
+  const T* first = static_cast<const T*>(data);
+  int64_t stride = problem.component_stride[operand - kLogits];
+  int k = 0;
+  if (stride == 1 && lanes.axes.count == 1 && lanes.used == Number<V>::lanes) {
+    const T* rows = first + lanes.axes.offset(lanes.begin, operand);
+    int64_t row_stride = lanes.axes.axis[0].stride[operand];
+    for (; k + kBlock<V> <= problem.components; k += kBlock<V>) load_columns(rows + k, row_stride, columns + k);
   }
-  return {data, problem.components, total, Scalar<V>(1) / largest_inv_scale, density_floor(largest_inv_scale)};
+  for (; k < problem.components; ++k) columns[k] = lanes.gather(first + k * stride, operand);
+}
+// The reverse, for rows of consecutive numbers.
+template <class V>
+MIXFLOW_FN void scatter_columns(const Lanes<V>& lanes, int components, const V* columns, Scalar<V>* data) {
+  int k = 0;
+  if (lanes.axes.count == 1 && lanes.used == Number<V>::lanes) {
+    Scalar<V>* rows = data + lanes.axes.offset(lanes.begin, kGradParameters);
+    int64_t row_stride = lanes.axes.axis[0].stride[kGradParameters];
+    for (; k + kBlock<V> <= components; k += kBlock<V>) store_columns(rows + k, row_stride, columns + k);
+  }
+  for (; k < components; ++k) lanes.scatter(data + k, kGradParameters, columns[k]);
+}
+
+// Memory of one piece: the parameter sets at hand, their columns as they were loaded, later the sums of their
+// gradients, and what a backward op keeps.
+template <class V, bool shared>
+struct Workspace {
+  Scratch<V> columns;
+  Scratch<typename Prepared<V, shared>::Stored> stored;
+  Scratch<Shares<V>> shares;
+  int components;
+
+  Workspace(int components, bool keeps)
+      : columns(3 * int64_t(components)),
+        stored(components),
+        shares(keeps ? (components < kKept ? components : kKept) : 0),
+        components(components) {}
+  V* column(int j) { return columns.data + j * int64_t(components); }
+};
+
+// The parameter sets at `lanes` of the outer space (one set, in every lane, when `shared`).
+template <class Family, class V, bool shared>
+MIXFLOW_FN Prepared<V, shared> prepare(const Problem& problem, const Lanes<V>& lanes, Workspace<V, shared>& space) {
+  V *logits = space.column(0), *loc = space.column(1), *log_scale = space.column(2);
+  gather_columns(problem, lanes, problem.logits, kLogits, logits);
+  gather_columns(problem, lanes, problem.loc, kLoc, loc);
+  gather_columns(problem, lanes, problem.log_scale, kLogScale, log_scale);
+  V largest = -infinity<V>();
+  for (int k = 0; k < problem.components; ++k) largest = max(largest, logits[k]);
+  Prepared<V, shared> prepared{space.stored.data, space.shares.data, problem.components, {}, {}, {}, {}};
+  V total{}, largest_inv_scale{};
+  for (int k = 0; k < problem.components; ++k) {
+    Component<V> c = make_component<Family>(logits[k] - largest, loc[k], log_scale[k]);
+    prepared.set_component(k, c);
+    total += c.weight;
+    largest_inv_scale = max(largest_inv_scale, c.inv_scale);
+  }
+  prepared.total = total;
+  prepared.largest_inv_scale = largest_inv_scale;
+  prepared.smallest_scale = reciprocal(largest_inv_scale);
+  prepared.density_floor = density_floor(largest_inv_scale);
+  return prepared;
 }
 
 // One pack of elements through one op. Gradients of the parameters go to sink(k, g_logit, g_loc, g_log_scale).
@@ -160,46 +215,40 @@ MIXFLOW_FN void first_offsets(const Axes& axes, int64_t index, int64_t (&first)[
 // Lanes over elements that share a parameter set.
 template <class Family, Op op, class V>
 void run_shared(const Problem& problem, const Piece& piece) {
-  using T = Scalar<V>;
   constexpr int lanes = Number<V>::lanes, packs_per_flush = 64;
-  Scratch<T> scratch(static_cast<int64_t>(problem.components) * (kFields + 3 * lanes));
-  T* sums = scratch.data;
-  T* prepared = scratch.data + static_cast<int64_t>(problem.components) * 3 * lanes;
+  Workspace<V, true> space(problem.components, is_backward(op));
+  V* sums = space.columns.data;
   for (int64_t outer = piece.outer_begin; outer < piece.outer_end; ++outer) {
     int64_t first[kOperands];
     first_offsets(problem.outer, outer, first);
-    auto parameters = prepare<V, true>(problem, Lanes<V>{problem.outer, outer, 1}, prepared);
-    int used = lanes;
-    auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
-      T* p = sums + static_cast<int64_t>(k) * 3 * lanes;
-      V gradients[3] = {g_logit, g_loc, g_log_scale};
-      for (int j = 0; j < 3; ++j) {
-        T values[lanes];
-        if (used < lanes) {
-          store(values, gradients[j]);
-          for (int i = used; i < lanes; ++i) values[i] = 0;
-          gradients[j] = load<V>(values);
-        }
-        store(p + j * lanes, load<V>(p + j * lanes) + gradients[j]);
+    auto parameters = prepare<Family>(problem, Lanes<V>{problem.outer, outer, 1}, space);
+    auto add = [&](int used, int k, V g_logit, V g_loc, V g_log_scale) {
+      if (used < lanes) {
+        g_logit = first_lanes(g_logit, used);
+        g_loc = first_lanes(g_loc, used);
+        g_log_scale = first_lanes(g_log_scale, used);
       }
+      sums[3 * k] += g_logit;
+      sums[3 * k + 1] += g_loc;
+      sums[3 * k + 2] += g_log_scale;
     };
     // Sums run in the number type over a few packs and in double over the rest: the error does not grow with N.
     auto flush = [&] {
-      if constexpr (is_backward(op))
-        for (int i = 0; i < 3 * problem.components; ++i)
-          for (int lane = 0; lane < lanes; ++lane) {
-            piece.partial[i] += static_cast<double>(sums[i * lanes + lane]);
-            sums[i * lanes + lane] = 0;
-          }
+      for (int i = 0; i < 3 * problem.components; ++i) {
+        piece.partial[i] += static_cast<double>(sum_lanes(sums[i]));
+        sums[i] = V{};
+      }
     };
-    for (int i = 0; i < 3 * problem.components * lanes; ++i) sums[i] = 0;
+    for (int i = 0; i < 3 * problem.components; ++i) sums[i] = V{};
     int packs = 0;
     for (int64_t i = piece.inner_begin; i < piece.inner_end; i += lanes) {
-      used = lanes_used(i, piece.inner_end, lanes);
-      map_pack<Family, op>(problem, parameters, Lanes<V>{problem.inner, i, used}, first, add);
-      if (++packs % packs_per_flush == 0) flush();
+      Lanes<V> elements{problem.inner, i, lanes_used(i, piece.inner_end, lanes)};
+      map_pack<Family, op>(problem, parameters, elements, first, [&](auto... gradients) {
+        add(elements.used, gradients...);
+      });
+      if (is_backward(op) && ++packs % packs_per_flush == 0) flush();
     }
-    flush();
+    if (is_backward(op)) flush();
   }
 }
 
@@ -208,33 +257,28 @@ template <class Family, Op op, class V>
 void run_per_element(const Problem& problem, const Piece& piece) {
   using T = Scalar<V>;
   constexpr int lanes = Number<V>::lanes;
-  Scratch<T> scratch(static_cast<int64_t>(problem.components) * (kFields + 3) * lanes);
-  T* sums = scratch.data;
-  T* prepared = scratch.data + static_cast<int64_t>(problem.components) * 3 * lanes;
-  T* targets[3] = {static_cast<T*>(problem.grad_logits), static_cast<T*>(problem.grad_loc),
-                   static_cast<T*>(problem.grad_log_scale)};
+  Workspace<V, false> space(problem.components, is_backward(op));
+  V *g_logits = space.column(0), *g_locs = space.column(1), *g_log_scales = space.column(2);
   for (int64_t outer = piece.outer_begin; outer < piece.outer_end; outer += lanes) {
     Lanes<V> sets{problem.outer, outer, lanes_used(outer, piece.outer_end, lanes)};
-    auto parameters = prepare<V, false>(problem, sets, prepared);
+    auto parameters = prepare<Family>(problem, sets, space);
     if constexpr (is_backward(op))
-      for (int i = 0; i < 3 * problem.components * lanes; ++i) sums[i] = 0;
+      for (int i = 0; i < 3 * problem.components; ++i) space.columns.data[i] = V{};
     auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
-      T* p = sums + static_cast<int64_t>(k) * 3 * lanes;
-      V gradients[3] = {g_logit, g_loc, g_log_scale};
-      for (int j = 0; j < 3; ++j) store(p + j * lanes, load<V>(p + j * lanes) + gradients[j]);
+      g_logits[k] += g_logit;
+      g_locs[k] += g_loc;
+      g_log_scales[k] += g_log_scale;
     };
     for (int64_t inner = piece.inner_begin; inner < piece.inner_end; ++inner) {
       int64_t first[kOperands];
       first_offsets(problem.inner, inner, first);
       map_pack<Family, op>(problem, parameters, sets, first, add);
     }
-    if constexpr (is_backward(op))
-      for (int j = 0; j < 3; ++j)
-        for (int lane = 0; lane < sets.used; ++lane) {
-          T* target = targets[j] + problem.outer.offset(outer + lane, kGradParameters);
-          for (int k = 0; k < problem.components; ++k)
-            target[k] = sums[(static_cast<int64_t>(k) * 3 + j) * lanes + lane];
-        }
+    if constexpr (is_backward(op)) {
+      scatter_columns(sets, problem.components, g_logits, static_cast<T*>(problem.grad_logits));
+      scatter_columns(sets, problem.components, g_locs, static_cast<T*>(problem.grad_loc));
+      scatter_columns(sets, problem.components, g_log_scales, static_cast<T*>(problem.grad_log_scale));
+    }
   }
 }
 

@@ -124,30 +124,6 @@ struct RuntimeBase {
 #undef MIXFLOW_CASE
     __builtin_unreachable();
   }
-  template <class V>
-  MIXFLOW_FN V from_tails(V lower, V upper) const {
-    return dispatch<V>([&](auto base) { return base.from_tails(lower, upper); });
-  }
-  template <class V>
-  MIXFLOW_FN V from_logit(V logit) const {
-    return dispatch<V>([&](auto base) { return base.from_logit(logit); });
-  }
-  template <class V>
-  MIXFLOW_FN V to_logit(V z) const {
-    return dispatch<V>([&](auto base) { return base.to_logit(z); });
-  }
-  template <class V>
-  MIXFLOW_FN V mills(V z, V lower, V upper) const {
-    return dispatch<V>([&](auto base) { return base.mills(z, lower, upper); });
-  }
-  template <class V>
-  MIXFLOW_FN V log_mills(V z, V log_smaller, V log_larger) const {
-    return dispatch<V>([&](auto base) { return base.log_mills(z, log_smaller, log_larger); });
-  }
-  template <class V>
-  MIXFLOW_FN V score(V z, V lower, V upper) const {
-    return dispatch<V>([&](auto base) { return base.score(z, lower, upper); });
-  }
 };
 
 }  // namespace MIXFLOW_ARCH

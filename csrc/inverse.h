@@ -56,7 +56,7 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
 //
 // NaN where there is no such component inside the bracket.
 template <class Family, class V, class Parameters>
-MIXFLOW_RARE V component_step(V x, V logit, V lower, V upper, const Tails<V>& tails, const Parameters& parameters) {
+MIXFLOW_RARE V component_step(V x, V logit, V lower, V upper, Tails<V> tails, const Parameters& parameters) {
   using T = Scalar<V>;
   constexpr T far = 2, narrow = T(0.0625);
   V e = exp(-abs(logit)), larger = bounded_reciprocal(T(1) + e), smaller = e * larger;
@@ -107,10 +107,10 @@ struct End {
 };
 
 // x and log dx/dz.
-template <class Family, class V, class Parameters, class Base>
-MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
+template <class Family, class V, class Parameters>
+MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase base) {
   using T = Scalar<V>;
-  V logit = base.to_logit(z);
+  V logit = base.dispatch<V>([&](auto base) { return base.to_logit(z); });
   Bracket<V> bracket = component_quantiles<Family>(logit, parameters);
   V x = bracket.start, evaluations{}, last_residual = infinity<V>();
   End<V> lower{bracket.lower}, upper{bracket.upper};
@@ -171,7 +171,9 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, Base base) {
   V log_ratio = select<V>(from_lower, lower.log_ratio, upper.log_ratio);
   // The slope at x, not at the z asked for: where x can not resolve z they differ.
   V magnitude = abs(log_odds), log_larger = -log1p_exp_neg(magnitude);
-  V ladj = -(log_ratio + base.log_mills(base.from_logit(log_odds), log_larger - magnitude, log_larger));
+  V log_mills = base.dispatch<V>(
+      [&](auto base) { return base.log_mills(base.from_logit(log_odds), log_larger - magnitude, log_larger); });
+  V ladj = -(log_ratio + log_mills);
   root = select<V>(failed, quiet_nan<V>(), select<V>(is_finite(logit), root, logit));
   return {{root, ladj}, evaluations, log_odds - logit};
 }

@@ -14,6 +14,7 @@
 namespace mixflow {
 namespace MIXFLOW_ARCH {
 
+// For paths that few packs take. Arguments are passed by value: a reference would keep the caller's copy in memory.
 #if defined(__CUDACC__)
 #define MIXFLOW_RARE __host__ __device__ __noinline__
 #else
@@ -25,7 +26,7 @@ template <class Family, class V>
 MIXFLOW_FN Component<V> make_component(V log_weight, V loc, V log_scale) {
   using T = Scalar<V>;
   constexpr T unit = T(Family::unit), unit_rest = T(Family::unit - unit + Family::unit_rest);
-  V inv_scale_rest, inv_scale = exp(-log_scale, V{}, &inv_scale_rest), weight = exp_flushed(log_weight);
+  V inv_scale_rest, inv_scale = exp(-log_scale, static_cast<const V*>(nullptr), &inv_scale_rest), weight = exp_flushed(log_weight);
   V rate = inv_scale * unit;
   V rate_rest = fma(inv_scale_rest, unit, fma(inv_scale, unit_rest, product_rest(inv_scale, splat<V>(unit), rate)));
   V reach = Family::template reach<V>() * reciprocal_estimate(rate);
@@ -53,10 +54,10 @@ MIXFLOW_FN V density_floor(V largest_inv_scale) {
   return max(largest_inv_scale, splat<V>(1)) * LinearRange<Scalar<V>>::smallest;
 }
 
-// What one component adds to F, S and f, and its score d log c / da.
+// What one component adds to F, S and f, its score d log c / da and how far away it is.
 template <class V>
 struct Terms {
-  V lower, upper, density, score;
+  V lower, upper, density, score, distance;
 };
 
 template <class V>
@@ -125,7 +126,8 @@ MIXFLOW_FN Terms<V> shifted_terms(V x, const Component<V>& c, const Shifts<V>& s
   V density = exp_flushed(decayed - shift.density) * Family::density(t, e);
   density = select<V>(density == Scalar<V>(0), V{}, density * (c.inv_scale * Scalar<V>(Family::density_factor)));
   V score = Family::score(a, select<V>(negative, e * tail, bulk), select<V>(negative, bulk, e * tail));
-  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density, score};
+  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density, score,
+          x - c.loc};
 }
 
 // The largest exponent in each sum. In a far tail the shifts of f and of the smaller of F and S are the same number,
@@ -155,7 +157,7 @@ struct Evaluation {
 };
 
 template <class Family, bool with_slope, class V, class Parameters>
-MIXFLOW_RARE void shifted_sums(V x, const Parameters& parameters, Evaluation<V>& at) {
+MIXFLOW_RARE Evaluation<V> with_shifted_sums(V x, const Parameters& parameters, Evaluation<V> at) {
   Shifts<V> shift = largest_exponents<Family>(x, parameters);
   Sums<V> sums = sum_components<with_slope, V>(parameters, [&](int, const Component<V>& c, Sums<V>& block) {
     Terms<V> term = shifted_terms<Family>(x, c, shift);
@@ -172,6 +174,7 @@ MIXFLOW_RARE void shifted_sums(V x, const Parameters& parameters, Evaluation<V>&
   at.sums.upper = select<V>(at.linear, at.sums.upper, sums.upper);
   at.sums.density = select<V>(at.linear, at.sums.density, sums.density);
   at.sums.density_slope = select<V>(at.linear, at.sums.density_slope, sums.density_slope);
+  return at;
 }
 
 template <class Family, bool with_slope, bool keep, class V, class Parameters>
@@ -182,7 +185,7 @@ MIXFLOW_FN Evaluation<V> evaluate(V x, const Parameters& parameters) {
   at.linear = (at.sums.lower >= Range::smallest) & (at.sums.upper >= Range::smallest) &
               (at.sums.density >= parameters.density_floor) & (at.sums.density <= Range::largest);
   at.all_linear = all(at.linear);
-  if (!at.all_linear) shifted_sums<Family, with_slope>(x, parameters, at);
+  if (!at.all_linear) at = with_shifted_sums<Family, with_slope>(x, parameters, at);
   return at;
 }
 
@@ -208,13 +211,13 @@ MIXFLOW_FN Tails<V> linear_tails(const Sums<V>& sums) {
 }
 
 template <class V>
-MIXFLOW_RARE void logarithmic_tails(const Evaluation<V>& at, Tails<V>& tails) {
+MIXFLOW_RARE Tails<V> with_logarithms(Evaluation<V> at, Tails<V> tails) {
   V log_lower = at.shift.lower + log(at.sums.lower), log_upper = at.shift.upper + log(at.sums.upper);
   tails.logit = (at.shift.lower - at.shift.upper) + (log(at.sums.lower) - log(at.sums.upper));
   V magnitude = abs(tails.logit);
   tails.log_larger = -log1p_exp_neg(magnitude);
   tails.log_smaller = tails.log_larger - magnitude;
-  tails.lower_is_smaller = at.linear ? tails.lower_is_smaller : (log_lower < log_upper);
+  tails.lower_is_smaller = (at.linear & tails.lower_is_smaller) | (~at.linear & (log_lower < log_upper));
   V shift = select<V>(tails.lower_is_smaller, at.shift.lower, at.shift.upper);
   V sum = select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
   tails.log_density_over_smaller = (at.shift.density - shift) + (log(at.sums.density) - log(sum));
@@ -223,12 +226,13 @@ MIXFLOW_RARE void logarithmic_tails(const Evaluation<V>& at, Tails<V>& tails) {
   tails.lower = select<V>(at.linear, tails.lower, select<V>(tails.lower_is_smaller, smaller, larger));
   tails.upper = select<V>(at.linear, tails.upper, select<V>(tails.lower_is_smaller, larger, smaller));
   tails.density_over_smaller = select<V>(at.linear, tails.density_over_smaller, exp(tails.log_density_over_smaller));
+  return tails;
 }
 
 template <class V>
 MIXFLOW_FN Tails<V> tails_of(const Evaluation<V>& at) {
   Tails<V> tails = linear_tails(at.sums);
-  if (!at.all_linear) logarithmic_tails(at, tails);
+  if (!at.all_linear) tails = with_logarithms(at, tails);
   return tails;
 }
 
@@ -237,25 +241,40 @@ struct Mapped {
   V value, ladj;
 };
 
-template <class V, class Base>
-MIXFLOW_FN V base_value(const Evaluation<V>& at, const Tails<V>& tails, Base base) {
-  V z = base.from_tails(tails.lower, tails.upper);
-  if (!at.all_linear) z = select<V>(at.linear, z, base.from_logit(tails.logit));
-  return z;
+// What the base distribution makes of the tails; log_mills only where some lane is not linear.
+template <class V>
+struct BaseTerms {
+  V value, mills, score, log_mills;
+};
+
+template <class V>
+MIXFLOW_RARE BaseTerms<V> with_logarithmic_base(Mask<V> linear, Tails<V> tails, BaseTerms<V> at, RuntimeBase base) {
+  return base.dispatch<BaseTerms<V>>([&](auto base) {
+    V z = select<V>(linear, at.value, base.from_logit(tails.logit));
+    return BaseTerms<V>{z, base.mills(z, tails.lower, tails.upper), base.score(z, tails.lower, tails.upper),
+                        base.log_mills(z, tails.log_smaller, tails.log_larger)};
+  });
+}
+
+template <class V>
+MIXFLOW_FN BaseTerms<V> base_terms(const Evaluation<V>& at, const Tails<V>& tails, RuntimeBase base) {
+  BaseTerms<V> terms = base.dispatch<BaseTerms<V>>([&](auto base) {
+    V z = base.from_tails(tails.lower, tails.upper);
+    return BaseTerms<V>{z, base.mills(z, tails.lower, tails.upper), base.score(z, tails.lower, tails.upper), V{}};
+  });
+  if (!at.all_linear) terms = with_logarithmic_base(at.linear, tails, terms, base);
+  return terms;
 }
 
 // z = G^-1(F(x)) and log dz/dx.
-template <class Family, class V, class Parameters, class Base>
-MIXFLOW_FN Mapped<V> forward(V x, const Parameters& parameters, Base base) {
+template <class Family, class V, class Parameters>
+MIXFLOW_FN Mapped<V> forward(V x, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, false, false>(x, parameters);
   Tails<V> tails = tails_of(at);
-  V z = base_value(at, tails, base);
-  V ladj = log_normal(tails.density_over_smaller * base.mills(z, tails.lower, tails.upper));
-  if (!at.all_linear) {
-    V log_mills = base.log_mills(z, tails.log_smaller, tails.log_larger);
-    ladj = select<V>(at.linear, ladj, tails.log_density_over_smaller + log_mills);
-  }
-  return {z, ladj};
+  BaseTerms<V> terms = base_terms(at, tails, base);
+  V ladj = log_normal(tails.density_over_smaller * terms.mills);
+  if (!at.all_linear) ladj = select<V>(at.linear, ladj, tails.log_density_over_smaller + terms.log_mills);
+  return {terms.value, ladj};
 }
 
 // Gradients. With r_k = w_k c(a_k) / (s_k f), q_k = w_k C(+-a_k) / m for the smaller tail m, the normalised weight
@@ -274,52 +293,50 @@ struct Seeds {
   V along, across, g_ladj, g_input;
 };
 
-template <class V, class Base>
-MIXFLOW_FN Seeds<V> forward_seeds(const Tails<V>& tails, V z, V D, V g_value, V g_ladj, Base base) {
-  V across = (g_value - g_ladj * base.score(z, tails.lower, tails.upper)) * base.mills(z, tails.lower, tails.upper);
+template <class V>
+MIXFLOW_FN Seeds<V> forward_seeds(const Tails<V>& tails, const BaseTerms<V>& base, V D, V g_value, V g_ladj) {
+  V across = (g_value - g_ladj * base.score) * base.mills;
   V along = across * tails.density_over_smaller;
   return {along, across, g_ladj, fma(g_ladj, D, along)};
 }
 
-template <class V, class Base>
-MIXFLOW_FN Seeds<V> inverse_seeds(const Evaluation<V>& at, const Tails<V>& tails, V z, V D, V g_value, V g_ladj,
-                                  Base base) {
+template <class V>
+MIXFLOW_FN Seeds<V> inverse_seeds(const Evaluation<V>& at, const Tails<V>& tails, const BaseTerms<V>& base, V D,
+                                  V g_value, V g_ladj) {
   V along = fma(g_ladj, D, -g_value);
   V across = along * reciprocal(tails.density_over_smaller);
-  V through_x = along * reciprocal(tails.density_over_smaller * base.mills(z, tails.lower, tails.upper));
+  V through_x = along * reciprocal(tails.density_over_smaller * base.mills);
   if (!at.all_linear) {
-    V log_mills = base.log_mills(z, tails.log_smaller, tails.log_larger);
     // In two factors: dx/dz may overflow where its product with a small gradient does not.
-    V root = exp((tails.log_density_over_smaller + log_mills) * Scalar<V>(-0.5));
+    V root = exp((tails.log_density_over_smaller + base.log_mills) * Scalar<V>(-0.5));
     through_x = select<V>(at.linear, through_x, along * root * root);
   }
-  V g_z = g_ladj * base.score(z, tails.lower, tails.upper) - through_x;
+  V g_z = g_ladj * base.score - through_x;
   return {along, across, -g_ladj, g_z};
 }
 
 // Replaces what linear space does not hold. A component without density at x may be infinitely many scales away; its
 // share is zero all the same.
 template <class Family, class V>
-MIXFLOW_RARE void use_shifted_terms(V x, const Component<V>& c, const Evaluation<V>& at, Terms<V>& term, V& distance) {
-  Terms<V> shifted = shifted_terms<Family>(x, c, at.shift);
+MIXFLOW_RARE Terms<V> with_shifted_terms(V x, Component<V> c, Mask<V> linear, Shifts<V> shift, Terms<V> term) {
+  Terms<V> shifted = shifted_terms<Family>(x, c, shift);
   Mask<V> absent = shifted.density == Scalar<V>(0);
-  term.lower = select<V>(at.linear, term.lower, shifted.lower);
-  term.upper = select<V>(at.linear, term.upper, shifted.upper);
-  term.density = select<V>(at.linear, term.density, shifted.density);
-  term.score = select<V>(at.linear, term.score, select<V>(absent, V{}, shifted.score));
-  distance = select<V>(at.linear, distance, select<V>(absent, V{}, x - c.loc));
+  return {select<V>(linear, term.lower, shifted.lower), select<V>(linear, term.upper, shifted.upper),
+          select<V>(linear, term.density, shifted.density),
+          select<V>(linear, term.score, select<V>(absent, V{}, shifted.score)),
+          select<V>(linear, term.distance, select<V>(absent, V{}, x - c.loc))};
 }
 
 // Returns the gradient of the input (x forward, z inverse); sink(k, g_logit, g_loc, g_log_scale) receives the rest.
-template <class Family, bool inverse, class V, class Parameters, class Base, class Sink>
-MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Base base, Sink&& sink) {
+template <class Family, bool inverse, class V, class Parameters, class Sink>
+MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base, Sink&& sink) {
   Evaluation<V> at = evaluate<Family, true, true>(x, parameters);
   Tails<V> tails = tails_of(at);
-  V z = base_value(at, tails, base);
+  BaseTerms<V> terms = base_terms(at, tails, base);
   V inv_density = reciprocal(at.sums.density);
   V D = at.sums.density_slope * inv_density * parameters.largest_inv_scale;
-  Seeds<V> seeds = inverse ? inverse_seeds(at, tails, z, D, g_value, g_ladj, base)
-                           : forward_seeds(tails, z, D, g_value, g_ladj, base);
+  Seeds<V> seeds = inverse ? inverse_seeds(at, tails, terms, D, g_value, g_ladj)
+                           : forward_seeds(tails, terms, D, g_value, g_ladj);
   V across = select<V>(tails.lower_is_smaller, seeds.across, -seeds.across);
   V inv_smaller = reciprocal(select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper));
   // The gradients above, with all that is common to the components taken out of the loop.
@@ -331,12 +348,12 @@ MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Ba
     V distance = within_reach(x, c);
     Shares<V> shares = parameters.has_kept(k) ? parameters.kept(k) : Family::shares(distance, c);
     Terms<V> term{c.weight * shares.lower, c.weight * shares.upper, c.density_weight * shares.density,
-                  Family::score(distance * c.inv_scale, shares.lower, shares.upper)};
-    if (!at.all_linear) use_shifted_terms<Family>(x, c, at, term, distance);
+                  Family::score(distance * c.inv_scale, shares.lower, shares.upper), distance};
+    if (!at.all_linear) term = with_shifted_terms<Family>(x, c, at.linear, at.shift, term);
     V tail = select<V>(tails.lower_is_smaller, term.lower, term.upper);
     V slope = fma(by_density, term.score * c.inv_scale, by_slope);
     sink(k, fma(tail, by_tail, fma(term.density, by_density, -(c.weight * by_weight))), -(term.density * slope),
-         -(term.density * fma(distance, slope, by_density)));
+         -(term.density * fma(term.distance, slope, by_density)));
   }
   return seeds.g_input;
 }

@@ -87,6 +87,84 @@ struct PackOf<double> {
 };
 template <class T>
 using Pack = typename PackOf<T>::type;
+
+// Two numbers side by side, operation by operation. A chain of dependent instructions leaves the arithmetic units idle
+// most of the time, and the processor looks only so far ahead for others; packs of packs put independent ones there.
+template <class V>
+struct Pair {
+  V a, b;
+};
+template <class V>
+struct Number<Pair<V>> {
+  using Scalar = typename Number<V>::Scalar;
+  using Bits = Pair<typename Number<V>::Bits>;
+  using SignedBits = Pair<typename Number<V>::SignedBits>;
+  using Mask = Pair<typename Number<V>::Mask>;
+  static constexpr int lanes = 2 * Number<V>::lanes;
+};
+// V paired `times` times: 2^times of it.
+template <class V, int times>
+struct WideOf : WideOf<Pair<V>, times - 1> {};
+template <class V>
+struct WideOf<V, 0> {
+  using type = V;
+};
+
+template <class V>
+constexpr bool is_pair = false;
+template <class V>
+constexpr bool is_pair<Pair<V>> = true;
+
+template <class V>
+struct ElementOf {
+  using type = decltype(+V()[0]);
+};
+template <class V>
+struct ElementOf<Pair<V>> : ElementOf<V> {};
+template <class V>
+using Element = typename ElementOf<V>::type;
+
+#define MIXFLOW_BINARY(OPERATOR)                                                       \
+  template <class V>                                                                   \
+  MIXFLOW_FN auto operator OPERATOR(const Pair<V>& x, const Pair<V>& y) {              \
+    return Pair<decltype(x.a OPERATOR y.a)>{x.a OPERATOR y.a, x.b OPERATOR y.b};       \
+  }                                                                                    \
+  template <class V>                                                                   \
+  MIXFLOW_FN auto operator OPERATOR(const Pair<V>& x, Element<V> y) {                           \
+    return Pair<decltype(x.a OPERATOR y)>{x.a OPERATOR y, x.b OPERATOR y};             \
+  }                                                                                    \
+  template <class V>                                                                   \
+  MIXFLOW_FN auto operator OPERATOR(Element<V> x, const Pair<V>& y) {                           \
+    return Pair<decltype(x OPERATOR y.a)>{x OPERATOR y.a, x OPERATOR y.b};             \
+  }
+MIXFLOW_BINARY(+)
+MIXFLOW_BINARY(-)
+MIXFLOW_BINARY(*)
+MIXFLOW_BINARY(/)
+MIXFLOW_BINARY(&)
+MIXFLOW_BINARY(|)
+MIXFLOW_BINARY(^)
+MIXFLOW_BINARY(<<)
+MIXFLOW_BINARY(>>)
+MIXFLOW_BINARY(<)
+MIXFLOW_BINARY(<=)
+MIXFLOW_BINARY(>)
+MIXFLOW_BINARY(>=)
+MIXFLOW_BINARY(==)
+MIXFLOW_BINARY(!=)
+#undef MIXFLOW_BINARY
+template <class V>
+MIXFLOW_FN Pair<V> operator-(const Pair<V>& x) {
+  return {-x.a, -x.b};
+}
+template <class V>
+MIXFLOW_FN Pair<V> operator~(const Pair<V>& x) {
+  return {~x.a, ~x.b};
+}
+template <class V>
+MIXFLOW_FN Pair<V>& operator+=(Pair<V>& x, const Pair<V>& y) {
+  return x = x + y;
+}
 #endif
 
 template <class V>
@@ -142,7 +220,12 @@ MIXFLOW_FN V from_bits(Bits<V> bits) {
 
 template <class V>
 MIXFLOW_FN V select(Mask<V> mask, V a, V b) {
-  return mask ? a : b;
+#if !defined(__CUDACC__)
+  if constexpr (is_pair<V>)
+    return {select(mask.a, a.a, b.a), select(mask.b, a.b, b.b)};
+  else
+#endif
+    return mask ? a : b;
 }
 // A NaN in the first argument survives both; the second argument must not be NaN.
 template <class V>
@@ -259,6 +342,13 @@ MIXFLOW_FN PackF sqrt(PackF x) {
 MIXFLOW_FN PackD sqrt(PackD x) {
   return (PackD)_mm512_mask_sqrt_pd((__m512d)x, 0xff, (__m512d)x);
 }
+#define MIXFLOW_HAS_SCALEF
+MIXFLOW_FN PackF scalef(PackF x, PackF n) {
+  return (PackF)_mm512_maskz_scalef_ps(0xffff, (__m512)x, (__m512)n);
+}
+MIXFLOW_FN PackD scalef(PackD x, PackD n) {
+  return (PackD)_mm512_maskz_scalef_pd(0xff, (__m512d)x, (__m512d)n);
+}
 // (The masked forms of intrinsics, with full masks, since the plain ones make GCC 12 warn of its own header.)
 // Division blocks its port for 16 cycles; an estimate to 14 bits and Newton's steps take 2 and 3.
 MIXFLOW_FN PackF reciprocal_estimate(PackF x) {
@@ -367,6 +457,37 @@ MIXFLOW_FN bool all(PackMaskF m) {
 MIXFLOW_FN bool all(PackMaskD m) {
   return !any(PackMaskD(~m));
 }
+
+template <class V>
+MIXFLOW_FN Pair<V> fma(const Pair<V>& x, const Pair<V>& y, const Pair<V>& z) {
+  return {fma(x.a, y.a, z.a), fma(x.b, y.b, z.b)};
+}
+#if defined(MIXFLOW_HAS_SCALEF)
+template <class V>
+MIXFLOW_FN Pair<V> scalef(const Pair<V>& x, const Pair<V>& n) {
+  return {scalef(x.a, n.a), scalef(x.b, n.b)};
+}
+#endif
+template <class V>
+MIXFLOW_FN Pair<V> sqrt(const Pair<V>& x) {
+  return {sqrt(x.a), sqrt(x.b)};
+}
+template <class V>
+MIXFLOW_FN Pair<V> bounded_reciprocal(const Pair<V>& x) {
+  return {bounded_reciprocal(x.a), bounded_reciprocal(x.b)};
+}
+template <class V>
+MIXFLOW_FN Pair<V> reciprocal_estimate(const Pair<V>& x) {
+  return {reciprocal_estimate(x.a), reciprocal_estimate(x.b)};
+}
+template <class M>
+MIXFLOW_FN bool any(const Pair<M>& m) {
+  return any(m.a | m.b);
+}
+template <class M>
+MIXFLOW_FN bool all(const Pair<M>& m) {
+  return all(m.a & m.b);
+}
 #endif
 
 template <class V>
@@ -465,10 +586,10 @@ MIXFLOW_FN Pack<T> load_blocks(const T* p, int64_t stride) {
 }
 template <class T>
 MIXFLOW_FN void store_blocks(T* p, int64_t stride, Pack<T> x) {
-  _mm_storeu_si128((__m128i*)p, _mm512_castsi512_si128((__m512i)x));
-  _mm_storeu_si128((__m128i*)(p + stride), _mm512_maskz_extracti32x4_epi32(0xf, (__m512i)x, 1));
-  _mm_storeu_si128((__m128i*)(p + 2 * stride), _mm512_maskz_extracti32x4_epi32(0xf, (__m512i)x, 2));
-  _mm_storeu_si128((__m128i*)(p + 3 * stride), _mm512_maskz_extracti32x4_epi32(0xf, (__m512i)x, 3));
+  memcpy(p, &x, 16);
+  _mm_storeu_si128((__m128i*)(p + stride), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 1));
+  _mm_storeu_si128((__m128i*)(p + 2 * stride), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 2));
+  _mm_storeu_si128((__m128i*)(p + 3 * stride), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 3));
 }
 #elif defined(__AVX2__)
 MIXFLOW_FN PackF unpack_low(PackF a, PackF b) {
@@ -490,7 +611,7 @@ MIXFLOW_FN Pack<T> load_blocks(const T* p, int64_t stride) {
 }
 template <class T>
 MIXFLOW_FN void store_blocks(T* p, int64_t stride, Pack<T> x) {
-  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128((__m256i)x));
+  memcpy(p, &x, 16);
   _mm_storeu_si128((__m128i*)(p + stride), _mm256_extracti128_si256((__m256i)x, 1));
 }
 #else
@@ -555,11 +676,38 @@ MIXFLOW_FN void store_columns(Scalar<V>* rows, int64_t stride, const V* columns)
 }
 #endif
 
+template <class V>
+MIXFLOW_FN void load_columns(const Scalar<V>* rows, int64_t stride, Pair<V>* columns) {
+  V a[kBlock<V>], b[kBlock<V>];
+  load_columns(rows, stride, a);
+  load_columns(rows + Number<V>::lanes * stride, stride, b);
+  for (int i = 0; i < kBlock<V>; ++i) columns[i] = {a[i], b[i]};
+}
+template <class V>
+MIXFLOW_FN void store_columns(Scalar<V>* rows, int64_t stride, const Pair<V>* columns) {
+  V a[kBlock<V>], b[kBlock<V>];
+  for (int i = 0; i < kBlock<V>; ++i) {
+    a[i] = columns[i].a;
+    b[i] = columns[i].b;
+  }
+  store_columns(rows, stride, a);
+  store_columns(rows + Number<V>::lanes * stride, stride, b);
+}
+
+template <class V>
+MIXFLOW_FN Scalar<V> first_lane(V x) {
+  if constexpr (is_pair<V>)
+    return first_lane(x.a);
+  else
+    return x[0];
+}
 // x in the first `used` lanes, 0 in the others.
 template <class V>
 MIXFLOW_FN V first_lanes(V x, int used) {
-  for (int i = used; i < Number<V>::lanes; ++i) x[i] = 0;
-  return x;
+  Scalar<V> values[Number<V>::lanes];
+  store(values, x);
+  for (int i = used; i < Number<V>::lanes; ++i) values[i] = 0;
+  return load<V>(values);
 }
 // The sum of all lanes, by halves.
 template <class V>

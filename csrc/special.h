@@ -40,41 +40,52 @@ MIXFLOW_FN V power_of_two(V n_plus_magic) {
                       (Bits<Scalar<V>>(L::exponent_bias) << L::mantissa_bits));
 }
 
-// exp(r) - 1 for r = x - n ln 2 is r + r^2 P(r); the two-part ln 2 keeps r exact (Cody and Waite).
+// x 2^n for an integer n: with subnormal results, rounded once, and overflow.
 template <class V>
-MIXFLOW_FN V exp_reduced_minus_one(V n, V hi, V lo) {
-  using C = Constants<Scalar<V>>;
-  V r = fma(n, -C::ln2_lo, fma(n, -C::ln2_hi, hi) + lo);
-  return fma(r * r, exp_poly(r), r);
+MIXFLOW_FN V scale_by_power_of_two(V x, V n) {
+#if defined(MIXFLOW_HAS_SCALEF)
+  if constexpr (Number<V>::lanes > 1) return scalef(x, n);
+#endif
+  constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
+  V half = fma(n, Scalar<V>(0.5), magic), remaining = (n - (half - magic)) + magic;
+  return x * power_of_two(half) * power_of_two(remaining);
 }
+
+// x = n ln 2 + r with |r| <= ln(2)/2; the two-part ln 2 keeps r exact (Cody and Waite). exp(r) - 1 is r + r^2 P(r).
+template <class V>
+struct Reduced {
+  V shifted, n, r;
+
+  MIXFLOW_FN explicit Reduced(V x) {
+    using C = Constants<Scalar<V>>;
+    shifted = fma(x, C::log2_e, C::round_magic);
+    n = shifted - C::round_magic;
+    r = fma(n, -C::ln2_lo, fma(n, -C::ln2_hi, x));
+  }
+  MIXFLOW_FN V exp_minus_one() const { return fma(r * r, exp_poly(r), r); }
+};
 
 // exp(x) for x <= 0; results below the smallest normal number may be flushed to 0.
 template <class V>
 MIXFLOW_FN V exp_flushed(V x) {
-  using C = Constants<Scalar<V>>;
-  x = max(x, splat<V>(C::exp_flush));
-  V shifted = fma(x, C::log2_e, C::round_magic);
-  return (exp_reduced_minus_one<V>(shifted - C::round_magic, x, V{}) + Scalar<V>(1)) * power_of_two(shifted);
+  Reduced<V> reduced(max(x, splat<V>(Constants<Scalar<V>>::exp_flush)));
+  return (reduced.exp_minus_one() + Scalar<V>(1)) * power_of_two(reduced.shifted);
 }
 
 // exp(x + lo), |lo| small against 1, for every x: subnormal results, overflow to inf, exp(-inf) = 0, NaN to NaN.
-// Scaling by 2^n in two steps reaches the subnormals with one rounding. `rest`, if asked for, is the part of the result
-// that rounding took. At most 1 ULP.
+// `rest`, if asked for, is the part of the result that rounding took. At most 1 ULP.
 template <class V>
-MIXFLOW_FN V exp(V x, V lo, V* rest) {
+MIXFLOW_FN V exp(V x, const V* lo, V* rest) {
   using C = Constants<Scalar<V>>;
-  x = min(max(x, splat<V>(C::exp_lowest)), splat<V>(C::exp_highest));
-  V n = fma(x, C::log2_e, C::round_magic) - C::round_magic;
-  V half = fma(n, Scalar<V>(0.5), C::round_magic);
-  V remaining = (n - (half - C::round_magic)) + C::round_magic;
-  V minus_one = exp_reduced_minus_one(n, x, lo), result = minus_one + Scalar<V>(1);
-  V scale = power_of_two(half), scale_again = power_of_two(remaining);
-  if (rest != nullptr) *rest = (minus_one - (result - Scalar<V>(1))) * scale * scale_again;
-  return result * scale * scale_again;
+  Reduced<V> reduced(min(max(x, splat<V>(C::exp_lowest)), splat<V>(C::exp_highest)));
+  if (lo != nullptr) reduced.r += *lo;
+  V minus_one = reduced.exp_minus_one(), result = minus_one + Scalar<V>(1);
+  if (rest != nullptr) *rest = scale_by_power_of_two(minus_one - (result - Scalar<V>(1)), reduced.n);
+  return scale_by_power_of_two(result, reduced.n);
 }
 template <class V>
 MIXFLOW_FN V exp(V x) {
-  return exp(x, V{}, static_cast<V*>(nullptr));
+  return exp(x, static_cast<const V*>(nullptr), static_cast<V*>(nullptr));
 }
 
 // 2^(n + r) for |r| <= 1/2 and a normal result; n was rounded by adding `round_magic`.
@@ -137,8 +148,8 @@ template <class V>
 MIXFLOW_FN V exp_neg_half_square(V t) {
   using T = Scalar<V>;
   t = min(t, splat<V>(is_float<V> ? T(16) : T(40)));  // far past the smallest number, and no overflow below
-  V head = upper_half(t);
-  return exp(head * head * T(-0.5), (t - head) * (t + head) * T(-0.5), static_cast<V*>(nullptr));
+  V head = upper_half(t), lo = (t - head) * (t + head) * T(-0.5);
+  return exp(head * head * T(-0.5), &lo, static_cast<V*>(nullptr));
 }
 
 // log(Phi(-t)) for t >= 0, in full relative accuracy for every t.

@@ -11,6 +11,19 @@ namespace mixflow {
 namespace MIXFLOW_ARCH {
 namespace {
 
+// Lanes of a shared parameter set: as many packs at a time as there are registers for. Against one pack, the forward ops
+// gain 10 to 20 %, the others 10 to 30 %.
+#if defined(__AVX512F__)
+template <class T, Op op>
+using Wide = typename WideOf<Pack<T>, op == Op::forward ? 2 : 1>::type;
+#elif defined(__AVX2__) || defined(__aarch64__)
+template <class T, Op op>
+using Wide = typename WideOf<Pack<T>, op == Op::forward ? 1 : 0>::type;
+#else
+template <class T, Op op>
+using Wide = Pack<T>;
+#endif
+
 // Scratch of one piece. malloc, since the size depends on the number of components.
 template <class T>
 struct Scratch {
@@ -44,21 +57,28 @@ struct Prepared {
   int components;
   V total, largest_inv_scale, smallest_scale, density_floor;
 
+  // Field by field: compilers copy a large struct as a whole through memory.
   MIXFLOW_FN Component<V> component(int k) const {
     const Stored& c = stored[k];
     if constexpr (shared)
       return {splat<V>(c.loc),       splat<V>(c.weight), splat<V>(c.log_weight),     splat<V>(c.rate),
               splat<V>(c.rate_rest), splat<V>(c.reach),  splat<V>(c.density_weight), splat<V>(c.inv_scale)};
     else
-      return c;
+      return {c.loc, c.weight, c.log_weight, c.rate, c.rate_rest, c.reach, c.density_weight, c.inv_scale};
   }
   MIXFLOW_FN void set_component(int k, const Component<V>& c) {
-    if constexpr (shared)
-      stored[k] = {c.loc[0],       c.weight[0], c.log_weight[0],     c.rate[0],
-                   c.rate_rest[0], c.reach[0],  c.density_weight[0], c.inv_scale[0]};
-    else
-      stored[k] = c;
+    Stored& to = stored[k];
+    set(to.loc, c.loc);
+    set(to.weight, c.weight);
+    set(to.log_weight, c.log_weight);
+    set(to.rate, c.rate);
+    set(to.rate_rest, c.rate_rest);
+    set(to.reach, c.reach);
+    set(to.density_weight, c.density_weight);
+    set(to.inv_scale, c.inv_scale);
   }
+  static MIXFLOW_FN void set(V& to, V x) { to = x; }
+  static MIXFLOW_FN void set(T& to, V x) { to = first_lane(x); }
   MIXFLOW_FN V total_weight() const { return total; }
 
   MIXFLOW_FN bool has_kept(int k) const { return k < kKept; }
@@ -285,7 +305,7 @@ void run_per_element(const Problem& problem, const Piece& piece) {
 template <class Family, Op op, class T>
 void run_op(const Problem& problem, const Piece& piece) {
   if (problem.inner.size >= kSharedLength)
-    run_shared<Family, op, Pack<T>>(problem, piece);
+    run_shared<Family, op, Wide<T, op>>(problem, piece);
   else
     run_per_element<Family, op, Pack<T>>(problem, piece);
 }

@@ -21,8 +21,8 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 import mixflow
-from baselines import log_space_forward
 from mixflow import flows, plot, tables, transforms
+from mixflow.bench.baselines import log_space_forward
 
 COMPONENTS = (4, 8, 16)
 # The density does not depend on the base; each family's own makes the plain formula shortest.

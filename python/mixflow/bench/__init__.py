@@ -1,1 +1,1 @@
-"""The microbenchmark: checks results, then times mixflow and its rivals in one run (``mixflow bench``, ``make bench``)."""
+"""The microbenchmark, ``mixflow bench``: checks results, then times mixflow and its rivals in one run."""

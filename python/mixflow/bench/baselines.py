@@ -1,7 +1,7 @@
 """What users write today, in plain PyTorch and scipy: the competition that the benchmarks measure against.
 
-Every function takes ``x`` (or ``z``) of shape ``(...)``, ``parameters = (logits, loc, log_scale)`` of shape ``(..., K)``
-that broadcast against it, and a family; the base is the one in which the formula is shortest, :data:`BASE_OF`.
+Every function takes ``x`` (or ``z``) of shape ``(...)``, ``parameters = (logits, loc, log_scale)``, each ``(..., K)``
+and broadcast against it, and a family; the base is the one in which the formula is shortest, :data:`BASE_OF`.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def bisection_inverse(
 ) -> tuple[Tensor, Tensor]:
     """``x`` and ``ladj``: bisect the careful formula's logit between fixed-width ends, as the coupling-flow codes do.
 
-    ``step`` and ``forward`` take compiled versions of the two functions: compiling the loop of 40 steps as a whole takes
-    ten times as long and is no faster.
+    ``step`` and ``forward`` take compiled versions of the two functions: compiling the loop of 40 steps as a whole
+    takes ten times as long and is no faster.
     """
     logits, loc, log_scale = parameters
     log_weight, inv_scale = torch.log_softmax(logits, -1), torch.exp(-log_scale)
@@ -157,7 +157,7 @@ class _ImplicitBisection(torch.autograd.Function):
         return x, ladj
 
     @staticmethod
-    def backward(ctx: Any, grad_x: Tensor, grad_ladj: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_x: Tensor, grad_ladj: Tensor) -> Any:
         leaves = tuple(t.detach().requires_grad_() for t in ctx.saved_tensors)
         with torch.enable_grad():
             z, ladj = log_space_forward(leaves[0], leaves[1:], ctx.family)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from . import memory, verify
 from .baselines import BASE_OF
-from .inputs import Inputs, Settings
+from .inputs import LAYOUTS, Inputs, Settings
 from .rivals import RIVALS, Absent
 from .timing import Contender, race
 from .works import FORWARD, FORWARD_BACKWARD, INVERSE, INVERSE_BACKWARD, Call, Work
 
-__all__ = ["CASES", "Case", "MemoryRow", "RateRow", "Row"]
+__all__ = ["CASES", "LIMIT", "MIXFLOW", "READ", "Case", "MemoryRow", "RateRow", "Row", "number"]
 
 MIXFLOW = "mixflow"
 
@@ -42,15 +42,17 @@ class RateRow:
 
     @property
     def reached(self) -> bool | None:
+        """Whether the target is reached; None without one, and where the contender is absent."""
         return None if self.ratio is None or self.target is None else self.ratio >= self.target
 
     def cells(self) -> dict[str, str]:
+        """What the table shows, by heading."""
         return {
             "case": self.case,
-            "mixflow M/s": _number(self.rate),
+            "mixflow M/s": number(self.rate),
             "contender": self.contender,
-            "contender M/s": _number(self.contender_rate),
-            "ratio": _number(self.ratio),
+            "contender M/s": number(self.contender_rate),
+            "ratio": number(self.ratio),
             "target": "-" if self.target is None else f">= {self.target:g}",
             "reached": _yes_or_no(self.reached),
         }
@@ -68,9 +70,11 @@ class MemoryRow:
 
     @property
     def reached(self) -> bool:
+        """Whether it is within the target."""
         return self.beyond <= self.target
 
     def cells(self) -> dict[str, str]:
+        """What the table shows, by heading."""
         return {
             "case": self.case,
             "outputs MiB": f"{self.outputs:.1f}",
@@ -89,7 +93,7 @@ class Case:
 
     Args:
         group: The table in which its rows stand.
-        name: Unique; what ``--only`` looks at.
+        name: Unique in its group. ``--only`` looks at both.
         measure: Returns the rows.
         needs_cpu: Whether it says something about CPUs alone.
         pictured: Whether it is drawn: mixflow against its rivals.
@@ -140,12 +144,12 @@ def against(
     equal_weights: bool = False,
 ) -> Case:
     """Case: mixflow against rivals, on ``n`` elements or as many as the settings say."""
-    name = f"{work.name}, {family}, {layout}" + (", equal weights" if equal_weights else "")
-    name += "" if n is None else f", N = {n:,}"
+    title = f"{work.name}, {family}, {layout}" + (", equal weights" if equal_weights else "")
 
     def measure(settings: Settings) -> list[Row]:
         torch.compiler.reset()  # compiled code of earlier shapes would count against torch's limit
         size = settings.n if n is None else settings.capped(n)
+        name = title if n is None else f"{title}, N = {size:,}"
         inputs = work.inputs(settings, size, settings.components, family, layout, equal_weights=equal_weights)
         work.check(name, inputs[0], family)
         own = work.own(family)
@@ -164,7 +168,7 @@ def against(
             for rival, target in targets.items()
         ]
 
-    return Case(group, name, measure, pictured=True)
+    return Case(group, title, measure, pictured=True)
 
 
 def _rival(
@@ -268,9 +272,10 @@ def sizes(family: str) -> Callable[[Settings], list[Variant]]:
         most = _memory(settings) // (8 * settings.dtype.itemsize)  # x, z, ladj, and room for others
         result = []
         for n in (10**5, 10**6, 10**7, 10**8):
-            calls = math.ceil(settings.capped(n) / most)
+            n = n // 1000 if settings.quick else n
+            calls = math.ceil(n / most)
             label = f"N = {n:,}" + (f" in {calls} calls" if calls > 1 else "")
-            result.append(Variant(label, settings, FORWARD, family, settings.capped(n) // calls, calls))
+            result.append(Variant(label, settings, FORWARD, family, n // calls, calls))
         return result
 
     return variants
@@ -315,13 +320,13 @@ def families(work: Work) -> Callable[[Settings], list[Variant]]:
 
 
 def peak_memory(work: Work, family: str, layout: str, n: int, k: int) -> Case:
-    name = f"{work.name}, {family}, {layout}, N = {n:,}, K = {k}"
-
     def measure(settings: Settings) -> list[Row]:
-        outputs, beyond = memory.measure(settings, work.name, family, layout, settings.capped(n), k)
-        return [MemoryRow(name, outputs / 2**20, beyond / 2**20)]
+        size = settings.capped(n)
+        outputs, beyond = memory.measure(settings, work.name, family, layout, size, k)
+        shape = " x ".join(f"{length:,}" for length in LAYOUTS[layout](size)[0])
+        return [MemoryRow(f"{work.name}, {layout}, x {shape}, K = {k}", outputs / 2**20, beyond / 2**20)]
 
-    return Case("Peak memory beyond the outputs", name, measure)
+    return Case("Peak memory beyond the outputs", f"{work.name}, {family}, {layout}, {n}, {k}", measure)
 
 
 # -- all of it -----------------------------------------------------------------------------------------------
@@ -400,11 +405,11 @@ CASES = [
         for w in (FORWARD, FORWARD_BACKWARD)
     ),
     *(
-        among_itself("N from 1e5 to 1e8", f"{FORWARD.name}, {f}, shared", sizes(f), each_against_fastest(0.85))
+        among_itself("Throughput by N", f"{FORWARD.name}, {f}, shared", sizes(f), each_against_fastest(0.85))
         for f in FAMILIES
     ),
     *(
-        among_itself("K from 2 to 128", f"{FORWARD.name}, {f}, shared", components(f), each_against_line(0.85))
+        among_itself("Cost by K", f"{FORWARD.name}, {f}, shared", components(f), each_against_line(0.85))
         for f in FAMILIES
     ),
     *(peak_memory(w, "gaussian", layout, n, k) for w in ALL_WORKS for layout, n, k in SHAPES),
@@ -422,7 +427,8 @@ def _rate(seconds: NDArray[np.float64]) -> float:
     return float(1e-6 / np.median(seconds))
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three digits, or all before the point."""
     if value is None:
         return "-"
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"

@@ -88,6 +88,7 @@ class Inputs:
 
     @property
     def shared(self) -> bool:
+        """Whether all elements have the same parameters."""
         return self.parameters[0].dim() == 1
 
 

@@ -51,11 +51,13 @@ def table(rows: Sequence[Row]) -> str:
     Example:
         >>> from mixflow.bench.cases import RateRow
         >>> from mixflow.bench.report import table
-        >>> print(table([RateRow("forward", 500.0, "eager", 4.0, 125.0, target=120), RateRow("forward", 500.0, "zuko")]))
-        case     mixflow M/s  contender  contender M/s  ratio    target  reached
-        ------------------------------------------------------------------------
-        forward          500  eager               4.00    125    >= 120      yes
-        forward          500  zuko                   -      -         -        -
+        >>> present = RateRow("forward", 500.0, "eager", 4.0, 125.0, target=120)
+        >>> print(table([present, RateRow("forward", 500.0, "zuko", note="not installed")]))
+        case     mixflow M/s  contender  contender M/s  ratio  target  reached
+        ----------------------------------------------------------------------
+        forward          500  eager                  4    125  >= 120      yes
+        forward          500  zuko                   -      -       -        -
+          zuko: not installed
 
     """
     lines = [list(rows[0].cells()), *(list(row.cells().values()) for row in rows)]

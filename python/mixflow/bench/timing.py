@@ -42,15 +42,16 @@ def race(contenders: Sequence[Contender], settings: Settings) -> NDArray[np.floa
     """Seconds per element of every contender in every round, shape (rounds, contenders).
 
     Each round times every contender once, by as many calls as fill a sample. Where there are several, one more before
-    them is not timed: it finds the caches and threads as the contender before it left them. There are as many rounds as fit into a few seconds, within limits.
+    them is not timed: it finds the caches and threads as the contender before it left them. There are as many rounds
+    as fit into a few seconds, within limits.
 
     Example:
         >>> import torch
         >>> from mixflow.bench.inputs import Inputs, Settings
         >>> from mixflow.bench.timing import Contender, race
         >>> inputs = [Inputs(torch.ones(10), (torch.zeros(1),) * 3)]
-        >>> both = [Contender("exp", lambda i: i.x.exp(), inputs, 10), Contender("log", lambda i: i.x.log(), inputs, 10)]
-        >>> seconds = race(both, Settings(quick=True))
+        >>> contenders = [Contender(f.__name__, lambda i, f=f: f(i.x), inputs, 10) for f in (torch.exp, torch.log)]
+        >>> seconds = race(contenders, Settings(quick=True))
         >>> seconds.shape, bool((seconds > 0).all())
         ((3, 2), True)
 

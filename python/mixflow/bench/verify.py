@@ -125,7 +125,8 @@ def _exact_gradients(point: Tensor, inputs: Inputs, family: str, *, inverse: boo
     """Gradients per element in float64, and how much larger the terms of ladj are than ladj: 1 + |log f| + |log g|."""
     n, base = len(point), BASE_OF[family]
     x = point.detach().double().requires_grad_()
-    parameters = tuple(p.expand(n, p.shape[-1]).clone().requires_grad_() for p in _doubles(inputs))
+    logits, loc, log_scale = (p.expand(n, p.shape[-1]).clone().requires_grad_() for p in _doubles(inputs))
+    parameters = logits, loc, log_scale
     z, ladj = log_space_forward(x, parameters, family)
     log_g = reference.BASES[base].log_prob(z.detach())
     weight = 1 + (ladj.detach() + log_g).abs() + log_g.abs()

@@ -30,6 +30,13 @@ def measure(settings: Settings, work: str, family: str, layout: str, n: int, com
         n: number of elements.
         components: K.
 
+    Example:
+        >>> from mixflow.bench.inputs import Settings
+        >>> from mixflow.bench.memory import measure
+        >>> outputs, beyond = measure(Settings(), "forward + ladj", "gaussian", "shared", 2**18, 8)
+        >>> outputs == 2 * 4 * 2**18, beyond < 2**20
+        (True, True)
+
     """
     arguments = settings, work, family, layout, n, components
     if settings.device.type == "cuda":
@@ -47,17 +54,8 @@ def beyond_outputs(run: Callable[[], Sequence[Tensor]]) -> tuple[int, int]:
     """Bytes of the tensors that ``run`` returns, and by how much more the peak of resident memory grew.
 
     Memory that was freed earlier is filled first, so that any page that ``run`` touches raises the peak. Kernels count
-    pages per processor and in batches, so that the result may be off by some 100 KiB.
-
-    Example:
-        >>> import torch
-        >>> from mixflow.bench.memory import beyond_outputs
-        >>> x = torch.ones(2**22)
-        >>> y = (x + 1).exp()
-        >>> outputs, beyond = beyond_outputs(lambda: [(x + 1).exp()])
-        >>> outputs == x.nbytes, abs(beyond - x.nbytes) < 2**20
-        (True, True)
-
+    pages per processor and in batches, so that the result may be off by some 100 KiB. Meant for a process that does
+    little else: the memory that is filled first may be much.
     """
     ballast, reached = [], _peak()
     while _peak() == reached:

@@ -31,7 +31,7 @@ def rates(machine: Mapping[str, Any], rows: Sequence[RateRow]) -> Figure:
         >>> from mixflow.bench.cases import RateRow
         >>> from mixflow.bench.picture import rates
         >>> figure = rates({"threads": 2}, [RateRow("forward", 500.0, "eager", 4.0, 125.0)])
-        >>> [bar.get_width() for bar in figure.axes[0].patches]
+        >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
         [500.0, 4.0]
 
     """

@@ -56,7 +56,7 @@ def race(contenders: Sequence[Contender], settings: Settings) -> NDArray[np.floa
         ((3, 2), True)
 
     """
-    sample, budget, fewest, most = (0.001, 0.0, 3, 3) if settings.quick else (0.02, 3.0, 5, 15)
+    sample, budget, fewest, most = (0.001, 0.0, 3, 3) if settings.quick else (0.02, 2.0, 5, 15)
     stopwatch = _cuda_seconds if settings.device.type == "cuda" else _cpu_seconds
 
     def seconds(contender: Contender, calls: int) -> float:

@@ -15,6 +15,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests --pyargs mixflow
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt zuko || echo "no zuko: its rows stay empty"
 	$(BIN)/python bench/ops.py
 
 accuracy: $(VENV)/.installed

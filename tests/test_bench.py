@@ -131,6 +131,21 @@ def test_what_is_absent_has_a_row_that_says_so(monkeypatch, tmp_path, capsys):
     assert (row["contender_rate"], row["ratio"], row["reached"], row["target"]) == (None, None, None, 40)
 
 
+def test_a_compiler_that_fails_is_said_and_ends_nothing(monkeypatch):
+    def fail(*_, **__):
+        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no compiler"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    call = rivals.RIVALS["compiled linear"].build(Settings(), works.FORWARD, "logistic")
+    with pytest.raises(rivals.Absent, match=r"torch\.compile does not work here: .*no compiler"):
+        call(Inputs(torch.zeros(3), (torch.zeros(2),) * 3))
+
+
+def test_the_command_line_does_not_wait_for_what_a_benchmark_needs():
+    code = "import sys, mixflow.cli; assert not {'torch._dynamo', 'scipy', 'zuko', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_bare_loop_of_the_core_is_called_with_what_is_measured(monkeypatch):
     calls = []
     monkeypatch.setattr(rivals._core, "bare_loop", lambda *arguments: calls.append(arguments), raising=False)

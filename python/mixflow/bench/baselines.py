@@ -29,6 +29,7 @@ __all__ = [
 
 Parameters = tuple[Tensor, Tensor, Tensor]
 
+# Neither rates nor densities depend much on the base; each family's own makes the plain formula shortest.
 BASE_OF = {"gaussian": "normal", "logistic": "logistic"}
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -17,6 +17,7 @@ from .baselines import BASE_OF, Parameters
 __all__ = ["LAYOUTS", "Inputs", "Settings", "make_inputs", "to_base"]
 
 FEATURES = 64
+_MOST_COPIES = 64
 
 # n -> the shape of x, and the batch shape of the parameters
 LAYOUTS: dict[str, Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]] = {
@@ -125,7 +126,8 @@ def make_inputs(
     extra = 0
     if settings.device.type == "cuda":
         size = sum(t.nbytes for t in (*first.leaves, *first.seeds))
-        extra = math.ceil(2 * torch.cuda.get_device_properties(settings.device).L2_cache_size / size)
+        cache = torch.cuda.get_device_properties(settings.device).L2_cache_size
+        extra = min(_MOST_COPIES, math.ceil(2 * cache / size))
     return [first, *(copy.deepcopy(first) for _ in range(extra))]
 
 

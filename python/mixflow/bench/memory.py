@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -92,5 +91,7 @@ def _cuda_beyond_outputs(run: Callable[[], Sequence[Tensor]]) -> tuple[int, int]
 
 
 def _peak() -> int:
+    import resource  # not everywhere, and the command line imports this file
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -40,22 +40,21 @@ class Rival:
 
 
 def compiled(settings: Settings, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` of ``function`` for one shape; raises :class:`Absent` where that is impossible."""
+    """``torch.compile`` of ``function`` for one shape; raises :class:`Absent`, at the first call, where that fails."""
     if settings.quick:
         raise Absent("quick: nothing is compiled")
-    problem = _compiler_problem(settings.device.type)
-    if problem is not None:
-        raise Absent(f"torch.compile does not work here: {problem}")
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds, and the command line imports this file
 
+    fast = torch.compile(function, dynamic=False, fullgraph=True)
 
-@functools.cache
-def _compiler_problem(device: str) -> str | None:
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever the compiler behind it raises
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return None
+    def call(*arguments: Any) -> Any:
+        try:
+            return fast(*arguments)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split("\n")[:2])
+            raise Absent(f"torch.compile does not work here: {reason}") from error
+
+    return call
 
 
 def arithmetic_limit(settings: Settings, family: str, base: str) -> Callable[[int], None]:

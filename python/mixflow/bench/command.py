@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -83,7 +84,7 @@ def run_cases(settings: Settings, cases: list[Case]) -> dict[str, list[Row]]:
         WrongResult: a result is wrong.
 
     """
-    print("\n".join(f"{key:<16} {value}" for key, value in report.machine(settings).items()))
+    print("\n".join(f"{key:<16} {value}" for key, value in report.machine(settings).items()), flush=True)
     results: dict[str, list[Row]] = {}
     with tqdm(cases, disable=None, leave=False) as progress:
         for case in progress:
@@ -91,6 +92,7 @@ def run_cases(settings: Settings, cases: list[Case]) -> dict[str, list[Row]]:
             results.setdefault(case.group, []).extend(case.measure(settings))
             if case is [c for c in cases if c.group == case.group][-1]:
                 tqdm.write(f"\n{case.group}\n\n{report.table(results[case.group])}\n")
+                sys.stdout.flush()  # a pipe, too, shows each table when it is there
     return results
 
 

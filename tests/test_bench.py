@@ -123,6 +123,13 @@ def test_a_rival_that_does_other_work_is_not_timed(monkeypatch, capsys):
     assert "eager linear: only" in capsys.readouterr().err
 
 
+def test_a_rival_that_is_given_fewer_elements_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(rivals.RIVALS, "eager linear", Rival(rivals.RIVALS["eager linear"].build, elements=100))
+    assert main([*QUICK, FORWARD, "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "cpu.json").read_text())["groups"]["Forward"]
+    assert [row["contender"] for row in rows] == ["eager log-space", "eager linear, N = 100", "plain read, same bytes"]
+
+
 def test_what_is_absent_has_a_row_that_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "zuko", None)
     assert main([*QUICK, "zuko's GaussianizationTransform: inverse", "--out", str(tmp_path)]) == 0

@@ -117,12 +117,10 @@ def rate_row(
 ) -> RateRow:
     """The row of one pair of a race, ``seconds`` per element of shape (rounds, contenders)."""
     ratios = seconds[:, other] / seconds[:, ours]
-    size = contenders[other].elements
-    fewer = size < contenders[ours].elements and contenders[other].name != MIXFLOW
     return RateRow(
         case=case,
         rate=_rate(seconds[:, ours]),
-        contender=contenders[other].name + (f", N = {size:,}" if fewer else ""),
+        contender=contenders[other].name,
         contender_rate=_rate(seconds[:, other]),
         ratio=float(np.median(ratios)),
         ratio_range=(float(ratios.min()), float(ratios.max())),
@@ -153,14 +151,15 @@ def against(
         inputs = work.inputs(settings, size, settings.components, family, layout, equal_weights=equal_weights)
         work.check(name, inputs[0], family)
         own = work.own(family)
-        contenders, absent = [Contender(MIXFLOW, own, inputs, size)], {}
+        contenders = [Contender(MIXFLOW, own, inputs, size)]
+        place, absent = {}, {}
         for rival in targets:
             try:
                 contenders.append(_rival(rival, settings, work, family, inputs, own, name))
+                place[rival] = len(contenders) - 1
             except Absent as reason:
                 absent[rival] = str(reason)
         seconds = race(contenders, settings)
-        place = {c.name: i for i, c in enumerate(contenders)}
         return [
             RateRow(name, _rate(seconds[:, 0]), rival, target=target, note=absent[rival])
             if rival in absent
@@ -176,13 +175,14 @@ def _rival(
 ) -> Contender:
     rival = RIVALS[name]
     call = rival.build(settings, work, family)
-    size = len(inputs[0].x)
+    label, size = name, len(inputs[0].x)
     if rival.elements is not None and rival.elements < size:
         size = rival.elements
+        label = f"{name}, N = {size:,}"
         inputs = [i.head(size) for i in inputs]
     if rival.comparable:
         verify.check_agreement(f"{case}: {name}", own(inputs[0]), call(inputs[0]))
-    return Contender(name, call, inputs, size)
+    return Contender(label, call, inputs, size)
 
 
 # -- mixflow against itself ----------------------------------------------------------------------------------

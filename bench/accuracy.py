@@ -1,6 +1,6 @@
 """Measure errors against high-precision truth, in eps, and print them as one table.
 
-    PYTHONPATH=tests:bench python bench/accuracy.py [--cases N] [--seed S] [--quick] [--json FILE] [--markdown FILE]
+    PYTHONPATH=tests python bench/accuracy.py [--cases N] [--seed S] [--quick] [--json FILE] [--markdown FILE]
 
 Every figure is the largest error over all cases, divided by eps (2^-23 for float32, 2^-52 for float64) and by the
 scale that tests/truth.py states for it:
@@ -12,7 +12,7 @@ scale that tests/truth.py states for it:
     inverse ladj  as ladj, at the x returned                                                  at most 4
     grad ...      gradients of z, ladj, x and the inverse's ladj by every input               at most 64
 
-Rivals are plain PyTorch formulas (bench/baselines.py), and zuko where it is installed. They meet the same cases;
+Rivals are plain PyTorch formulas (mixflow.bench.baselines), and zuko where it is installed. They meet the same cases;
 `inf` means that a result was infinite or NaN where the truth is an ordinary number, and in parentheses stands the share
 of cases beyond the bound. "ordinary" cases are normal draws of moderate size; "extreme" ones are far tails, gaps
 between components, scales from 1e-6 to 1e6, weights down to 1e-30, flanks of spikes on which log f passes through 0,
@@ -24,6 +24,7 @@ Exit status 1 if a bound does not hold, after printing the worst case of each in
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import sys
@@ -33,9 +34,9 @@ from typing import Any
 
 import torch
 
-import baselines
 import mixflow
 import truth
+from mixflow.bench import baselines
 
 HEADINGS = ("method", "family", "base", "dtype", "cases", "count", *truth.BOUNDS)
 
@@ -59,17 +60,11 @@ def rivals() -> dict[str, dict[str, truth.Op]]:
 
 def zuko_op() -> truth.Op | None:
     """GaussianizationTransform of zuko: Gaussian components of equal weight."""
-    try:
-        from zuko.transforms import GaussianizationTransform
-    except ImportError:
+    if importlib.util.find_spec("zuko") is None:
         return None
 
-    def op(
-        x: torch.Tensor, logits: torch.Tensor, loc: torch.Tensor, log_scale: torch.Tensor, *, family: str, base: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Its shift is added after scaling: a = exp(scale) x + shift.
-        transform = GaussianizationTransform(-loc * torch.exp(-log_scale), -log_scale)
-        z, ladj = transform.call_and_ladj(x)
+    def op(x: torch.Tensor, *parameters: torch.Tensor, family: str, base: str) -> tuple[torch.Tensor, torch.Tensor]:
+        z, ladj = baselines.zuko_transform(parameters).call_and_ladj(x)
         return z, ladj
 
     return op

@@ -21,12 +21,10 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 import mixflow
-from baselines import log_space_forward
 from mixflow import flows, plot, tables, transforms
+from mixflow.bench.baselines import BASE_OF, log_space_forward
 
 COMPONENTS = (4, 8, 16)
-# The density does not depend on the base; each family's own makes the plain formula shortest.
-BASE_OF = {"gaussian": "normal", "logistic": "logistic"}
 FIT = {"epochs": 25, "batch_size": 16384, "lr": 0.03, "patience": 25, "seed": 0}
 
 

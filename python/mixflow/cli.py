@@ -1,4 +1,4 @@
-"""The ``mixflow`` command: fit, sample, score, plot, info."""
+"""The ``mixflow`` command: fit, sample, score, plot, info, bench."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 import mixflow
 
+from .bench import command as bench
 from .files import check_writable
 from .flows import RECIPES, Flow, like
 from .model_file import load, save
@@ -202,4 +203,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("info", help="versions, CPU and CUDA support")
     command.set_defaults(run=_info)
+
+    command = commands.add_parser("bench", help="check the ops, and time them against plain PyTorch")
+    command.set_defaults(run=bench.run)
+    bench.add_arguments(command)
     return parser

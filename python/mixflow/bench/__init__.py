@@ -1,0 +1,1 @@
+"""The microbenchmark, ``mixflow bench``: checks results, then times mixflow and its rivals in one run."""

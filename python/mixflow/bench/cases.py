@@ -1,0 +1,438 @@
+"""What is measured: every case, its rivals and its targets, in one list."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import memory, verify
+from .baselines import BASE_OF
+from .inputs import LAYOUTS, Inputs, Settings
+from .rivals import RIVALS, Absent
+from .timing import Contender, race
+from .works import FORWARD, FORWARD_BACKWARD, INVERSE, INVERSE_BACKWARD, Call, Work
+
+__all__ = ["CASES", "LIMIT", "MIXFLOW", "READ", "Case", "MemoryRow", "RateRow", "Row", "number"]
+
+MIXFLOW = "mixflow"
+
+
+@dataclass(frozen=True)
+class RateRow:
+    """A rate of mixflow against another rate of the same run, in million elements per second.
+
+    ``ratio`` is the median over the rounds of the ratio of the two rates, ``ratio_range`` its extremes. What is absent
+    is None, and ``note`` says why.
+    """
+
+    case: str
+    rate: float
+    contender: str
+    contender_rate: float | None = None
+    ratio: float | None = None
+    ratio_range: tuple[float, float] | None = None
+    target: float | None = None
+    note: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is reached; None without one, and where the contender is absent."""
+        return None if self.ratio is None or self.target is None else self.ratio >= self.target
+
+    def cells(self) -> dict[str, str]:
+        """What the table shows, by heading."""
+        return {
+            "case": self.case,
+            "mixflow M/s": number(self.rate),
+            "contender": self.contender,
+            "contender M/s": number(self.contender_rate),
+            "ratio": number(self.ratio),
+            "target": "-" if self.target is None else f">= {self.target:g}",
+            "reached": _yes_or_no(self.reached),
+        }
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """Peak memory of one call beyond its outputs, in MiB."""
+
+    case: str
+    outputs: float
+    beyond: float
+    target: float = 1.0
+    note: str = ""
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is within the target."""
+        return self.beyond <= self.target
+
+    def cells(self) -> dict[str, str]:
+        """What the table shows, by heading."""
+        return {
+            "case": self.case,
+            "outputs MiB": f"{self.outputs:.1f}",
+            "beyond MiB": f"{self.beyond:.2f}",
+            "target": f"<= {self.target:g}",
+            "reached": _yes_or_no(self.reached),
+        }
+
+
+Row = RateRow | MemoryRow
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to measure. The results are checked before any of them is timed.
+
+    Args:
+        group: The table in which its rows stand.
+        name: Unique in its group. ``--only`` looks at both.
+        measure: Returns the rows.
+        needs_cpu: Whether it says something about CPUs alone.
+        pictured: Whether it is drawn: mixflow against its rivals.
+
+    """
+
+    group: str
+    name: str
+    measure: Callable[[Settings], list[Row]] = field(repr=False)
+    needs_cpu: bool = False
+    pictured: bool = False
+
+
+def rate_row(
+    case: str,
+    contenders: Sequence[Contender],
+    seconds: NDArray[np.float64],
+    ours: int,
+    other: int,
+    target: float | None,
+) -> RateRow:
+    """The row of one pair of a race, ``seconds`` per element of shape (rounds, contenders)."""
+    ratios = seconds[:, other] / seconds[:, ours]
+    return RateRow(
+        case=case,
+        rate=_rate(seconds[:, ours]),
+        contender=contenders[other].name,
+        contender_rate=_rate(seconds[:, other]),
+        ratio=float(np.median(ratios)),
+        ratio_range=(float(ratios.min()), float(ratios.max())),
+        target=target,
+    )
+
+
+# -- mixflow against its rivals ------------------------------------------------------------------------------
+
+
+def against(
+    group: str,
+    work: Work,
+    family: str,
+    layout: str,
+    targets: dict[str, float | None],
+    *,
+    n: int | None = None,
+    equal_weights: bool = False,
+) -> Case:
+    """Case: mixflow against rivals, on ``n`` elements or as many as the settings say."""
+    title = f"{work.name}, {family}, {layout}" + (", equal weights" if equal_weights else "")
+
+    def measure(settings: Settings) -> list[Row]:
+        torch.compiler.reset()  # compiled code of earlier shapes would count against torch's limit
+        size = settings.n if n is None else settings.capped(n)
+        name = title if n is None else f"{title}, N = {size:,}"
+        inputs = work.inputs(settings, size, settings.components, family, layout, equal_weights=equal_weights)
+        work.check(name, inputs[0], family)
+        own = work.own(family)
+        contenders = [Contender(MIXFLOW, own, inputs, size)]
+        place, absent = {}, {}
+        for rival in targets:
+            try:
+                contenders.append(_rival(rival, settings, work, family, inputs, own, name))
+                place[rival] = len(contenders) - 1
+            except Absent as reason:
+                absent[rival] = str(reason)
+        seconds = race(contenders, settings)
+        return [
+            RateRow(name, _rate(seconds[:, 0]), rival, target=target, note=absent[rival])
+            if rival in absent
+            else rate_row(name, contenders, seconds, 0, place[rival], target)
+            for rival, target in targets.items()
+        ]
+
+    return Case(group, title, measure, pictured=True)
+
+
+def _rival(
+    name: str, settings: Settings, work: Work, family: str, inputs: Sequence[Inputs], own: Call, case: str
+) -> Contender:
+    rival = RIVALS[name]
+    call = rival.build(settings, work, family)
+    label, size = name, len(inputs[0].x)
+    if rival.elements is not None and rival.elements < size:
+        size = rival.elements
+        label = f"{name}, N = {size:,}"
+        inputs = [i.head(size) for i in inputs]
+    if rival.comparable:
+        verify.check_agreement(f"{case}: {name}", own(inputs[0]), call(inputs[0]))
+    return Contender(label, call, inputs, size)
+
+
+# -- mixflow against itself ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of calling mixflow: other settings, other work. ``calls`` one after the other make up all elements."""
+
+    label: str
+    settings: Settings
+    work: Work
+    family: str
+    n: int
+    calls: int = 1
+    layout: str = "shared"
+
+    def contender(self, case: str) -> Contender:
+        settings, work = self.settings, self.work
+        inputs = work.inputs(settings, self.n, settings.components, self.family, self.layout)
+        work.check(f"{case}, {self.label}", inputs[0], self.family)
+        own = work.own(self.family)
+
+        def repeated(inputs: Inputs) -> None:
+            for _ in range(self.calls):
+                own(inputs)
+
+        call = own if self.calls == 1 else repeated
+        return Contender(self.label, call, inputs, self.n * self.calls, settings.threads)
+
+
+Pairing = Callable[[str, Sequence[Contender], NDArray[np.float64]], list[Row]]
+
+
+def among_itself(
+    group: str,
+    name: str,
+    variants: Callable[[Settings], list[Variant]],
+    pairing: Pairing,
+    *,
+    needs_cpu: bool = False,
+) -> Case:
+    """Case: variants of mixflow against each other; ``pairing`` makes the rows."""
+
+    def measure(settings: Settings) -> list[Row]:
+        contenders = [v.contender(name) for v in variants(settings)]
+        return pairing(name, contenders, race(contenders, settings))
+
+    return Case(group, name, measure, needs_cpu)
+
+
+def first_against_second(target: float) -> Pairing:
+    return lambda case, contenders, seconds: [rate_row(case, contenders, seconds, 0, 1, target)]
+
+
+def each_against_fastest(target: float) -> Pairing:
+    def rows(case: str, contenders: Sequence[Contender], seconds: NDArray[np.float64]) -> list[Row]:
+        fastest = int(np.median(seconds, axis=0).argmin())
+        return [
+            rate_row(f"{case}, {c.name}", contenders, seconds, i, fastest, target) for i, c in enumerate(contenders)
+        ]
+
+    return rows
+
+
+def each_against_line(target: float) -> Pairing:
+    """Each against the straight line of seconds over K that fits all of them with the smallest relative errors."""
+
+    def rows(case: str, contenders: Sequence[Contender], seconds: NDArray[np.float64]) -> list[Row]:
+        components = np.array([c.inputs[0].parameters[0].shape[-1] for c in contenders], dtype=np.float64)
+        design = np.stack([np.ones_like(components), components], axis=1)
+        median = np.median(seconds, axis=0)
+        line = design @ np.linalg.lstsq(design / median[:, None], np.ones_like(median), rcond=None)[0]
+        both = [*contenders, replace(contenders[0], name="straight line")]
+        return [
+            rate_row(
+                f"{case}, {c.name}", both, np.column_stack([seconds, np.full(len(seconds), line[i])]), i, -1, target
+            )
+            for i, c in enumerate(contenders)
+        ]
+
+    return rows
+
+
+def sizes(family: str) -> Callable[[Settings], list[Variant]]:
+    def variants(settings: Settings) -> list[Variant]:
+        most = _memory(settings) // (8 * settings.dtype.itemsize)  # x, z, ladj, and room for others
+        result = []
+        for n in (10**5, 10**6, 10**7, 10**8):
+            n = n // 1000 if settings.quick else n
+            calls = math.ceil(n / most)
+            label = f"N = {n:,}" + (f" in {calls} calls" if calls > 1 else "")
+            result.append(Variant(label, settings, FORWARD, family, n // calls, calls))
+        return result
+
+    return variants
+
+
+def components(family: str) -> Callable[[Settings], list[Variant]]:
+    def variants(settings: Settings) -> list[Variant]:
+        return [
+            Variant(f"K = {k}", replace(settings, components=k), FORWARD, family, settings.n)
+            for k in (2, 4, 8, 16, 32, 64, 128)
+        ]
+
+    return variants
+
+
+def threads(work: Work, family: str, layout: str) -> Callable[[Settings], list[Variant]]:
+    def variants(settings: Settings) -> list[Variant]:
+        return [
+            Variant(f"{t} thread{'s'[: t > 1]}", replace(settings, threads=t), work, family, settings.n, layout=layout)
+            for t in (2, 1)
+        ]
+
+    return variants
+
+
+def dtypes(work: Work, family: str) -> Callable[[Settings], list[Variant]]:
+    def variants(settings: Settings) -> list[Variant]:
+        return [
+            Variant(str(d).removeprefix("torch."), replace(settings, dtype=d), work, family, settings.n)
+            for d in (torch.float64, torch.float32)
+        ]
+
+    return variants
+
+
+def families(work: Work) -> Callable[[Settings], list[Variant]]:
+    def variants(settings: Settings) -> list[Variant]:
+        many = replace(settings, components=64)  # so many that what is done once an element does not count
+        return [Variant(f, many, work, f, max(1, settings.n // 8)) for f in ("gaussian", "logistic")]
+
+    return variants
+
+
+def peak_memory(work: Work, family: str, layout: str, n: int, k: int) -> Case:
+    def measure(settings: Settings) -> list[Row]:
+        size = settings.capped(n)
+        outputs, beyond = memory.measure(settings, work.name, family, layout, size, k)
+        shape = " x ".join(f"{length:,}" for length in LAYOUTS[layout](size)[0])
+        return [MemoryRow(f"{work.name}, {layout}, x {shape}, K = {k}", outputs / 2**20, beyond / 2**20)]
+
+    return Case("Peak memory beyond the outputs", f"{work.name}, {family}, {layout}, {n}, {k}", measure)
+
+
+# -- all of it -----------------------------------------------------------------------------------------------
+
+LOG, COMPILED_LOG = "eager log-space", "compiled log-space"
+LINEAR, COMPILED_LINEAR, SCIPY = "eager linear", "compiled linear", "scipy linear, 1 thread"
+BISECTIONS, COMPILED_BISECTIONS = "40 eager bisections", "40 compiled bisections"
+IMPLICIT = "implicit, 40 eager bisections"
+LIMIT, READ = "bare loop, same arithmetic", "plain read, same bytes"
+
+# work, parameters, rivals with the ratio that is aimed at
+COMPARISONS: list[tuple[str, Work, str, dict[str, float | None]]] = [
+    (
+        "Forward",
+        FORWARD,
+        "shared",
+        {LOG: 120, COMPILED_LOG: 40, LINEAR: None, COMPILED_LINEAR: 4, SCIPY: None, LIMIT: 0.65},
+    ),
+    ("Forward", FORWARD, "per element", {LOG: 60, LINEAR: None, READ: 0.7}),
+    ("Forward and backward", FORWARD_BACKWARD, "shared", {LOG: 80, COMPILED_LOG: 30}),
+    ("Forward and backward", FORWARD_BACKWARD, "per element", {LOG: 25}),
+    ("Inverse", INVERSE, "shared", {BISECTIONS: 250, COMPILED_BISECTIONS: 40}),
+    ("Inverse", INVERSE, "per element", {BISECTIONS: 300, COMPILED_BISECTIONS: 40}),
+    ("Inverse and backward", INVERSE_BACKWARD, "shared", {IMPLICIT: 100}),
+    ("Inverse and backward", INVERSE_BACKWARD, "per element", {IMPLICIT: 100}),
+]
+SHAPES = [
+    # parameters, N, K
+    ("shared", 2**18, 8),
+    ("shared", 2**24, 8),
+    ("shared", 2**20, 128),
+    ("per feature", 2**20, 32),
+    ("per element", 2**18, 8),
+    ("per element", 2**18, 64),
+]
+ALL_WORKS = (FORWARD, FORWARD_BACKWARD, INVERSE, INVERSE_BACKWARD)
+FAMILIES = tuple(BASE_OF)
+
+CASES = [
+    *(against(group, w, f, layout, targets) for group, w, layout, targets in COMPARISONS for f in FAMILIES),
+    *(
+        against("One call of 64 elements", w, f, "shared", {LINEAR: target, LOG: None}, n=64)
+        for w, target in ((FORWARD, 3.0), (FORWARD_BACKWARD, 4.0))
+        for f in FAMILIES
+    ),
+    *(
+        against(
+            "zuko's GaussianizationTransform", w, "gaussian", "shared", {"zuko": target}, n=10**5, equal_weights=True
+        )
+        for w, target in ((FORWARD, None), (INVERSE, 40.0))
+    ),
+    *(
+        among_itself(
+            "Two threads against one",
+            f"{w.name}, {f}, {layout}",
+            threads(w, f, layout),
+            first_against_second(1.8),
+            needs_cpu=True,
+        )
+        for w in (FORWARD, FORWARD_BACKWARD, INVERSE)
+        for f in FAMILIES
+        for layout in ("shared", "per element")
+    ),
+    *(
+        among_itself("float64 against float32", f"{w.name}, {f}, shared", dtypes(w, f), first_against_second(0.4))
+        for w in (FORWARD, FORWARD_BACKWARD, INVERSE)
+        for f in FAMILIES
+    ),
+    *(
+        among_itself(
+            "A Gaussian component against a logistic one",
+            f"{w.name}, K = 64",
+            families(w),
+            first_against_second(1 / 1.6),
+        )
+        for w in (FORWARD, FORWARD_BACKWARD)
+    ),
+    *(
+        among_itself("Throughput by N", f"{FORWARD.name}, {f}, shared", sizes(f), each_against_fastest(0.85))
+        for f in FAMILIES
+    ),
+    *(
+        among_itself("Cost by K", f"{FORWARD.name}, {f}, shared", components(f), each_against_line(0.85))
+        for f in FAMILIES
+    ),
+    *(peak_memory(w, "gaussian", layout, n, k) for w in ALL_WORKS for layout, n, k in SHAPES),
+]
+
+
+def _memory(settings: Settings) -> int:
+    """Bytes of memory of the device, half of which a benchmark may take."""
+    if settings.device.type == "cuda":
+        return torch.cuda.mem_get_info(settings.device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _rate(seconds: NDArray[np.float64]) -> float:
+    return float(1e-6 / np.median(seconds))
+
+
+def number(value: float | None) -> str:
+    """Three digits, or all before the point."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _yes_or_no(reached: bool | None) -> str:
+    return "-" if reached is None else "yes" if reached else "no"

@@ -1,0 +1,118 @@
+"""The command: options, the run, and where results go."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import mixflow
+
+from ..files import check_writable
+from . import report
+from .cases import CASES, Case, RateRow, Row
+from .inputs import Settings
+
+__all__ = ["add_arguments", "run", "run_cases"]
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_QUICK_SIZE = 2**12
+
+
+def add_arguments(parser: argparse.ArgumentParser, out: Path | None = None) -> None:
+    """Give ``parser`` the options of :func:`run`; ``out`` is the default of ``--out``."""
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose table or name contains TEXT")
+    parser.add_argument("--n", type=int, help=f"elements of the main cases (default: 2^20; with --quick {_QUICK_SIZE})")
+    parser.add_argument("--components", type=int, default=8, metavar="K", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: 2, or 1 on a machine with one)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="small and without torch.compile: to see that it works")
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help="write DEVICE.json and DEVICE.png here")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and time what the options ask for, print the tables, and write JSON and picture to ``--out``; returns 0.
+
+    Raises:
+        ValueError: an option makes no sense here.
+        WrongResult: a result is wrong. Nothing is written.
+        OSError: the results cannot be written.
+
+    """
+    settings, cases = _settings(arguments), _chosen(arguments)
+    if arguments.out is None:
+        _measure(settings, cases)
+        return 0
+    from ..plot import save_figure
+    from .picture import rates  # before the long work, since it needs matplotlib
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    json_file, picture_file = (arguments.out / f"{settings.device.type}.{ending}" for ending in ("json", "png"))
+    check_writable(json_file)
+    check_writable(picture_file)
+    results = _measure(settings, cases)
+    report.write_json(json_file, settings, results)
+    pictured = {case.group: None for case in cases if case.pictured}
+    rows = [row for group in pictured for row in results[group] if isinstance(row, RateRow)]
+    if rows:
+        save_figure(rates(report.machine(settings), rows), picture_file)
+    print(f"wrote {json_file}" + (f" and {picture_file}" if rows else ""))
+    return 0
+
+
+def _measure(settings: Settings, cases: list[Case]) -> dict[str, list[Row]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        results = run_cases(settings, cases)
+    finally:
+        torch.set_num_threads(threads)
+    judged = [row.reached for rows in results.values() for row in rows if row.reached is not None]
+    print(f"M/s: million elements per second. {sum(judged)} of {len(judged)} targets reached.")
+    return results
+
+
+def run_cases(settings: Settings, cases: list[Case]) -> dict[str, list[Row]]:
+    """Measure the cases in turn, print each table as soon as it is complete, and return the rows by table.
+
+    Raises:
+        WrongResult: a result is wrong.
+
+    """
+    print("\n".join(f"{key:<16} {value}" for key, value in report.machine(settings).items()), flush=True)
+    results: dict[str, list[Row]] = {}
+    with tqdm(cases, disable=None, leave=False) as progress:
+        for case in progress:
+            progress.set_description(f"{case.group}: {case.name}")
+            results.setdefault(case.group, []).extend(case.measure(settings))
+            if case is [c for c in cases if c.group == case.group][-1]:
+                tqdm.write(f"\n{case.group}\n\n{report.table(results[case.group])}\n")
+                sys.stdout.flush()  # a pipe, too, shows each table when it is there
+    return results
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    device = torch.device(arguments.device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu or cuda; got {arguments.device}")
+    if device.type == "cuda" and not mixflow.show_config()["cuda_usable"]:
+        raise ValueError(f"device: expected one that can be used here, see mixflow info; got {arguments.device}")
+    threads = min(2, os.cpu_count() or 1) if arguments.threads is None else arguments.threads
+    n = (_QUICK_SIZE if arguments.quick else 2**20) if arguments.n is None else arguments.n
+    for name, value in (("n", n), ("components", arguments.components), ("threads", threads)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1; got {value}")
+    return Settings(n, arguments.components, _DTYPES[arguments.dtype], threads, device, arguments.quick)
+
+
+def _chosen(arguments: argparse.Namespace) -> list[Case]:
+    chosen = [case for case in CASES if arguments.only.lower() in f"{case.group}: {case.name}".lower()]
+    if not chosen:
+        groups = ", ".join(dict.fromkeys(case.group for case in CASES))
+        raise ValueError(f"only: expected a part of the name of a table ({groups}) or case; got {arguments.only!r}")
+    return [case for case in chosen if arguments.device == "cpu" or not case.needs_cpu]

@@ -17,21 +17,22 @@ using namespace mixflow;
 
 namespace {
 
-std::vector<int64_t> to_vector(py::handle sequence) {
-  std::vector<int64_t> values;
-  for (py::handle value : sequence) values.push_back(value.cast<int64_t>());
-  return values;
+void to_extents(const py::tuple& values, Extents& extents) {
+  if (values.size() > kMaxDimensions)
+    throw std::invalid_argument("operands: expected at most " + std::to_string(kMaxDimensions) + " axes");
+  for (py::handle value : values) extents.value[extents.count++] = value.cast<int64_t>();
 }
 
 // (address, shape, strides in elements)
-Array to_array(py::handle operand) {
-  auto fields = operand.cast<py::tuple>();
-  return {reinterpret_cast<void*>(fields[0].cast<uintptr_t>()), to_vector(fields[1]), to_vector(fields[2])};
+void to_array(const py::tuple& fields, Array& array) {
+  array.data = reinterpret_cast<void*>(fields[0].cast<uintptr_t>());
+  to_extents(fields[1], array.shape);
+  to_extents(fields[2], array.stride);
 }
 
 void check_parameters(const Call& call) {
   for (const Array* parameter : {&call.logits, &call.loc, &call.log_scale})
-    if (parameter->shape.empty() || parameter->shape.back() < 1 || parameter->shape.back() != call.logits.shape.back())
+    if (parameter->shape.count == 0 || parameter->shape.back() < 1 || parameter->shape.back() != call.logits.shape.back())
       throw std::invalid_argument(
           "logits, loc, log_scale: expected one last axis of the same length >= 1 in all three");
   if (call.logits.shape.back() > kMaxComponents)
@@ -57,7 +58,7 @@ void execute(const Call& call, int device, int64_t stream) {
 }
 
 Call make_call(Op op, int family, int base, bool is_double) {
-  Call call{};
+  Call call;
   call.op = op;
   call.dtype = is_double ? Dtype::float64 : Dtype::float32;
   call.family = family;
@@ -71,7 +72,7 @@ void assign(const py::sequence& operands, std::initializer_list<Array*> arrays) 
     throw std::invalid_argument("operands: expected " + std::to_string(arrays.size()) + "; got " +
                                 std::to_string(operands.size()));
   size_t i = 0;
-  for (Array* array : arrays) *array = to_array(operands[i++]);
+  for (Array* array : arrays) to_array(operands[i++], *array);
 }
 
 void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
@@ -121,6 +122,13 @@ PYBIND11_MODULE(_core, m) {
         py::arg("operands"), py::arg("device"), py::arg("stream"));
   m.def("special", &special, py::arg("name"), py::arg("is_double"), py::arg("size"), py::arg("input"),
         py::arg("output"));
+  m.def(
+      "bare_loop",
+      [](bool is_double, int components, int64_t elements, int threads) {
+        py::gil_scoped_release release;
+        return run_bare_loop(is_double ? Dtype::float64 : Dtype::float32, components, elements, threads);
+      },
+      py::arg("is_double"), py::arg("components"), py::arg("elements"), py::arg("threads"));
   m.def("cpu_capabilities", [] { return to_tuple(cpu_capabilities()); });
   m.def("cpu_capability", &cpu_capability);
   m.def("has_openmp", &has_openmp);

@@ -95,11 +95,20 @@ MIXFLOW_FN V within_reach(V x, const Component<V>& c) {
   return max(min(x - c.loc, c.reach), -c.reach);
 }
 
+// Zero beyond the reach: what is left there is far below the sums, but a gradient may consist of nothing else.
+template <class Family, class V>
+MIXFLOW_FN Shares<V> shares_within_reach(V distance, const Component<V>& c) {
+  constexpr Scalar<V> least = is_float<V> ? Scalar<V>(0x1p-123) : Scalar<V>(0x1p-1019);  // 4 * 2^-octave_limit
+  Shares<V> s = Family::shares(distance, c);
+  return {select<V>(s.lower < least, V{}, s.lower), select<V>(s.upper < least, V{}, s.upper),
+          select<V>(s.density < least, V{}, s.density)};
+}
+
 template <class Family, bool with_slope, bool keep, class V, class Parameters>
 MIXFLOW_FN Sums<V> linear_sums(V x, const Parameters& parameters) {
   return sum_components<with_slope, V>(parameters, [&](int k, const Component<V>& c, Sums<V>& sums) {
     V distance = within_reach(x, c);
-    Shares<V> shares = Family::shares(distance, c);
+    Shares<V> shares = with_slope ? shares_within_reach<Family>(distance, c) : Family::shares(distance, c);
     if constexpr (keep) parameters.keep(k, shares);
     sums.lower = fma(c.weight, shares.lower, sums.lower);
     sums.upper = fma(c.weight, shares.upper, sums.upper);
@@ -346,7 +355,7 @@ MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Ru
   for (int k = 0; k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
     V distance = within_reach(x, c);
-    Shares<V> shares = parameters.has_kept(k) ? parameters.kept(k) : Family::shares(distance, c);
+    Shares<V> shares = parameters.has_kept(k) ? parameters.kept(k) : shares_within_reach<Family>(distance, c);
     Terms<V> term{c.weight * shares.lower, c.weight * shares.upper, c.density_weight * shares.density,
                   Family::score(distance * c.inv_scale, shares.lower, shares.upper), distance};
     if (!at.all_linear) term = with_shifted_terms<Family>(x, c, at.linear, at.shift, term);

@@ -7,18 +7,16 @@
 namespace mixflow {
 namespace {
 
-using Shape = std::vector<int64_t>;
-
 // Strides of `array` along the axes of `batch`, zero where it is broadcast; `trailing` axes of the array are not part
 // of the batch.
-Shape broadcast_strides(const Array& array, const Shape& batch, size_t trailing, const char* name) {
-  Shape result(batch.size(), 0);
-  if (array.data == nullptr) return result;
-  if (array.shape.size() < trailing || array.shape.size() - trailing > batch.size())
-    throw std::invalid_argument(std::string(name) + ": expected at most " + std::to_string(batch.size() + trailing) +
-                                " axes; got " + std::to_string(array.shape.size()));
-  size_t own = array.shape.size() - trailing, skipped = batch.size() - own;
-  for (size_t i = 0; i < own; ++i) {
+void broadcast_strides(const Array& array, const Extents& batch, int trailing, const char* name, int64_t* result) {
+  std::fill(result, result + batch.count, 0);
+  if (array.data == nullptr) return;
+  if (array.shape.count < trailing || array.shape.count - trailing > batch.count)
+    throw std::invalid_argument(std::string(name) + ": expected at most " + std::to_string(batch.count + trailing) +
+                                " axes; got " + std::to_string(array.shape.count));
+  int own = array.shape.count - trailing, skipped = batch.count - own;
+  for (int i = 0; i < own; ++i) {
     if (array.shape[i] == 1) continue;
     if (array.shape[i] != batch[skipped + i])
       throw std::invalid_argument(std::string(name) + ": axis " + std::to_string(i) + " of length " +
@@ -26,7 +24,6 @@ Shape broadcast_strides(const Array& array, const Shape& batch, size_t trailing,
                                   std::to_string(batch[skipped + i]));
     result[skipped + i] = array.stride[i];
   }
-  return result;
 }
 
 void append(Axes& axes, const Axis& axis) {
@@ -58,17 +55,17 @@ void finish(Axes& axes) {
 }  // namespace
 
 Problem make_problem(const Call& call) {
-  const Shape& batch = call.output.shape;
-  Shape stride[kOperands];
-  stride[kInput] = broadcast_strides(call.input, batch, 0, "input");
-  stride[kGradValue] = broadcast_strides(call.grad_value, batch, 0, "grad_value");
-  stride[kGradLadj] = broadcast_strides(call.grad_ladj, batch, 0, "grad_ladj");
-  stride[kOutput] = broadcast_strides(call.output, batch, 0, "output");
-  stride[kLadj] = broadcast_strides(call.ladj, batch, 0, "ladj");
-  stride[kLogits] = broadcast_strides(call.logits, batch, 1, "logits");
-  stride[kLoc] = broadcast_strides(call.loc, batch, 1, "loc");
-  stride[kLogScale] = broadcast_strides(call.log_scale, batch, 1, "log_scale");
-  stride[kGradParameters] = broadcast_strides(call.grad_logits, batch, 1, "grad_logits");
+  const Extents& batch = call.output.shape;
+  int64_t stride[kOperands][kMaxDimensions];
+  broadcast_strides(call.input, batch, 0, "input", stride[kInput]);
+  broadcast_strides(call.grad_value, batch, 0, "grad_value", stride[kGradValue]);
+  broadcast_strides(call.grad_ladj, batch, 0, "grad_ladj", stride[kGradLadj]);
+  broadcast_strides(call.output, batch, 0, "output", stride[kOutput]);
+  broadcast_strides(call.ladj, batch, 0, "ladj", stride[kLadj]);
+  broadcast_strides(call.logits, batch, 1, "logits", stride[kLogits]);
+  broadcast_strides(call.loc, batch, 1, "loc", stride[kLoc]);
+  broadcast_strides(call.log_scale, batch, 1, "log_scale", stride[kLogScale]);
+  broadcast_strides(call.grad_logits, batch, 1, "grad_logits", stride[kGradParameters]);
 
   Problem problem{};
   problem.op = call.op;
@@ -80,7 +77,7 @@ Problem make_problem(const Call& call) {
     problem.components = static_cast<int>(parameters[0]->shape.back());
     problem.component_stride[j] = parameters[j]->stride.back();
   }
-  for (size_t i = 0; i < batch.size(); ++i) {
+  for (int i = 0; i < batch.count; ++i) {
     Axis axis{batch[i], {}};
     bool shared = true;
     for (int j = 0; j < kOperands; ++j) {

@@ -1,17 +1,25 @@
 // From the shapes and strides of a call to the index spaces of a Problem.
 #pragma once
 
-#include <vector>
-
 #include "problem.h"
 
 namespace mixflow {
+
+// A shape or strides, without an allocation: a call of a few elements should not spend its time on those.
+constexpr int kMaxDimensions = 64;  // as in torch
+struct Extents {
+  int count = 0;
+  int64_t value[kMaxDimensions];
+
+  int64_t operator[](int i) const { return value[i]; }
+  int64_t back() const { return value[count - 1]; }
+};
 
 // What the caller knows of one operand: where it is, its shape and its strides in elements. Parameters and their
 // gradients have the component axis last.
 struct Array {
   void* data = nullptr;
-  std::vector<int64_t> shape, stride;
+  Extents shape, stride;
 };
 
 struct Call {

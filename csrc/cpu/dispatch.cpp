@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
+#include <numeric>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -14,16 +15,17 @@ struct Capability {
   const char* name;
   RunPiece run;
   RunSpecial run_special;
+  BareLoop bare_loop;
 };
 
 std::vector<Capability> available() {
-  std::vector<Capability> found{{"baseline", baseline::run_piece, baseline::run_special}};
+  std::vector<Capability> found{{"baseline", baseline::run_piece, baseline::run_special, baseline::bare_loop}};
 #if defined(MIXFLOW_HAS_X86_BUILDS)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    found.push_back({"avx2", avx2::run_piece, avx2::run_special});
+    found.push_back({"avx2", avx2::run_piece, avx2::run_special, avx2::bare_loop});
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
-    found.push_back({"avx512", avx512::run_piece, avx512::run_special});
+    found.push_back({"avx512", avx512::run_piece, avx512::run_special, avx512::bare_loop});
 #endif
   return found;
 }
@@ -145,6 +147,14 @@ bool has_openmp() {
 
 void run_special_on_cpu(int function, Dtype dtype, int64_t size, const void* input, void* output) {
   chosen().run_special(function, dtype, size, input, output);
+}
+
+double run_bare_loop(Dtype dtype, int components, int64_t elements, int threads) {
+  std::vector<double> results((elements + kChunkLength - 1) / kChunkLength);
+  parallel_for(static_cast<int64_t>(results.size()), threads, [&](int64_t i) {
+    results[i] = chosen().bare_loop(dtype, components, std::min(kChunkLength, elements - i * kChunkLength));
+  });
+  return std::accumulate(results.begin(), results.end(), 0.0);
 }
 
 void run_on_cpu(const Problem& problem, int threads) {

@@ -20,4 +20,8 @@ void run_on_cpu(const Problem& problem, int threads);
 // A special function, by its index in the registry, over contiguous numbers: for the tests that measure its error.
 void run_special_on_cpu(int function, Dtype dtype, int64_t size, const void* input, void* output);
 
+// The least arithmetic of a forward op over so many elements, touching no memory: the limit that benchmarks refer to.
+// The result has no meaning but that the work was done.
+double run_bare_loop(Dtype dtype, int components, int64_t elements, int threads);
+
 }  // namespace mixflow

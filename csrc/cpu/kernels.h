@@ -14,21 +14,26 @@ struct Piece {
 };
 
 // What one instruction set's build offers. The second applies a special function (an index into
-// MIXFLOW_SPECIAL_FUNCTIONS) to `size` contiguous numbers.
+// MIXFLOW_SPECIAL_FUNCTIONS) to `size` contiguous numbers; the third does the arithmetic that no forward op can do
+// without, for benchmarks.
 using RunPiece = void (*)(const Problem&, const Piece&);
 using RunSpecial = void (*)(int function, Dtype dtype, int64_t size, const void* input, void* output);
+using BareLoop = double (*)(Dtype dtype, int components, int64_t elements);
 
 namespace baseline {
 void run_piece(const Problem&, const Piece&);
 void run_special(int, Dtype, int64_t, const void*, void*);
+double bare_loop(Dtype, int, int64_t);
 }  // namespace baseline
 namespace avx2 {
 void run_piece(const Problem&, const Piece&);
 void run_special(int, Dtype, int64_t, const void*, void*);
+double bare_loop(Dtype, int, int64_t);
 }  // namespace avx2
 namespace avx512 {
 void run_piece(const Problem&, const Piece&);
 void run_special(int, Dtype, int64_t, const void*, void*);
+double bare_loop(Dtype, int, int64_t);
 }  // namespace avx512
 
 // Inner lengths from which lanes run over the elements that share a parameter set; below, they run over parameter sets.

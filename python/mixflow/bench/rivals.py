@@ -70,7 +70,7 @@ def arithmetic_limit(settings: Settings, family: str, base: str) -> Callable[[in
     if settings.device.type != "cpu":
         raise Absent("the bare loop is the CPU's")
     double = settings.dtype == torch.float64
-    return lambda n: loop(family, base, double, settings.components, n, settings.threads)
+    return lambda n: loop(double, settings.components, n, settings.threads)
 
 
 def _plain(formula: Formula) -> Callable[[Settings, Work, str], Call]:

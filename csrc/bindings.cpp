@@ -32,7 +32,8 @@ void to_array(const py::tuple& fields, Array& array) {
 
 void check_parameters(const Call& call) {
   for (const Array* parameter : {&call.logits, &call.loc, &call.log_scale})
-    if (parameter->shape.count == 0 || parameter->shape.back() < 1 || parameter->shape.back() != call.logits.shape.back())
+    if (parameter->shape.count == 0 || parameter->shape.back() < 1 ||
+        parameter->shape.back() != call.logits.shape.back())
       throw std::invalid_argument(
           "logits, loc, log_scale: expected one last axis of the same length >= 1 in all three");
   if (call.logits.shape.back() > kMaxComponents)

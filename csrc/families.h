@@ -26,9 +26,9 @@ namespace MIXFLOW_ARCH {
 template <class V>
 struct Component {
   V loc, weight, log_weight;
-  V rate, rate_rest;     // unit / scale
-  V reach;               // distance from loc at which the decay is near the smallest normal number
-  V density_weight;      // weight density_factor / scale
+  V rate, rate_rest;  // unit / scale
+  V reach;            // distance from loc at which the decay is near the smallest normal number
+  V density_weight;   // weight density_factor / scale
   V inv_scale;
 };
 

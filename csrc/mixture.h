@@ -26,7 +26,8 @@ template <class Family, class V>
 MIXFLOW_FN Component<V> make_component(V log_weight, V loc, V log_scale) {
   using T = Scalar<V>;
   constexpr T unit = T(Family::unit), unit_rest = T(Family::unit - unit + Family::unit_rest);
-  V inv_scale_rest, inv_scale = exp(-log_scale, static_cast<const V*>(nullptr), &inv_scale_rest), weight = exp_flushed(log_weight);
+  V inv_scale_rest, inv_scale = exp(-log_scale, static_cast<const V*>(nullptr), &inv_scale_rest),
+                    weight = exp_flushed(log_weight);
   V rate = inv_scale * unit;
   V rate_rest = fma(inv_scale_rest, unit, fma(inv_scale, unit_rest, product_rest(inv_scale, splat<V>(unit), rate)));
   V reach = Family::template reach<V>() * reciprocal_estimate(rate);
@@ -72,8 +73,8 @@ struct Sums {
   V lower{}, upper{}, density{}, density_slope{};
 };
 
-// Adds up over all components what add(k, component, sums) adds for one, in blocks: rounding errors grow with the length
-// of a block and the number of blocks, not with their product.
+// Adds up over all components what add(k, component, sums) adds for one, in blocks: rounding errors grow with the
+// length of a block and the number of blocks, not with their product.
 template <bool with_slope, class V, class Parameters, class Add>
 MIXFLOW_FN Sums<V> sum_components(const Parameters& parameters, Add add) {
   constexpr int block_length = 8;
@@ -135,8 +136,7 @@ MIXFLOW_FN Terms<V> shifted_terms(V x, const Component<V>& c, const Shifts<V>& s
   V density = exp_flushed(decayed - shift.density) * Family::density(t, e);
   density = select<V>(density == Scalar<V>(0), V{}, density * (c.inv_scale * Scalar<V>(Family::density_factor)));
   V score = Family::score(a, select<V>(negative, e * tail, bulk), select<V>(negative, bulk, e * tail));
-  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density, score,
-          x - c.loc};
+  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density, score, x - c.loc};
 }
 
 // The largest exponent in each sum. In a far tail the shifts of f and of the smaller of F and S are the same number,
@@ -344,8 +344,8 @@ MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Ru
   BaseTerms<V> terms = base_terms(at, tails, base);
   V inv_density = reciprocal(at.sums.density);
   V D = at.sums.density_slope * inv_density * parameters.largest_inv_scale;
-  Seeds<V> seeds = inverse ? inverse_seeds(at, tails, terms, D, g_value, g_ladj)
-                           : forward_seeds(tails, terms, D, g_value, g_ladj);
+  Seeds<V> seeds =
+      inverse ? inverse_seeds(at, tails, terms, D, g_value, g_ladj) : forward_seeds(tails, terms, D, g_value, g_ladj);
   V across = select<V>(tails.lower_is_smaller, seeds.across, -seeds.across);
   V inv_smaller = reciprocal(select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper));
   // The gradients above, with all that is common to the components taken out of the loop.

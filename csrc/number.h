@@ -124,18 +124,18 @@ struct ElementOf<Pair<V>> : ElementOf<V> {};
 template <class V>
 using Element = typename ElementOf<V>::type;
 
-#define MIXFLOW_BINARY(OPERATOR)                                                       \
-  template <class V>                                                                   \
-  MIXFLOW_FN auto operator OPERATOR(const Pair<V>& x, const Pair<V>& y) {              \
-    return Pair<decltype(x.a OPERATOR y.a)>{x.a OPERATOR y.a, x.b OPERATOR y.b};       \
-  }                                                                                    \
-  template <class V>                                                                   \
-  MIXFLOW_FN auto operator OPERATOR(const Pair<V>& x, Element<V> y) {                           \
-    return Pair<decltype(x.a OPERATOR y)>{x.a OPERATOR y, x.b OPERATOR y};             \
-  }                                                                                    \
-  template <class V>                                                                   \
-  MIXFLOW_FN auto operator OPERATOR(Element<V> x, const Pair<V>& y) {                           \
-    return Pair<decltype(x OPERATOR y.a)>{x OPERATOR y.a, x OPERATOR y.b};             \
+#define MIXFLOW_BINARY(OPERATOR)                                                 \
+  template <class V>                                                             \
+  MIXFLOW_FN auto operator OPERATOR(const Pair<V>& x, const Pair<V>& y) {        \
+    return Pair<decltype(x.a OPERATOR y.a)>{x.a OPERATOR y.a, x.b OPERATOR y.b}; \
+  }                                                                              \
+  template <class V>                                                             \
+  MIXFLOW_FN auto operator OPERATOR(const Pair<V>& x, Element<V> y) {            \
+    return Pair<decltype(x.a OPERATOR y)>{x.a OPERATOR y, x.b OPERATOR y};       \
+  }                                                                              \
+  template <class V>                                                             \
+  MIXFLOW_FN auto operator OPERATOR(Element<V> x, const Pair<V>& y) {            \
+    return Pair<decltype(x OPERATOR y.a)>{x OPERATOR y.a, x OPERATOR y.b};       \
   }
 MIXFLOW_BINARY(+)
 MIXFLOW_BINARY(-)
@@ -307,8 +307,8 @@ MIXFLOW_FN float sqrt(float x) {
 MIXFLOW_FN double sqrt(double x) {
   return __builtin_sqrt(x);
 }
-// 1 / x in three grades, which on most instruction sets are one division: for x in [2^-125, 2^125] ([2^-1020, 2^1020] in
-// double) within 1 ULP; for any x; and to 12 bits for any x.
+// 1 / x in three grades, which on most instruction sets are one division: for x in [2^-125, 2^125] ([2^-1020, 2^1020]
+// in double) within 1 ULP; for any x; and to 12 bits for any x.
 MIXFLOW_FN float bounded_reciprocal(float x) {
   return 1 / x;
 }
@@ -558,8 +558,8 @@ MIXFLOW_FN void store(Scalar<V>* p, V x) {
 }
 
 #if !defined(__CUDACC__)
-// Rows of kBlock consecutive numbers, one for each lane, to kBlock columns and back. On x86 in blocks of 16 bytes, which
-// are moved as they are and transposed in registers.
+// Rows of kBlock consecutive numbers, one for each lane, to kBlock columns and back. On x86 in blocks of 16 bytes,
+// which are moved as they are and transposed in registers.
 #if defined(__x86_64__)
 template <class V>
 constexpr int kBlock = 16 / sizeof(Scalar<V>);

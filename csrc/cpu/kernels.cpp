@@ -11,8 +11,8 @@ namespace mixflow {
 namespace MIXFLOW_ARCH {
 namespace {
 
-// Lanes of a shared parameter set: as many packs at a time as there are registers for. Against one pack, the forward ops
-// gain 10 to 20 %, the others 10 to 30 %.
+// Lanes of a shared parameter set: as many packs at a time as there are registers for. Against one pack, the forward
+// ops gain 10 to 20 %, the others 10 to 30 %.
 #if defined(__AVX512F__)
 template <class T, Op op>
 using Wide = typename WideOf<Pack<T>, op == Op::forward ? 2 : 1>::type;
@@ -263,9 +263,8 @@ void run_shared(const Problem& problem, const Piece& piece) {
     int packs = 0;
     for (int64_t i = piece.inner_begin; i < piece.inner_end; i += lanes) {
       Lanes<V> elements{problem.inner, i, lanes_used(i, piece.inner_end, lanes)};
-      map_pack<Family, op>(problem, parameters, elements, first, [&](auto... gradients) {
-        add(elements.used, gradients...);
-      });
+      map_pack<Family, op>(problem, parameters, elements, first,
+                           [&](auto... gradients) { add(elements.used, gradients...); });
       if (is_backward(op) && ++packs % packs_per_flush == 0) flush();
     }
     if (is_backward(op)) flush();

@@ -13,12 +13,12 @@ namespace {
 
 // The parameter set of one element, read through its strides; prepared component by component, since a thread has no
 // room to keep it.
-template <class T>
+template <class Family, class T>
 struct StridedParameters {
   const T *logits, *loc, *log_scale;
   int64_t stride[3];
   int components;
-  T largest, total, smallest_scale, density_floor;
+  T largest, total, largest_inv_scale, smallest_scale, density_floor;
 
   MIXFLOW_FN StridedParameters(const Problem& problem, int64_t outer)
       : logits(static_cast<const T*>(problem.logits) + problem.outer.offset(outer, kLogits)),
@@ -34,15 +34,17 @@ struct StridedParameters {
       smallest_log_scale = min(log_scale[k * stride[2]], smallest_log_scale);
     }
     for (int k = 0; k < components; ++k) total += exp(logits[k * stride[0]] - largest);
-    smallest_scale = T(1) / exp(-smallest_log_scale);
-    density_floor = mixflow::cuda::density_floor(exp(-smallest_log_scale));
+    largest_inv_scale = exp(-smallest_log_scale);
+    smallest_scale = reciprocal(largest_inv_scale);
+    density_floor = mixflow::cuda::density_floor(largest_inv_scale);
   }
 
   MIXFLOW_FN Component<T> component(int k) const {
-    T log_weight = logits[k * stride[0]] - largest;
-    T rest, inv_scale = exp(-log_scale[k * stride[2]], T(0), &rest);
-    return {loc[k * stride[1]], inv_scale, rest, exp(log_weight), log_weight};
+    return make_component<Family>(logits[k * stride[0]] - largest, loc[k * stride[1]], log_scale[k * stride[2]]);
   }
+  MIXFLOW_FN bool has_kept(int) const { return false; }
+  MIXFLOW_FN Shares<T> kept(int) const { return {}; }
+  MIXFLOW_FN void keep(int, const Shares<T>&) const {}
   MIXFLOW_FN T total_weight() const { return total; }
 };
 
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(256) run(Problem problem) {
     auto at = [&](auto* p, Operand operand) {
       return p + problem.outer.offset(outer, operand) + problem.inner.offset(inner, operand);
     };
-    StridedParameters<T> parameters(problem, outer);
+    StridedParameters<Family, T> parameters(problem, outer);
     T input = *at(static_cast<const T*>(problem.input), kInput);
     T* output = at(static_cast<T*>(problem.output), kOutput);
     if constexpr (is_backward(op)) {

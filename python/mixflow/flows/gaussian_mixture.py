@@ -54,7 +54,7 @@ class GaussianMixture(Flow):
         """Means by k-means from seeds far apart; weights and covariances of the rows closest to each mean.
 
         The seeds are those of k-means++ (Arthur and Vassilvitskii, 2007), the draws always the same. To each covariance
-        the identity is added with the weight of D rows, which keeps that of few rows positive definite.
+        the mean one is added with the weight of D rows, which keeps that of few rows positive definite.
         """
         super().initialize(x, context)
         with torch.no_grad():
@@ -65,8 +65,8 @@ class GaussianMixture(Flow):
             scatter = torch.stack(
                 [((z - m) * w.unsqueeze(-1)).mT @ (z - m) for m, w in zip(loc, member.mT, strict=True)]
             )
-            prior = self.features * torch.eye(self.features).to(z)
-            covariance = (scatter + prior) / (count + self.features)[:, None, None]
+            mean = scatter.sum(0) / len(z) + 1e-6 * torch.eye(self.features).to(z)
+            covariance = (scatter + self.features * mean) / (count + self.features)[:, None, None]
             factor = torch.linalg.cholesky(torch.linalg.inv(covariance))
             self.logits.copy_(torch.log(count + 1.0))
             self.loc.copy_(loc)

@@ -127,9 +127,11 @@ class Rotation(Transform):
     def matrix(self) -> Tensor:
         """Q (D, D)."""
         row, column = torch.tril_indices(self.features, self.features, -1, device=self.skew.device)
-        lower = self.skew.new_zeros(self.features, self.features).index_put((row, column), self.skew)
+        # The exponential of half precision is not finite.
+        skew = self.skew.to(torch.promote_types(self.skew.dtype, torch.float32))
+        lower = skew.new_zeros(self.features, self.features).index_put((row, column), skew)
         turn: Tensor = torch.linalg.matrix_exp(lower - lower.mT)
-        return turn @ self.start
+        return turn.to(self.start.dtype) @ self.start
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Turn the least normal directions of ``x`` (N, D) into axes: see :func:`interesting_directions`."""

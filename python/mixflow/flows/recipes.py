@@ -148,6 +148,7 @@ def autoregressive(
     context: int = 0,
 ) -> Flow:
     """Flow of autoregressive mixture CDFs, the order reversed from layer to layer.
+
     Huang et al., "Neural Autoregressive Flows" (2018, arXiv:1804.00779). log_prob takes one pass of each network;
     samples take D.
 

@@ -119,7 +119,7 @@ def corner(flow: Flow, data: ArrayLike, figure: Figure | SubFigure, points: int 
         flow: a flow without context.
         data: (N, D), the numbers to compare with; of more than eight features the first eight are drawn.
         figure: where to draw.
-        points: the number of data, and of samples, in a scatter plot at most, spread evenly over the rows.
+        points: the number of data, and of samples, in a scatter plot at most; the data are spread evenly over the rows.
 
     Raises:
         ValueError: the flow takes a context, or data are not (N, D) or not finite.

@@ -108,7 +108,8 @@ def coupling(
     """Flow of mixture-CDF couplings, as in Ho et al., "Flow++" (2019, arXiv:1902.00275): fast in both directions.
 
     The halves are the features whose index has a certain binary digit, with the digit and its value changing from
-    layer to layer, so that any two features are on different sides in some layer. Last comes a marginal mixture CDF.
+    layer to layer, so that any two features are on different sides in some layer. Before
+    the first comes a marginal mixture CDF, which ``initialize`` sets from the data. Last comes a marginal mixture CDF.
 
     Args:
         features: D, at least 2.
@@ -129,7 +130,7 @@ def coupling(
         torch.Size([3, 5])
 
     """
-    parts: list[Transform] = [Affine(features, trainable=False)]
+    parts = _marginals(features, components, family)
     digits = max(1, (parts[0].features - 1).bit_length())
     for layer in range(_check_layers(layers)):
         mask = [(index >> layer // 2 % digits) % 2 == layer % 2 for index in range(parts[0].features)]
@@ -150,7 +151,7 @@ def autoregressive(
     """Flow of autoregressive mixture CDFs, the order reversed from layer to layer.
 
     Huang et al., "Neural Autoregressive Flows" (2018, arXiv:1804.00779). log_prob takes one pass of each network;
-    samples take D.
+    samples take D. Before the first comes a marginal mixture CDF, which ``initialize`` sets from the data.
 
     Args:
         features: D.
@@ -171,7 +172,7 @@ def autoregressive(
         torch.Size([3, 5])
 
     """
-    parts: list[Transform] = [Affine(features, trainable=False)]
+    parts = _marginals(features, components, family)
     for layer in range(_check_layers(layers)):
         if layer:
             parts.append(Permutation(range(features - 1, -1, -1)))
@@ -182,6 +183,11 @@ def autoregressive(
 def _check_layers(layers: int) -> int:
     # Bounded, lest a forged model file keep the loader busy for ever.
     return check_integer("layers", layers, 1, 1000)
+
+
+def _marginals(features: int, components: int, family: str) -> list[Transform]:
+    """Standardisation, and marginal mixture CDFs that start where the data say: edges and peaks before any training."""
+    return [Affine(features, trainable=False), MixtureCDF(features, components, family)]
 
 
 def _from_normal(parts: list[Transform], base: str) -> Flow:

@@ -139,7 +139,8 @@ def corner(flow: Flow, data: ArrayLike, figure: Figure | SubFigure, points: int 
     shown = min(flow.features, 8)
     axes = figure.subplots(shown, shown, squeeze=False, sharex="col")
     limits = [_limits(values[:, column]) for column in range(shown)]
-    few, some = (array[:: -(-len(array) // points)] for array in (values, drawn))
+    few = values[:: -(-len(values) // points)]
+    some = drawn[: len(few)]
     for row in range(shown):
         for column in range(shown):
             ax: Axes = axes[row, column]
@@ -148,13 +149,13 @@ def corner(flow: Flow, data: ArrayLike, figure: Figure | SubFigure, points: int 
             elif column == row:
                 _two_histograms(values[:, row], drawn[:, row], limits[row], ax)
             else:
-                ax.plot(few[:, column], few[:, row], ".", color="0.5", markersize=1.5, rasterized=True, label="data")
+                ax.plot(few[:, column], few[:, row], ".", color="0.4", markersize=2.0, rasterized=True, label="data")
                 ax.plot(
                     *some[:, [column, row]].T,
                     ".",
                     color="tab:blue",
-                    markersize=1.0,
-                    alpha=0.6,
+                    markersize=2.0,
+                    alpha=0.5,
                     rasterized=True,
                     label="samples",
                 )

@@ -108,8 +108,8 @@ def coupling(
     """Flow of mixture-CDF couplings, as in Ho et al., "Flow++" (2019, arXiv:1902.00275): fast in both directions.
 
     The halves are the features whose index has a certain binary digit, with the digit and its value changing from
-    layer to layer, so that any two features are on different sides in some layer. Before
-    the first comes a marginal mixture CDF, which ``initialize`` sets from the data. Last comes a marginal mixture CDF.
+    layer to layer, so that any two features are on different sides in some layer. Before the first comes a marginal
+    mixture CDF, which ``initialize`` sets from the data.
 
     Args:
         features: D, at least 2.

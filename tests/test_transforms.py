@@ -343,7 +343,7 @@ def test_rotation_starts_orthogonal_on_data_that_span_less():
 
 
 def test_sigmoid_and_logit_keep_both_tails():
-    x = torch.tensor([[-700.0], [-40.0], [0.0], [40.0], [700.0]], dtype=torch.float64)
+    x = torch.tensor([[-800.0], [-40.0], [0.0], [40.0], [800.0]], dtype=torch.float64)
     _, ladj = transforms.Sigmoid(1)(x)
     # log sigmoid(x) + log sigmoid(-x) = -|x| - 2 log(1 + exp(-|x|))
     expected = [-abs(v) - 2.0 * math.log1p(math.exp(-abs(v))) for v in x.squeeze(-1).tolist()]

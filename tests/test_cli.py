@@ -139,6 +139,68 @@ def test_a_column_is_chosen_by_name(tmp_path, capsys):
     assert flow.state_dict()["data_to_base.transforms.0.loc"].item() == pytest.approx(-values.mean(), abs=0.2)
 
 
+FLOWS = {
+    "gaussianization": "--layers 2 --components 3 --family logistic --base logistic",
+    "coupling": "--layers 2 --hidden 8 8 --components 3",
+    "autoregressive": "--layers 1 --hidden 8 --base uniform",
+    "gaussian_mixture": "--components 2",
+}
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A folder with a table of three columns, one of them words, and a flow of every kind fitted to two."""
+    folder = tmp_path_factory.mktemp("several")
+    x = np.stack([column(), column(seed=1) ** 2], axis=1)
+    rows = "\n".join(f"{a!r},ox,{b!r}" for a, b in x.tolist())
+    (folder / "data.csv").write_text(f"length,name,mass\n{rows}\n")
+    for flow, options in FLOWS.items():
+        fit = f"fit {folder}/data.csv --flow {flow} --out {folder}/{flow}.safetensors --column length --column mass"
+        assert main([*fit.split(), "--epochs", "2", "--quiet", *options.split()]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_every_flow_is_fitted_sampled_scored_and_drawn(several, tmp_path, capsys, flow):
+    model, data = f"{several}/{flow}.safetensors", f"{several}/data.csv"
+    loaded = mixflow.load(model)
+    assert loaded.recipe.name == flow
+    assert loaded.recipe.arguments["features"] == 2
+    options = dict(re.findall(r"--(\w+) ([\w ]+)", FLOWS[flow]))
+    for name, value in options.items():
+        given = loaded.recipe.arguments[name]
+        assert " ".join(map(str, given if isinstance(given, list) else [given])) == value.strip()
+    assert main(["sample", model, "-n", "20", "--out", f"{tmp_path}/samples.csv"]) == 0
+    assert main(["plot", model, data, "--out", f"{tmp_path}/picture.png"]) == 0
+    assert main(["score", model, data]) == 0
+    assert re.search(r"mean log_prob: -?\d+\.\d+\n$", capsys.readouterr().out)
+    samples = read_table(tmp_path / "samples.csv")
+    assert (samples.columns, samples.values.shape) == (["length", "mass"], (20, 2))
+
+
+def test_transport_carries_a_table_from_one_model_to_another_and_back(several, tmp_path, capsys):
+    a, b = f"{several}/gaussianization.safetensors", f"{several}/coupling.safetensors"
+    assert main(["transport", a, b, f"{several}/data.csv", "--out", f"{tmp_path}/there.csv"]) == 0
+    assert main(["transport", b, a, f"{tmp_path}/there.csv", "--out", f"{tmp_path}/back.csv"]) == 0
+    assert capsys.readouterr().out.startswith(f"saved 300 rows to {tmp_path}/there.csv\n")
+    data = read_table(several / "data.csv", ["length", "mass"]).values
+    there, back = (read_table(tmp_path / f"{name}.csv") for name in ("there", "back"))
+    assert there.columns == back.columns == ["length", "mass"]
+    assert np.abs(there.values - data).max() > 0.01
+    np.testing.assert_allclose(back.values, data, rtol=1e-3, atol=1e-3)
+    source, target = mixflow.load(a), mixflow.load(b)
+    with torch.no_grad():
+        expected, _ = mixflow.flows.transport(source, target)(torch.from_numpy(data).float())
+    np.testing.assert_array_equal(there.values.astype(np.float32), expected.numpy())
+
+
+def test_transport_between_models_of_different_dtypes(several, tmp_path):
+    a, b = f"{several}/gaussianization.safetensors", f"{tmp_path}/double.safetensors"
+    mixflow.save(mixflow.load(f"{several}/coupling.safetensors").double(), b)
+    assert main(["transport", a, b, f"{several}/data.csv", "--out", f"{tmp_path}/there.npy"]) == 0
+    assert np.load(tmp_path / "there.npy").dtype == np.float64
+
+
 def test_models_of_every_dtype_can_be_used(fitted, tmp_path, capsys):
     folder, _ = fitted
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
@@ -207,6 +269,8 @@ def folder(tmp_path, fitted):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         save_file(tensors, tmp_path / "future.safetensors", file.metadata() | {"version": "99"})
         save_file(tensors, tmp_path / "foreign.safetensors")
+    mixflow.save(mixflow.flows.gaussianization(2, 1), tmp_path / "wide.safetensors")
+    mixflow.save(mixflow.flows.gaussian_mixture(2, 1), tmp_path / "mixture.safetensors")
     (tmp_path / "archive.npy").write_bytes(b"PK\x03\x04" + bytes(60))
     for name, shape in (("unbalanced", "(3,"), ("vast", "(99999999999999999999,)}")):
         header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}".ljust(117) + "\n"
@@ -230,6 +294,38 @@ BAD_INPUT = {
     ),
     "too short": ("fit short.csv --out new", "expected at least 2 rows"),
     "two columns": ("fit two.csv --out new", "expected 1 column for a univariate flow, got a, b; .*--column"),
+    "no layers": ("fit data.csv --layers 3 --out new", "--layers: no option of a univariate flow, which takes --comp"),
+    "no base": (
+        "fit two.csv --flow gaussian_mixture --base normal --out new",
+        "--base: no option of a gaussian_mixture flow, which takes --components$",
+    ),
+    "no hidden layers": (
+        "fit two.csv --flow gaussianization --hidden 8 8 --out new",
+        "--hidden: no option of a gaussianization flow, which takes --layers, --comp",
+    ),
+    "no width": ("fit two.csv --flow coupling --hidden 8 0 --out new", "hidden: expected .*got 0"),
+    "one column": ("fit data.csv --flow coupling --out new", "features: expected an integer of at least 2, got 1"),
+    "endless layers": (f"fit two.csv --flow coupling --layers {10**9} --out new", "layers: .*at most 1000, got"),
+    "transport of another kind": (
+        "transport model.safetensors model.safetensors data.csv --out new.txt",
+        "new.txt: expected a file ending",
+    ),
+    "transport from nowhere": (
+        "transport none.safetensors model.safetensors data.csv --out new.csv",
+        "none.safetensors: No such file",
+    ),
+    "transport to nowhere": (
+        "transport model.safetensors model.safetensors data.csv --out none/new.csv",
+        "none/new.csv: cannot write",
+    ),
+    "transport across sizes": (
+        "transport model.safetensors wide.safetensors data.csv --out new.csv",
+        "target: expected 1 features, as many as source; got 2",
+    ),
+    "transport of a mixture": (
+        "transport mixture.safetensors wide.safetensors two.csv --out new.csv",
+        "source: expected a flow with a map to one of normal.*got a GaussianMixture",
+    ),
     "no such column": ("fit two.csv --column c --out new", "no column 'c'; the columns are a, b"),
     "unknown kind of data": (
         "fit data.txt --out new",

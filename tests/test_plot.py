@@ -97,6 +97,57 @@ def test_summary_has_a_panel_for_each_and_labels_all(flow, data, history):
         assert figure.axes[0].get_xlabel() == "length"
 
 
+@pytest.fixture
+def pair(data):
+    return np.stack([data, data**2, np.ones_like(data) + 1e-3 * data], axis=1)
+
+
+@pytest.fixture
+def several(pair):
+    flow = flows.gaussianization(3, 2)
+    flow.initialize(torch.from_numpy(pair).float())
+    flow.notes["columns"] = ["length", "area", "height"]
+    return flow
+
+
+def test_corner_draws_data_against_samples(several, pair):
+    figure = Figure()
+    pair = np.tile(pair, (5, 1))
+    pair[0] = 1e6  # far outside the picture
+    plot.corner(several, pair, figure, points=100)
+    axes = np.array(figure.axes).reshape(3, 3)
+    assert [[ax.axison for ax in row] for row in axes] == [[True, False, False], [True, True, False], [True] * 3]
+    scattered, sampled = axes[2, 1].lines
+    step = -(-len(pair) // 100)
+    np.testing.assert_array_equal(scattered.get_xdata(), pair[::step, 1])
+    np.testing.assert_array_equal(scattered.get_ydata(), pair[::step, 2])
+    drawn = several.sample(10_000, seed=0).double().numpy()
+    np.testing.assert_array_equal(np.stack(sampled.get_data(), 1), drawn[: len(pair[::step]), 1:])
+    assert axes[2, 1].get_xlim() == axes[1, 1].get_xlim()
+    assert axes[1, 0].get_xlim()[1] < 1e5
+    bars = axes[0, 0].patches[:60]
+    inside = np.mean((pair[:, 0] >= bars[0].get_x()) & (pair[:, 0] <= bars[-1].get_x() + bars[-1].get_width()))
+    assert inside < 1.0
+    assert area(bars) == pytest.approx(inside, abs=1e-9)
+    assert [ax.get_xlabel() for ax in axes[2]] == ["length", "area", "height"]
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["density", "area", "height"]
+    assert axes[0, 0].get_legend()
+
+
+def test_corner_of_many_features_draws_the_first_eight():
+    figure = Figure()
+    plot.corner(flows.gaussianization(9, 1), np.random.default_rng(0).normal(size=(30, 9)), figure)
+    assert len(figure.axes) == 64
+    assert figure.axes[-1].get_xlabel() == "x8"
+
+
+def test_summary_of_several_features_is_a_corner_and_the_training(several, pair, history):
+    assert len(plot.summary(several, pair).axes) == 9
+    axes = plot.summary(several, pair, history).axes
+    assert len(axes) == 10
+    assert axes[-1].get_title() == "Training"
+
+
 @pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_figures_are_saved_whole(flow, data, tmp_path, ending, start):
     path = tmp_path / f"picture.{ending}"
@@ -120,6 +171,14 @@ def test_bad_input_is_named(flow, data):
             plot.density(flow, near, ax)
     with pytest.raises(ValueError, match="data: expected finite numbers, got inf"):
         plot.density(flow, [1.0, np.inf], ax)
+    with pytest.raises(ValueError, match=r"data: expected shape \(N, 2\), got \(400,\)"):
+        plot.summary(flows.gaussianization(2), data)
+    with pytest.raises(ValueError, match=r"data: expected shape \(N, 2\), got \(0, 2\)"):
+        plot.corner(flows.gaussianization(2), np.empty((0, 2)), Figure())
+    with pytest.raises(ValueError, match="data: expected finite numbers, got nan"):
+        plot.corner(flows.gaussianization(2), [[1.0, np.nan]], Figure())
+    with pytest.raises(ValueError, match="flow: expected no context, got 1"):
+        plot.corner(flows.gaussianization(2, context=1), np.zeros((5, 2)), Figure())
     with pytest.raises(ValueError, match="flow: expected one feature and no context"):
         plot.cdf_map(flows.univariate(context=2), data, ax)
 

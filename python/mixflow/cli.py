@@ -1,4 +1,4 @@
-"""The ``mixflow`` command: fit, sample, score, plot, info, bench."""
+"""The ``mixflow`` command: fit, sample, score, plot, transport, info, bench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import mixflow
 
 from .bench import command as bench
 from .files import check_writable
-from .flows import RECIPES, Flow, like
+from .flows import RECIPES, Flow, like, transport
 from .model_file import load, save
 from .tables import check_extension, read_table, write_table
 from .train import History, fit
@@ -68,8 +68,10 @@ def _report(message: str) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
+    _check_options(arguments)
     check_writable(arguments.out)
-    table = read_table(arguments.data, [arguments.column] if arguments.column else None)
+    table = read_table(arguments.data, arguments.column)
+    arguments.features = table.values.shape[1]
     build = RECIPES[arguments.flow]
     flow = build(**_given(arguments, build)).to(getattr(torch, arguments.dtype))
     if table.values.shape[1] != flow.features:
@@ -94,8 +96,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     flow = load(arguments.model)
     drawn = _array(flow.sample(arguments.n, seed=arguments.seed))
-    columns = flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
-    write_table(arguments.out, columns, drawn)
+    write_table(arguments.out, _columns(flow), drawn)
     print(f"saved {arguments.n} samples to {arguments.out}")
     return 0
 
@@ -129,6 +130,19 @@ def _plot(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _transport(arguments: argparse.Namespace) -> int:
+    check_extension(arguments.out)
+    check_writable(arguments.out)
+    source, target = load(arguments.source), load(arguments.target)
+    dtype = torch.promote_types(like(source).dtype, like(target).dtype)
+    carry = transport(source.to(dtype), target.to(dtype))
+    with torch.no_grad():
+        y, _ = carry(_data_for(source, arguments.data))
+    write_table(arguments.out, _columns(target), _array(y))
+    print(f"saved {len(y)} rows to {arguments.out}")
+    return 0
+
+
 def _info(arguments: argparse.Namespace) -> int:
     print(mixflow.show_config())
     return 0
@@ -138,6 +152,24 @@ def _given(arguments: argparse.Namespace, function: Callable[..., Any]) -> dict[
     """Pick the options of ``function`` that the user gave: defaults stay where they are defined."""
     names = set(inspect.signature(function).parameters) - {"flow", "data"}
     return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+
+
+def _recipe_options(build: Callable[..., Any]) -> list[str]:
+    """The parameters of a recipe that are options of ``fit``: the others come from the data."""
+    return [name for name in inspect.signature(build).parameters if name not in ("features", "context")]
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """ValueError for an option of other recipes than the chosen one, which would have no effect."""
+    known = _recipe_options(RECIPES[arguments.flow])
+    for name in dict.fromkeys(name for build in RECIPES.values() for name in _recipe_options(build)):
+        if name not in known and getattr(arguments, name) is not None:
+            takes = ", ".join(f"--{option}" for option in known)
+            raise ValueError(f"--{name}: no option of a {arguments.flow} flow, which takes {takes}")
+
+
+def _columns(flow: Flow) -> list[str]:
+    return flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
 
 
 def _data_for(flow: Flow, path: str) -> torch.Tensor:
@@ -170,7 +202,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--family", choices=mixflow.FAMILIES, help="distribution of the components")
     command.add_argument("--base", choices=mixflow.BASES, help="distribution that the data are mapped to")
     command.add_argument("--components", type=int, metavar="K", help="number of mixture components")
-    command.add_argument("--column", metavar="NAME", help="the column of DATA to fit, where there are several")
+    command.add_argument("--layers", type=int, metavar="L", help="number of layers")
+    command.add_argument("--hidden", type=int, nargs="+", metavar="W", help="widths of a network's hidden layers")
+    command.add_argument(
+        "--column", action="append", metavar="NAME", help="a column of DATA to fit, by default all; may be repeated"
+    )
     command.add_argument("--epochs", type=int, metavar="E", help="passes over the data at most")
     command.add_argument("--batch-size", type=int, metavar="B", help="rows per step")
     command.add_argument("--lr", type=float, help="learning rate at the start")
@@ -200,6 +236,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", metavar="MODEL", help="a model file")
     command.add_argument("data", metavar="DATA", help=table)
     command.add_argument("--out", required=True, metavar="PNG", help="the picture to write (.png, .pdf, .svg)")
+
+    command = commands.add_parser("transport", help="turn data that follow one flow into data that follow another")
+    command.set_defaults(run=_transport)
+    command.add_argument("source", metavar="MODEL_A", help="the model file of the flow that DATA follow")
+    command.add_argument("target", metavar="MODEL_B", help="the model file of the flow that FILE is to follow")
+    command.add_argument("data", metavar="DATA", help=table)
+    command.add_argument("--out", required=True, metavar="FILE", help=table)
 
     command = commands.add_parser("info", help="versions, CPU and CUDA support")
     command.set_defaults(run=_info)

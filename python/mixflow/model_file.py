@@ -104,6 +104,9 @@ def load(path: PathLike) -> Flow:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: cannot build the flow {name!r} from its arguments ({error})") from error
     _check_tensors(path, flow, tensors)
+    # Once more, now that the sizes are known to be the file's: what is not a weight, such as a mask, needs its values.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        flow = RECIPES[name](**arguments)
     flow.load_state_dict(tensors, assign=True)
     flow.notes = notes
     return flow

@@ -1,6 +1,7 @@
-"""Pictures of a univariate flow: its density, the map it learned, its training and its samples.
+"""Pictures of a flow: its density, the map it learned, its samples and its training.
 
-Each function draws on an ``Axes`` that it is given; :func:`summary` puts all four on a ``Figure`` of its own.
+Each function draws on an ``Axes`` that it is given (:func:`corner`, of several features, on a ``Figure``);
+:func:`summary` puts all that suit a flow on a ``Figure`` of its own.
 Nothing here touches pyplot, so the user's backend and current figure stay as they are. Needs matplotlib:
 ``pip install mixflow[plot]``.
 """
@@ -8,7 +9,7 @@ Nothing here touches pyplot, so the user's backend and current figure stay as th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("pictures need matplotlib: pip install mixflow[plot]") from error
 
@@ -25,7 +26,7 @@ from .files import PathLike, replace_file
 from .flows import Flow, like
 from .train import History
 
-__all__ = ["cdf_map", "check_extension", "density", "samples", "save_figure", "summary", "training"]
+__all__ = ["cdf_map", "check_extension", "corner", "density", "samples", "save_figure", "summary", "training"]
 
 _DATA: dict[str, Any] = {"color": "0.8", "edgecolor": "white", "linewidth": 0.3}
 _MODEL: dict[str, Any] = {"color": "tab:blue", "linewidth": 2.0}
@@ -108,10 +109,70 @@ def samples(flow: Flow, data: ArrayLike, ax: Axes) -> None:
     ax.legend()
 
 
-def summary(flow: Flow, data: ArrayLike, history: History | None = None) -> Figure:
-    """All of it on one figure: density, map, samples and, given a ``history``, training.
+def corner(flow: Flow, data: ArrayLike, figure: Figure | SubFigure, points: int = 2000) -> None:
+    """Every pair of features, data against samples: histograms on the diagonal, scatter plots below it.
 
-    Arguments and errors are those of :func:`density`.
+    As many samples are drawn as there are data, but 10,000 at least, for the histograms. The axes reach over the
+    middle 99.8 per cent of the data and a margin; what lies outside counts in the histograms all the same.
+
+    Args:
+        flow: a flow without context.
+        data: (N, D), the numbers to compare with; of more than eight features the first eight are drawn.
+        figure: where to draw.
+        points: the number of data, and of samples, in a scatter plot at most; the data are spread evenly over the rows.
+
+    Raises:
+        ValueError: the flow takes a context, or data are not (N, D) or not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from matplotlib.figure import Figure
+        >>> from mixflow import flows, plot
+        >>> figure = Figure()
+        >>> plot.corner(flows.gaussianization(3), np.random.default_rng(0).normal(size=(50, 3)), figure)
+        >>> sum(ax.axison for ax in figure.axes)
+        6
+
+    """
+    values = _rows(flow, data)
+    drawn = flow.sample(max(len(values), 10_000), seed=0).double().cpu().numpy()
+    shown = min(flow.features, 8)
+    axes = figure.subplots(shown, shown, squeeze=False, sharex="col")
+    limits = [_limits(values[:, column]) for column in range(shown)]
+    few = values[:: -(-len(values) // points)]
+    some = drawn[: len(few)]
+    for row in range(shown):
+        for column in range(shown):
+            ax: Axes = axes[row, column]
+            if column > row:
+                ax.axis("off")
+            elif column == row:
+                _two_histograms(values[:, row], drawn[:, row], limits[row], ax)
+            else:
+                ax.plot(few[:, column], few[:, row], ".", color="0.4", markersize=2.0, rasterized=True, label="data")
+                ax.plot(
+                    *some[:, [column, row]].T,
+                    ".",
+                    color="tab:blue",
+                    markersize=2.0,
+                    alpha=0.5,
+                    rasterized=True,
+                    label="samples",
+                )
+                ax.set(xlim=limits[column], ylim=limits[row])
+            if row == shown - 1:
+                ax.set_xlabel(_name(flow, column))
+            if column == 0:
+                ax.set_ylabel(_name(flow, row) if row else "density")
+            ax.tick_params(labelsize="small", labelleft=column == 0 and row > 0)
+    axes[0, 0].legend(fontsize="small")
+
+
+def summary(flow: Flow, data: ArrayLike, history: History | None = None) -> Figure:
+    """All that suits the flow on one figure, and the training, given a ``history``.
+
+    Of one feature: density, map and samples. Of several: :func:`corner`. Arguments and errors are those of
+    :func:`density` and :func:`corner`.
 
     Example:
         >>> import numpy as np
@@ -120,6 +181,8 @@ def summary(flow: Flow, data: ArrayLike, history: History | None = None) -> Figu
         3
 
     """
+    if flow.features > 1:
+        return _summary_of_several(flow, data, history)
     figure = Figure(figsize=(10.0, 7.0) if history else (13.0, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2).flat if history else figure.subplots(1, 3).flat
@@ -128,6 +191,19 @@ def summary(flow: Flow, data: ArrayLike, history: History | None = None) -> Figu
     samples(flow, data, axes[2])
     if history:
         training(history, axes[3])
+    return figure
+
+
+def _summary_of_several(flow: Flow, data: ArrayLike, history: History | None) -> Figure:
+    side = 2.0 + 1.6 * min(flow.features, 8)
+    figure = Figure(figsize=(side + (4.5 if history else 0.0), side), layout="constrained")
+    FigureCanvasAgg(figure)
+    if not history:
+        corner(flow, data, figure)
+        return figure
+    left, right = cast("list[SubFigure]", figure.subfigures(1, 2, width_ratios=(side, 4.5)))
+    corner(flow, data, left)
+    training(history, right.subplots())
     return figure
 
 
@@ -164,6 +240,38 @@ def _column(flow: Flow, data: ArrayLike) -> NDArray[np.float64]:
     return values.reshape(-1)
 
 
+def _rows(flow: Flow, data: ArrayLike) -> NDArray[np.float64]:
+    if flow.context:
+        raise ValueError(f"flow: expected no context, got {flow.context}")
+    values = np.asarray(data, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != flow.features or len(values) == 0:
+        raise ValueError(f"data: expected shape (N, {flow.features}), got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"data: expected finite numbers, got {values[~np.isfinite(values)][0]}")
+    return values
+
+
+def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.001, 0.999])
+    margin = 0.08 * (high - low) or 0.5
+    return float(low - margin), float(high + margin)
+
+
+def _two_histograms(
+    values: NDArray[np.float64], drawn: NDArray[np.float64], limits: tuple[float, float], ax: Axes
+) -> None:
+    bins = [float(edge) for edge in np.linspace(*limits, 61)]
+    styles: dict[str, dict[str, Any]] = {
+        "data": _DATA,
+        "samples": {"histtype": "step", **_MODEL, "linewidth": 1.2},
+    }
+    for (label, style), column in zip(styles.items(), (values, drawn), strict=True):
+        # Weights, not density=True: what lies outside the picture belongs to the total.
+        weight = np.full(len(column), 1.0 / (len(column) * (bins[1] - bins[0])))
+        ax.hist(column, bins=bins, weights=weight, label=label, **style)
+    ax.set(xlim=limits)
+
+
 def _tensor(flow: Flow, values: NDArray[np.float64]) -> torch.Tensor:
     return torch.from_numpy(values).to(like(flow))
 
@@ -184,6 +292,8 @@ def _bins(values: NDArray[np.float64]) -> list[float]:
         ) from error
 
 
-def _name(flow: Flow) -> str:
+def _name(flow: Flow, column: int = 0) -> str:
     columns = flow.notes.get("columns")
-    return str(columns[0]) if columns else "x"
+    if columns:
+        return str(columns[column])
+    return f"x{column + 1}" if flow.features > 1 else "x"

@@ -1,4 +1,4 @@
-"""Normalizing flows: a transform from data to a base distribution, and the recipes that build them."""
+"""Flows as distributions, and the register of the recipes that build them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_integer, check_seed
-from .reference import BASES
-from .transforms import Affine, Compose, MixtureCDF, Transform, own_tensor
+from ..checks import check_integer, check_seed
+from ..reference import BASES
+from ..transforms import Transform
+from ..transforms.base import check_name, check_transform, own_tensor
 
-__all__ = ["RECIPES", "Flow", "Recipe", "recipe", "univariate"]
+__all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe"]
 
 P = ParamSpec("P")
 
@@ -65,12 +66,9 @@ class Flow(nn.Module):
 
     def __init__(self, transform: Transform, base: str = "normal") -> None:
         super().__init__()
-        if not isinstance(transform, Transform):
-            raise TypeError(f"transform: expected a Transform, got {type(transform).__name__}")
-        if base not in BASES:
-            raise ValueError(f"base: expected one of {', '.join(BASES)}; got {base!r}")
+        check_transform("transform", transform)
         self.data_to_base = transform
-        self.base = base
+        self.base = check_name("base", base, list(BASES))
         self.features = transform.features
         self.context = transform.context
         self.recipe: Recipe | None = None
@@ -91,10 +89,11 @@ class Flow(nn.Module):
         # The map has no slope at infinity. A finite number in its place keeps NaN out of the other elements' gradients.
         infinite = x.isinf()
         z, ladj = self.transform(x.masked_fill(infinite, 0.0), context)
-        log_prob = BASES[self.base].log_prob(z)
         if z.ndim > ladj.ndim:
-            log_prob, infinite = log_prob.sum(-1), infinite.any(-1) & ~x.isnan().any(-1)
-        return (log_prob + ladj).masked_fill(infinite, -math.inf)
+            infinite = infinite.any(-1) & ~x.isnan().any(-1)
+        else:
+            z = z.unsqueeze(-1)
+        return (self._base_log_prob(z) + ladj).masked_fill(infinite, -math.inf)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set the transforms' parameters from data ``x`` (N, D), as ``fit`` does before training."""
@@ -127,9 +126,16 @@ class Flow(nn.Module):
         own = like(self)
         if seed is not None:
             generator = torch.Generator(own.device).manual_seed(check_seed(seed))
-        z = BASES[self.base].sample((n, self.features), generator=generator, dtype=own.dtype, device=own.device)
-        x, _ = self.inverse(z, context)
+        x, _ = self.inverse(self._base_sample(n, generator, own), context)
         return x
+
+    def _base_log_prob(self, z: Tensor) -> Tensor:
+        """Log density (...) of ``z`` (..., D) under the base."""
+        return BASES[self.base].log_prob(z).sum(-1)
+
+    def _base_sample(self, n: int, generator: torch.Generator | None, own: Tensor) -> Tensor:
+        """``n`` draws (n, D) from the base, of the dtype and on the device of ``own``."""
+        return BASES[self.base].sample((n, self.features), generator=generator, dtype=own.dtype, device=own.device)
 
     def _through(
         self, direction: Callable[..., tuple[Tensor, Tensor]], values: Tensor, context: Tensor | None
@@ -161,39 +167,15 @@ def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
         flow = build(*args, **kwargs)
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
-        # Integers of numpy and torch as Python's own, which a model file can hold.
-        arguments = {
-            name: operator.index(value) if hasattr(value, "__index__") else value
-            for name, value in call.arguments.items()
-        }
-        flow.recipe = Recipe(build.__name__, arguments)
+        flow.recipe = Recipe(build.__name__, {name: _plain(value) for name, value in call.arguments.items()})
         return flow
 
     RECIPES[build.__name__] = recorded
     return recorded
 
 
-@recipe
-def univariate(components: int = 8, family: str = "gaussian", base: str = "normal", context: int = 0) -> Flow:
-    """Flow for one variable: standardise, then a mixture CDF. Its density is a mixture of ``family``.
-
-    Args:
-        components: the number of mixture components.
-        family: the components' distribution, one of ``mixflow.FAMILIES``.
-        base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
-        context: size of the context that the density is conditioned on; 0 for none.
-
-    Raises:
-        ValueError: a size is out of range, or the family or base is unknown.
-
-    Example:
-        >>> import torch
-        >>> from mixflow import flows
-        >>> flow = flows.univariate(components=4, family="logistic")
-        >>> x = torch.linspace(-3, 3, 5)
-        >>> z, ladj = flow.transform(x)
-        >>> torch.allclose(flow.inverse(z)[0], x, atol=1e-4)
-        True
-
-    """
-    return Flow(Compose(Affine(1, trainable=False), MixtureCDF(1, components, family, base, context)), base)
+def _plain(value: Any) -> Any:
+    """``value`` as JSON gives it back: integers of numpy and torch as Python's own, sequences as lists."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return operator.index(value) if hasattr(value, "__index__") else value

@@ -1,0 +1,123 @@
+"""The full-covariance Gaussian mixture as a flow."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_integer
+from ..transforms import Affine
+from .base import Flow
+
+__all__ = ["GaussianMixture"]
+
+
+class GaussianMixture(Flow):
+    r"""A mixture of Gaussians with full covariances, of standardised data: a flow whose base is what is learned.
+
+    .. math:: p(z) = \sum_k \mathrm{softmax}(logits)_k \, N\left(z; loc_k, (L_k L_k^T)^{-1}\right)
+
+    ``transform`` standardises, and ``base`` is no distribution of ``mixflow.BASES``: there is no map to one, but for
+    that, the usual baseline is fitted, scored, sampled and saved as any flow is. The lower triangles L (K, D, D) are
+    Cholesky factors of the precisions, kept as their strictly lower part ``lower`` and the logs of their diagonal.
+
+    Args:
+        features: D.
+        components: K.
+
+    Raises:
+        ValueError: a size is out of range.
+
+    Example:
+        >>> import torch
+        >>> from mixflow import flows
+        >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+        >>> flow = flows.gaussian_mixture(features=2, components=1)
+        >>> flow.initialize(x)
+        >>> torch.allclose(x.T.cov(), flow.sample(100_000, seed=0).T.cov(), rtol=0.05)
+        True
+
+    """
+
+    def __init__(self, features: int, components: int) -> None:
+        super().__init__(Affine(features, trainable=False))
+        self.base = "mixture"
+        self.components = check_integer("components", components, 1)
+        self.logits = nn.Parameter(torch.zeros(self.components))
+        self.loc = nn.Parameter(torch.zeros(self.components, self.features))
+        self.lower = nn.Parameter(torch.zeros(self.components, self.features * (self.features - 1) // 2))
+        self.log_diagonal = nn.Parameter(torch.zeros(self.components, self.features))
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Means by k-means from seeds far apart; weights and covariances of the rows closest to each mean.
+
+        The seeds are those of k-means++ (Arthur and Vassilvitskii, 2007), the draws always the same. To each covariance
+        the mean one is added with the weight of D rows, which keeps that of few rows positive definite.
+        """
+        super().initialize(x, context)
+        with torch.no_grad():
+            z = self.transform(x)[0].double()
+            loc, nearest = _k_means(z, self.components)
+            member = nn.functional.one_hot(nearest, self.components).to(z)
+            count = member.sum(0)
+            scatter = torch.stack(
+                [((z - m) * w.unsqueeze(-1)).mT @ (z - m) for m, w in zip(loc, member.mT, strict=True)]
+            )
+            mean = scatter.sum(0) / len(z) + 1e-6 * torch.eye(self.features).to(z)
+            covariance = (scatter + self.features * mean) / (count + self.features)[:, None, None]
+            factor = torch.linalg.cholesky(torch.linalg.inv(covariance))
+            self.logits.copy_(torch.log(count + 1.0))
+            self.loc.copy_(loc)
+            row, column = self._below()
+            self.lower.copy_(factor[:, row, column])
+            self.log_diagonal.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``repr``."""
+        return f"features={self.features}, components={self.components}"
+
+    def _below(self) -> tuple[Tensor, Tensor]:
+        row, column = torch.tril_indices(self.features, self.features, -1, device=self.lower.device)
+        return row, column
+
+    @property
+    def _factor(self) -> Tensor:
+        """L (K, D, D)."""
+        row, column = self._below()
+        diagonal = torch.diag_embed(self.log_diagonal.exp())
+        return diagonal.index_put((torch.arange(self.components).unsqueeze(-1), row, column), self.lower)
+
+    def _base_log_prob(self, z: Tensor) -> Tensor:
+        standard = torch.einsum("...kd,kde->...ke", z.unsqueeze(-2) - self.loc, self._factor)
+        log_density = self.log_diagonal.sum(-1) - 0.5 * standard.square().sum(-1)
+        log_weight = torch.log_softmax(self.logits, dim=-1)
+        return torch.logsumexp(log_weight + log_density, dim=-1) - 0.5 * self.features * math.log(2.0 * math.pi)
+
+    def _base_sample(self, n: int, generator: torch.Generator | None, own: Tensor) -> Tensor:
+        which = torch.multinomial(torch.softmax(self.logits, 0), n, replacement=True, generator=generator)
+        z = torch.randn(n, self.features, generator=generator, dtype=own.dtype, device=own.device)
+        # LAPACK knows no half precision.
+        factor = self._factor.to(torch.promote_types(own.dtype, torch.float32))
+        inverse = torch.linalg.inv(factor).to(own.dtype)
+        for component, (loc, rows_to_z) in enumerate(zip(self.loc, inverse, strict=True)):
+            rows = (which == component).nonzero().squeeze(-1)
+            z[rows] = loc + z[rows] @ rows_to_z
+        return z
+
+
+def _k_means(z: Tensor, components: int, rows: int = 20_000, steps: int = 10) -> tuple[Tensor, Tensor]:
+    """The means (K, D) of clusters of the first ``rows`` of ``z`` (N, D), and the nearest of them to each row (N,)."""
+    seen = z[:rows]
+    generator = torch.Generator(z.device).manual_seed(0)
+    loc = seen[:1]
+    for _ in range(components - 1):
+        distance = torch.cdist(seen, loc).square().amin(1)
+        # Rows that repeat each other may leave no distance to choose by.
+        loc = torch.cat([loc, seen[torch.multinomial(distance + 1e-30, 1, generator=generator)]])
+    for _ in range(steps):
+        member = nn.functional.one_hot(torch.cdist(seen, loc).argmin(1), components).to(z)
+        count = member.sum(0).unsqueeze(-1)
+        loc = torch.where(count > 0.0, member.mT @ seen / count.clamp_min(1.0), loc)
+    return loc, torch.cdist(z, loc).argmin(1)

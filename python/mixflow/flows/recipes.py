@@ -1,0 +1,219 @@
+"""The recipes: functions that build a flow and that model files and the command line know by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..checks import check_integer
+from ..ops import BASES
+from ..transforms import (
+    Affine,
+    Autoregressive,
+    Compose,
+    Coupling,
+    MixtureCDF,
+    Permutation,
+    Rebase,
+    Rotation,
+    Transform,
+)
+from ..transforms.base import check_name
+from .base import Flow, recipe
+from .gaussian_mixture import GaussianMixture
+
+__all__ = ["autoregressive", "coupling", "gaussian_mixture", "gaussianization", "univariate"]
+
+
+@recipe
+def univariate(components: int = 8, family: str = "gaussian", base: str = "normal", context: int = 0) -> Flow:
+    """Flow for one variable: standardise, then a mixture CDF. Its density is a mixture of ``family``.
+
+    Args:
+        components: the number of mixture components.
+        family: the components' distribution, one of ``mixflow.FAMILIES``.
+        base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
+        context: size of the context that the density is conditioned on; 0 for none.
+
+    Raises:
+        ValueError: a size is out of range, or the family or base is unknown.
+
+    Example:
+        >>> import torch
+        >>> from mixflow import flows
+        >>> flow = flows.univariate(components=4, family="logistic")
+        >>> x = torch.linspace(-3, 3, 5)
+        >>> z, ladj = flow.transform(x)
+        >>> torch.allclose(flow.inverse(z)[0], x, atol=1e-4)
+        True
+
+    """
+    return Flow(Compose(Affine(1, trainable=False), MixtureCDF(1, components, family, base, context)), base)
+
+
+@recipe
+def gaussianization(
+    features: int,
+    layers: int = 6,
+    components: int = 8,
+    family: str = "gaussian",
+    base: str = "normal",
+    context: int = 0,
+) -> Flow:
+    """Flow of marginal mixture CDFs and rotations in turn, which make any data normal step by step.
+
+    Chen and Gopinath, "Gaussianization" (2000); trained as in Meng et al., "Gaussianization Flows" (2020,
+    arXiv:2003.01941). ``initialize``, which ``fit`` calls first, sets each layer in closed form from what the ones
+    before it make of the data: the rotation by :func:`~mixflow.transforms.linear.interesting_directions`, the marginals
+    from quantiles. That alone is a density already; maximum likelihood then improves all layers together. Both
+    directions are fast, and nothing in it is a network but for a context.
+
+    Args:
+        features: D.
+        layers: the number of marginal transforms; there is a rotation between any two.
+        components: the number of components of each marginal mixture.
+        family: the components' distribution, one of ``mixflow.FAMILIES``.
+        base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
+        context: size of the context that the density is conditioned on; 0 for none.
+
+    Raises:
+        ValueError: a size is out of range, or the family or base is unknown.
+
+    Example:
+        >>> import torch
+        >>> from mixflow import flows
+        >>> x = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
+        >>> x = torch.cat([x, x**2], dim=1)
+        >>> flow = flows.gaussianization(features=2)
+        >>> flow.initialize(x)
+        >>> flow.sample(5, seed=0).shape
+        torch.Size([5, 2])
+
+    """
+    parts: list[Transform] = [Affine(features, trainable=False)]
+    for _ in range(_check_layers(layers) - 1):
+        parts += [MixtureCDF(features, components, family, "normal", context), Rotation(features)]
+    return Flow(Compose(*parts, MixtureCDF(features, components, family, base, context)), base)
+
+
+@recipe
+def coupling(
+    features: int,
+    layers: int = 6,
+    components: int = 8,
+    hidden: Sequence[int] = (64, 64),
+    family: str = "logistic",
+    base: str = "normal",
+    context: int = 0,
+) -> Flow:
+    """Flow of mixture-CDF couplings, as in Ho et al., "Flow++" (2019, arXiv:1902.00275): fast in both directions.
+
+    The halves are the features whose index has a certain binary digit, with the digit and its value changing from
+    layer to layer, so that any two features are on different sides in some layer. Before the first comes a marginal
+    mixture CDF, which ``initialize`` sets from the data.
+
+    Args:
+        features: D, at least 2.
+        layers: the number of couplings.
+        components: the number of components of each mixture.
+        hidden: widths of the hidden layers of each coupling's network.
+        family: the components' distribution, one of ``mixflow.FAMILIES``.
+        base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
+        context: size of the context that the density is conditioned on; 0 for none.
+
+    Raises:
+        ValueError: a size is out of range, or the family or base is unknown.
+
+    Example:
+        >>> from mixflow import flows
+        >>> flow = flows.coupling(features=5, layers=2, hidden=(16,))
+        >>> flow.sample(3, seed=0).shape
+        torch.Size([3, 5])
+
+    """
+    parts = _marginals(features, components, family)
+    digits = max(1, (parts[0].features - 1).bit_length())
+    for layer in range(_check_layers(layers)):
+        mask = [(index >> layer // 2 % digits) % 2 == layer % 2 for index in range(parts[0].features)]
+        parts.append(Coupling(features, components, hidden, mask=mask, family=family, context=context))
+    return _from_normal(parts, base)
+
+
+@recipe
+def autoregressive(
+    features: int,
+    layers: int = 3,
+    components: int = 8,
+    hidden: Sequence[int] = (64, 64),
+    family: str = "logistic",
+    base: str = "normal",
+    context: int = 0,
+) -> Flow:
+    """Flow of autoregressive mixture CDFs, the order reversed from layer to layer.
+
+    Huang et al., "Neural Autoregressive Flows" (2018, arXiv:1804.00779). log_prob takes one pass of each network;
+    samples take D. Before the first comes a marginal mixture CDF, which ``initialize`` sets from the data.
+
+    Args:
+        features: D.
+        layers: the number of autoregressive transforms.
+        components: the number of components of each mixture.
+        hidden: widths of the hidden layers of each transform's network.
+        family: the components' distribution, one of ``mixflow.FAMILIES``.
+        base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
+        context: size of the context that the density is conditioned on; 0 for none.
+
+    Raises:
+        ValueError: a size is out of range, or the family or base is unknown.
+
+    Example:
+        >>> from mixflow import flows
+        >>> flow = flows.autoregressive(features=5, layers=2, hidden=(16,))
+        >>> flow.sample(3, seed=0).shape
+        torch.Size([3, 5])
+
+    """
+    parts = _marginals(features, components, family)
+    for layer in range(_check_layers(layers)):
+        if layer:
+            parts.append(Permutation(range(features - 1, -1, -1)))
+        parts.append(Autoregressive(features, components, hidden, family=family, context=context))
+    return _from_normal(parts, base)
+
+
+def _check_layers(layers: int) -> int:
+    # Bounded, lest a forged model file keep the loader busy for ever.
+    return check_integer("layers", layers, 1, 1000)
+
+
+def _marginals(features: int, components: int, family: str) -> list[Transform]:
+    """Standardisation, and marginal mixture CDFs that start where the data say: edges and peaks before any training."""
+    return [Affine(features, trainable=False), MixtureCDF(features, components, family)]
+
+
+def _from_normal(parts: list[Transform], base: str) -> Flow:
+    """The flow of ``parts``, trained towards the normal, with ``base`` for its base: the density is the same."""
+    if check_name("base", base, BASES) != "normal":
+        parts = [*parts, Rebase(parts[0].features, "normal", base)]
+    return Flow(Compose(*parts), base)
+
+
+@recipe
+def gaussian_mixture(features: int, components: int = 8) -> Flow:
+    """The full-covariance Gaussian mixture, fitted by maximum likelihood as the flows are: the baseline.
+
+    Args:
+        features: D.
+        components: the number of components.
+
+    Raises:
+        ValueError: a size is out of range.
+
+    Example:
+        >>> import torch
+        >>> from mixflow import flows
+        >>> flow = flows.gaussian_mixture(features=2, components=3)
+        >>> flow.log_prob(torch.zeros(1, 2)).exp()
+        tensor([0.1592], grad_fn=<ExpBackward0>)
+
+    """
+    return GaussianMixture(features, components)

@@ -1,0 +1,98 @@
+"""Coupling: half of the features decide what happens to the other half."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..checks import check_integer
+from ..conditioners import MLP, join
+from .base import Transform
+from .elementwise import ElementwiseMap
+
+__all__ = ["Coupling"]
+
+
+class Coupling(Transform):
+    """Features that pass unchanged condition a network, whose outputs are the parameters of a map of the others.
+
+    The map is :class:`~mixflow.transforms.elementwise.ElementwiseMap`: a mixture CDF, the quantile function of the
+    components' own distribution (for logistic components a logit), and an affine map, as in Ho et al., "Flow++" (2019,
+    arXiv:1902.00275). Both directions take one pass of the network. It starts close to the identity.
+
+    Args:
+        features: D, at least 2.
+        components: K, the number of components of each mixture.
+        hidden: widths of the network's hidden layers.
+        mask: for each feature whether it passes unchanged; by default those of even index do.
+        family: the components' distribution, one of ``mixflow.FAMILIES``.
+        context: C, the size of a context that is given to the network as well; 0 for none.
+
+    Raises:
+        ValueError: a size is out of range, the family is unknown, or the mask lets all or none of the features pass.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.transforms import Coupling
+        >>> transform = Coupling(3, components=4, mask=[True, False, True])
+        >>> x = torch.randn(10, 3)
+        >>> z, ladj = transform(x)
+        >>> torch.equal(z[:, [0, 2]], x[:, [0, 2]]), torch.allclose(transform.inverse(z)[0], x, atol=1e-4)
+        (True, True)
+
+    """
+
+    passing: Tensor
+    mapped: Tensor
+    back: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        components: int = 8,
+        hidden: Sequence[int] = (64, 64),
+        *,
+        mask: Sequence[bool] | None = None,
+        family: str = "logistic",
+        context: int = 0,
+    ) -> None:
+        super().__init__(check_integer("features", features, 2), context)
+        self.mask = [index % 2 == 0 for index in range(self.features)] if mask is None else [bool(m) for m in mask]
+        if len(self.mask) != self.features or len(set(self.mask)) != 2:
+            raise ValueError(f"mask: expected {self.features} values, both True and False among them; got {self.mask}")
+        passing = [index for index, passes in enumerate(self.mask) if passes]
+        mapped = [index for index, passes in enumerate(self.mask) if not passes]
+        for name, order in (("passing", passing), ("mapped", mapped)):
+            self.register_buffer(name, torch.tensor(order), persistent=False)
+        self.register_buffer("back", torch.tensor(passing + mapped).argsort(), persistent=False)
+        self.elementwise = ElementwiseMap(check_integer("components", components, 1), family)
+        start = self.elementwise.start().repeat(len(mapped))
+        self.conditioner = MLP(len(passing) + self.context, len(start), hidden, start)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Standardise the network's inputs; the map stays close to the identity."""
+        self.conditioner.initialize(join(x[..., self.passing], context))
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``repr``."""
+        passing = [index for index, passes in enumerate(self.mask) if passes]
+        return (
+            f"features={self.features}, components={self.elementwise.components}, passing={passing}, "
+            f"family={self.elementwise.family!r}, context={self.context}"
+        )
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        passing, mapped = x[..., self.passing], x[..., self.mapped]
+        image, ladj = self.elementwise.forward(mapped, self._raw(passing, context))
+        return torch.cat([passing, image], dim=-1)[..., self.back], ladj.sum(-1)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        passing, mapped = z[..., self.passing], z[..., self.mapped]
+        image, ladj = self.elementwise.inverse(mapped, self._raw(passing, context))
+        return torch.cat([passing, image], dim=-1)[..., self.back], ladj.sum(-1)
+
+    def _raw(self, passing: Tensor, context: Tensor | None) -> Tensor:
+        raw = self.conditioner(join(passing, context))
+        return torch.unflatten(raw, -1, (-1, self.elementwise.size))

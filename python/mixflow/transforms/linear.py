@@ -1,0 +1,255 @@
+"""Linear maps: scales and shifts, rotations, permutations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import Transform, spread_of
+
+__all__ = ["ActNorm", "Affine", "Permutation", "Rotation"]
+
+
+class Affine(Transform):
+    """``z = (x - loc) / scale``, feature by feature.
+
+    ``initialize`` sets ``loc`` and ``scale`` to the data's mean and standard deviation. With ``trainable=True`` they
+    are learned from there: the activation normalisation of Kingma and Dhariwal, "Glow" (2018, arXiv:1807.03039), also
+    named ``ActNorm`` here. With ``trainable=False`` they stay there: a standardisation whose ladj keeps densities in
+    the data's own units.
+
+    Args:
+        features: D.
+        trainable: whether loc and log_scale are parameters (True) or buffers (False).
+        loc: where they start, a number or one for each feature.
+        scale: likewise, positive.
+
+    Raises:
+        ValueError: features is out of range, loc is not finite, or scale is not finite and positive, which leaves no
+            inverse.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.transforms import Affine
+        >>> standardise = Affine(features=1, trainable=False)
+        >>> standardise.initialize(torch.tensor([[10.0], [20.0], [30.0]]))
+        >>> standardise(torch.tensor([[40.0]]))[0]
+        tensor([[2.0000]])
+
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        trainable: bool = True,
+        *,
+        loc: float | Sequence[float] = 0.0,
+        scale: float | Sequence[float] = 1.0,
+    ) -> None:
+        super().__init__(features)
+        start = {
+            "loc": _per_feature("loc", loc, self.features, "finite numbers", math.isfinite),
+            "log_scale": _per_feature(
+                "scale", scale, self.features, "finite positive numbers", lambda s: 0.0 < s < math.inf
+            ).log(),
+        }
+        for name, value in start.items():
+            if trainable:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set loc and log_scale from the columns' mean and standard deviation; ValueError if a column is constant."""
+        with torch.no_grad():
+            self.log_scale.copy_(spread_of(x).log())
+            self.loc.copy_(x.mean(dim=0))
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``repr``."""
+        return f"features={self.features}, trainable={isinstance(self.loc, nn.Parameter)}"
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return (x - self.loc) * torch.exp(-self.log_scale), -self.log_scale.sum().expand(x.shape[:-1])
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return z * self.log_scale.exp() + self.loc, self.log_scale.sum().expand(z.shape[:-1])
+
+
+ActNorm = Affine
+
+
+class Rotation(Transform):
+    r"""``z = Q x`` with a learned orthogonal Q: ``ladj`` is exactly 0 and the inverse is the transpose.
+
+    .. math:: Q = \exp(A) \, Q_0, \quad A = -A^T
+
+    The D (D - 1) / 2 numbers ``skew`` below the diagonal of A are learned, starting at 0; ``start``, :math:`Q_0`, stays
+    as it is. Every orthogonal matrix of the sign of its determinant can be reached, without a constraint on the
+    optimizer (Lezcano-Casado and Martinez-Rubio, 2019, arXiv:1901.08428).
+
+    Args:
+        features: D.
+        start: an orthogonal matrix (D, D); by default the identity.
+
+    Raises:
+        ValueError: features is out of range, or start is not orthogonal.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.transforms import Rotation
+        >>> quarter = Rotation(2, start=torch.tensor([[0.0, -1.0], [1.0, 0.0]]))
+        >>> quarter(torch.tensor([[1.0, 0.0]]))
+        (tensor([[0., 1.]], grad_fn=<MmBackward0>), tensor([0.]))
+
+    """
+
+    start: Tensor
+
+    def __init__(self, features: int, start: Tensor | None = None) -> None:
+        super().__init__(features)
+        if start is None:
+            start = torch.eye(self.features)
+        elif start.shape != (self.features, self.features):
+            raise ValueError(f"start: expected shape ({self.features}, {self.features}), got {tuple(start.shape)}")
+        else:
+            _check_orthogonal(start)
+        self.register_buffer("start", start.clone())
+        self.skew = nn.Parameter(start.new_zeros(self.features * (self.features - 1) // 2))
+
+    @property
+    def matrix(self) -> Tensor:
+        """Q (D, D)."""
+        row, column = torch.tril_indices(self.features, self.features, -1, device=self.skew.device)
+        # The exponential of half precision is not finite.
+        skew = self.skew.to(torch.promote_types(self.skew.dtype, torch.float32))
+        lower = skew.new_zeros(self.features, self.features).index_put((row, column), skew)
+        turn: Tensor = torch.linalg.matrix_exp(lower - lower.mT)
+        return turn.to(self.start.dtype) @ self.start
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Turn the least normal directions of ``x`` (N, D) into axes: see :func:`interesting_directions`."""
+        with torch.no_grad():
+            self.start.copy_(interesting_directions(x))
+            self.skew.zero_()
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``repr``."""
+        return f"features={self.features}"
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return x @ self.matrix.mT, x.new_zeros(x.shape[:-1])
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return z @ self.matrix, z.new_zeros(z.shape[:-1])
+
+
+class Permutation(Transform):
+    """The features in another order: ``z[..., i] = x[..., order[i]]``, with ladj 0.
+
+    Args:
+        order: each of 0 to D - 1 once.
+
+    Raises:
+        ValueError: order is empty, or not a permutation and so not invertible.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.transforms import Permutation
+        >>> Permutation([2, 0, 1])(torch.tensor([10.0, 11.0, 12.0]))[0]
+        tensor([12., 10., 11.])
+
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Sequence[int]) -> None:
+        order = list(order)
+        if not order or sorted(order) != list(range(len(order))):
+            raise ValueError(f"order: expected each of 0 to D - 1 once, for the map to be invertible; got {order}")
+        super().__init__(len(order))
+        # The constructor's argument, not a weight: a file or a state_dict that disagreed could only do harm.
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("back", torch.tensor(order).argsort(), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``repr``."""
+        return f"order={self.order.tolist()}"
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return x[..., self.order], x.new_zeros(x.shape[:-1])
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return z[..., self.back], z.new_zeros(z.shape[:-1])
+
+
+def interesting_directions(x: Tensor, rows: int = 20_000, steps: int = 20) -> Tensor:
+    """An orthogonal matrix (D, D) whose rows are the directions in which ``x`` (N, D) tells most, apart, from a normal.
+
+    Of the principal axes and the independent components that FastICA finds from there (Hyvarinen, 1999, with tanh),
+    the ones whose projections have the smaller sum of entropies: a marginal transform that follows can make that much
+    of the data normal. Only the first ``rows`` are looked at.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.transforms.linear import interesting_directions
+        >>> x = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.1, -0.1], [-0.1, 0.1]])
+        >>> interesting_directions(x).abs()
+        tensor([[0.7071, 0.7071],
+                [0.7071, 0.7071]])
+
+    """
+    centred = x[:rows].double()
+    centred = centred - centred.mean(0)
+    variance, axes = torch.linalg.eigh(centred.mT @ centred / len(centred))
+    principal: Tensor = axes.mT
+    # Directions without any variance, of columns that repeat each other, are left as small as rounding made them.
+    white = centred @ (axes * variance.clamp_min(1e-12 * variance[-1].item() + 1e-300).rsqrt()) @ axes.mT
+    independent = principal
+    for _ in range(steps):
+        bent = torch.tanh(white @ independent.mT)
+        slope = (1.0 - bent.square()).mean(0).unsqueeze(-1)
+        left, _, right = torch.linalg.svd(bent.mT @ white / len(white) - slope * independent)
+        independent = left @ right
+    return min((principal, independent), key=lambda matrix: _entropy(centred @ matrix.mT)).to(x.dtype)
+
+
+def _entropy(x: Tensor) -> float:
+    """Sum of the entropies of the columns of ``x`` but for a constant, by the approximation of Hyvarinen (1998)."""
+    scale = x.std(dim=0, correction=0)
+    standard = x / scale
+    bell = torch.exp(-0.5 * standard.square())
+    skewed = 36.0 / (8.0 * math.sqrt(3.0) - 9.0) * (standard * bell).mean(0).square()
+    peaked = 24.0 / (16.0 * math.sqrt(3.0) - 27.0) * (bell.mean(0) - math.sqrt(0.5)).square()
+    return (scale.log() - skewed - peaked).sum().item()
+
+
+def _per_feature(
+    name: str, value: float | Sequence[float], features: int, expected: str, good: Callable[[float], bool]
+) -> Tensor:
+    """``value`` as a tensor (D,); ValueError if it has another shape or one of it is not ``good``."""
+    given = torch.as_tensor(value, dtype=torch.get_default_dtype())
+    if given.shape not in ((), (features,)):
+        raise ValueError(f"{name}: expected a number or {features} numbers, got shape {tuple(given.shape)}")
+    if not given.is_meta:
+        wrong = [number for number in given.reshape(-1).tolist() if not good(number)]
+        if wrong:
+            raise ValueError(f"{name}: expected {expected}, for the map to be invertible; got {wrong[0]}")
+    return given + given.new_zeros(features)
+
+
+def _check_orthogonal(matrix: Tensor) -> None:
+    error = (matrix @ matrix.mT - torch.eye(len(matrix)).to(matrix)).abs().max().item()
+    # Negated, so that NaN is refused as well.
+    if not error <= 100.0 * len(matrix) * torch.finfo(matrix.dtype).eps:
+        raise ValueError(
+            "start: expected an orthogonal matrix, for its transpose to be its inverse; "
+            f"start @ start.T is off by {error:g}"
+        )

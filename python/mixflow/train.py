@@ -116,8 +116,10 @@ def fit(
     own = torch.empty(0, dtype=like(flow).dtype, device=_check_device(device, flow))
     group = Group.join(own.device)
     train, valid, digest = _sources(flow, data, context, validation, settings["seed"], own)
-    if batch_size is None and isinstance(train, Subset):
-        settings["batch_size"] = min(4096, max(64, len(train) // 8))
+    if isinstance(train, Subset):
+        settings["batch_size"] = settings["batch_size"] or min(4096, max(64, len(train) // 8))
+    elif batch_size is not None:
+        raise ValueError(f"batch_size: expected None, as data are batches; got {batch_size!r}")
     settings |= {"recipe": repr(flow.recipe), "flow": " ".join(repr(flow).split()), "data": digest}
     group.require_same(settings)
 

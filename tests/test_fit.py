@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -126,6 +127,66 @@ def test_learning_rate_falls_along_a_half_cosine():
     _, history = fit_small(draw(300), epochs=10, lr=0.1)
     expected = [0.05 * (1 + math.cos(math.pi * epoch / 10)) for epoch in range(10)]
     assert history.lr == pytest.approx(expected)
+
+
+def test_learning_rate_falls_within_an_epoch(monkeypatch):
+    rates = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    fit_small(draw(300), epochs=2, lr=0.1, batch_size=100, validation=0.0)
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
+
+
+def test_gradients_are_clipped_and_weights_decay():
+    def moved(**options):
+        flow = flows.Flow(mixflow.transforms.MixtureCDF(1, 1))
+        flow.initialize(data.float().unsqueeze(-1))
+        before = flow.data_to_base.loc.item()
+        mixflow.fit(flow, data, epochs=1, batch_size=1000, validation=0.0, lr=0.1, progress=False, **options)
+        return before, flow.data_to_base.loc.item()
+
+    data = draw(1000)
+    # Adam's first step is lr whatever the size of the gradient, down to its epsilon of 1e-8, here a tenth of the norm.
+    before, after = moved()
+    assert abs(after - before) == pytest.approx(0.1, rel=1e-4)
+    before, clipped = moved(max_grad_norm=1e-9)
+    assert 0.0 < abs(clipped - before) < 0.02
+    # AdamW multiplies by 1 - lr * weight_decay, and then takes the same step.
+    before, decayed = moved(weight_decay=0.5)
+    assert decayed - after == pytest.approx(-0.05 * before, rel=1e-3)
+
+
+def test_the_step_is_named_however_seldom_the_losses_are_read(monkeypatch):
+    for every in (1, 3, 100):
+        monkeypatch.setattr(train, "READ_EVERY", every)
+        with pytest.raises(FloatingPointError, match=r"the loss is nan at step 5 \(epoch 1\)"):
+            mixflow.fit(flows.Flow(Breaking(4)), draw(1000), batch_size=50, progress=False)
+
+
+def test_no_gradients_are_left_behind():
+    flow, _ = fit_small(draw(100))
+    assert all(parameter.grad is None for parameter in flow.parameters())
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "nowhere", "cpu:0:1"])
+def test_a_device_that_cannot_be_used_is_refused(device):
+    flow = flows.univariate()
+    before = weights(flow)
+    with pytest.raises(ValueError, match=f"device: expected one that torch can use here, got '{device}'"):
+        mixflow.fit(flow, draw(100), device=device, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+
+
+def test_a_device_may_be_named():
+    data = draw(200)
+    expected, _ = fit_small(data)
+    for device in ("cpu", torch.device("cpu")):
+        assert equal_weights(fit_small(data, device=device)[0], expected)
 
 
 class Breaking(mixflow.transforms.Affine):
@@ -272,6 +333,11 @@ def test_each_constant_column_is_named():
         ("batch_size: .*got -5", {"batch_size": -5}),
         ("lr: .*got 0.0", {"lr": 0.0}),
         ("patience: .*got 0", {"patience": 0}),
+        ("weight_decay: .*got -1", {"weight_decay": -1}),
+        ("weight_decay: .*got 'a'", {"weight_decay": "a"}),
+        ("max_grad_norm: .*got 0", {"max_grad_norm": 0}),
+        ("max_grad_norm: .*got nan", {"max_grad_norm": math.nan}),
+        ("resume: expected a checkpoint to go on from, got checkpoint=None", {"resume": True}),
         ("context: expected None, this flow takes no context", {"context": np.zeros((100, 1))}),
     ],
 )
@@ -349,18 +415,23 @@ mixflow.save(flow, sys.argv[1])
 """
 
 
-def test_a_run_killed_and_resumed_ends_with_the_same_weights(tmp_path):
+def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(tmp_path):
     np.save(tmp_path / "data.npy", draw(300).numpy())
     checkpoint = tmp_path / "run.checkpoint"
     run = [sys.executable, "-c", RUN]
-    process = subprocess.Popen([*run, "killed.safetensors"], cwd=tmp_path)
-    deadline = time.monotonic() + 100.0
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed.safetensors").exists(), "it ended before it could be killed"
+    wait = random.Random()
+    for _ in range(2):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        process = subprocess.Popen([*run, "killed.safetensors"], cwd=tmp_path)
+        deadline = time.monotonic() + 100.0
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.001)
+        time.sleep(wait.uniform(0.0, 0.2))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "killed.safetensors").exists(), "it ended before it could be killed"
     subprocess.run([*run, "resumed.safetensors"], cwd=tmp_path, check=True)
     checkpoint.unlink()
     subprocess.run([*run, "whole.safetensors"], cwd=tmp_path, check=True)

@@ -99,17 +99,23 @@ class Group:
             raise failure
         return cast("T", result)
 
+    def gather(self, value: T) -> list[T]:
+        """Every process's ``value``, in the order of their numbers, on all."""
+        if self.size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value)
+        return everyone
+
     def require_same(self, settings: dict[str, Any]) -> None:
         """ValueError, on all processes, if they were not all given the same ``settings``."""
-        if self.size == 1:
-            return
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, settings)
-        for name, value in everyone[0].items():
+        everyone = self.gather(settings)
+        for name in settings:
             for rank, other in enumerate(everyone):
-                if other[name] != value:
+                if other[name] != everyone[0][name]:
                     raise ValueError(
-                        f"{name}: expected the same on every process, got {value!r} on 0 and {other[name]!r} on {rank}"
+                        f"{name}: expected the same on every process, got {everyone[0][name]!r} on 0 and "
+                        f"{other[name]!r} on {rank}"
                     )
 
     @contextmanager

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -242,8 +243,8 @@ class Subset:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def first(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """At most ``count`` rows from the start of the subset."""
+    def first(self, count: int, group: Group) -> tuple[Tensor, Tensor | None]:
+        """At most ``count`` rows from the start of the subset, the same on all processes."""
         return self._take(np.arange(min(count, len(self))))
 
     def batches(self, size: int, group: Group, epoch: int | None = None) -> Iterator[Batch]:
@@ -298,18 +299,19 @@ class Loader:
     context: int
     like: Tensor
 
-    def first(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Rows of the first batches, ``count`` of them if there are so many."""
-        rows, taken = 0, []
+    def first(self, count: int, group: Group) -> tuple[Tensor, Tensor | None]:
+        """Rows of the first batches of all processes together, about ``count`` of them if there are so many."""
+        rows, own = 0, []
         for x, context in self._each():
-            taken.append((x, context))
+            own.append((x.cpu(), None if context is None else context.cpu()))
             rows += len(x)
-            if rows >= count:
+            if rows >= count // group.size:
                 break
-        if rows == 0:
+        taken = list(chain.from_iterable(group.gather(own)))
+        if not taken:
             raise ValueError(f"{self.name}: expected at least one row, got none")
         contexts = [context for _, context in taken if context is not None]
-        return torch.cat([x for x, _ in taken])[:count], torch.cat(contexts)[:count] if contexts else None
+        return torch.cat([x for x, _ in taken]).to(self.like), torch.cat(contexts).to(self.like) if contexts else None
 
     def batches(self, size: int, group: Group, epoch: int | None = None) -> Iterator[Batch]:
         """The loader's batches; ``size`` is its own affair. A process that runs out of them waits with empty ones."""

@@ -135,7 +135,8 @@ def fit(
             if contents is not None:
                 run.restore(contents)
             else:
-                run.best = group.share(lambda: _initialized(flow, train))
+                start = train.first(CHUNK, group)
+                run.best = group.share(lambda: _initialized(flow, *start))
                 flow.load_state_dict(run.best)
             with _progress_bar(run, train, progress and group.rank == 0) as bar:
                 training = _Training(run, group, train, valid, bar)
@@ -304,8 +305,7 @@ def _stage(run: Run) -> str:
     return f"epoch {len(run.history.lr)}/{run.settings['epochs']}"
 
 
-def _initialized(flow: Flow, train: Subset | Loader) -> dict[str, Tensor]:
-    x, context = train.first(CHUNK)
+def _initialized(flow: Flow, x: Tensor, context: Tensor | None) -> dict[str, Tensor]:
     _check_columns_vary(x, flow)
     flow.initialize(x, context)
     return weights(flow)

@@ -409,7 +409,7 @@ def test_history_reads_well_and_survives_json():
 RUN = """
 import sys, mixflow, numpy as np
 flow = mixflow.flows.univariate(components=3)
-mixflow.fit(flow, np.load("data.npy"), epochs=300, patience=300, batch_size=32, progress=False,
+mixflow.fit(flow, np.load("data.npy"), epochs=100, patience=100, batch_size=32, progress=False,
             checkpoint="run.checkpoint", resume=True)
 mixflow.save(flow, sys.argv[1])
 """

@@ -139,7 +139,7 @@ def test_errors_are_raised_on_all_processes(runs):
 def test_the_first_process_alone_shows_progress_and_writes(runs):
     _, result, folder = runs
     # Seven fits begin at their first epoch, the resumed one does not; with two bars there would be fourteen.
-    begun = re.findall(r"epoch 0/4: +0%\|[^\r\n]*\| 0\.00/|epoch 0/4: 0\.00rows", result.stderr)
+    begun = re.findall(r"epoch 1/4: +0%\|[^\r\n]*\| 0\.00/|epoch 1/4: 0\.00rows", result.stderr)
     assert len(begun) == 7
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".json") == [
         "data.npy",

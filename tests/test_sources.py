@@ -12,7 +12,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 import mixflow
 from mixflow import flows, sources
-from mixflow.sources import Rows, shuffled
+from mixflow.parallel import Group
+from mixflow.sources import Rows, Subset, shuffled
 from mixflow.tables import write_table
 
 
@@ -60,6 +61,27 @@ def test_all_permutations_are_as_likely(count):
     for seed in range(40 * len(seen)):
         seen[tuple(shuffled(np.arange(count), count, seed, 1).tolist())] += 1
     assert chisquare(list(seen.values())).pvalue > 0.001
+
+
+@pytest.mark.parametrize("size", [30, 100, 1000])
+def test_an_epoch_meets_every_row_once_in_an_order_of_its_own(size, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK", 128)
+    rows = Rows("data", np.arange(500), 1, torch.empty(0))
+    train, valid = Subset(rows, None, 50, 500, 7), Subset(rows, None, 0, 50, 7)
+    epochs = [list(train.batches(size, Group(), epoch)) for epoch in range(3)]
+    orders = [torch.cat([batch.x for batch in batches]).squeeze(-1).tolist() for batches in epochs]
+    for batches, order in zip(epochs, orders, strict=True):
+        assert {len(batch.x) for batch in batches[:-1]} <= {size}
+        assert [batch.rows for batch in batches] == [len(batch.x) for batch in batches]
+        assert sorted(order) == sorted(orders[0])
+    assert orders[0] != orders[1] != orders[2]
+    held_out = torch.cat([batch.x for batch in valid.batches(size, Group())]).squeeze(-1).tolist()
+    assert sorted(orders[0] + held_out) == list(range(500))
+    # Together, the shards of a batch are the batch.
+    shards = [list(train.batches(size, Group(rank, 3), 0)) for rank in range(3)]
+    for batch, *parts in zip(epochs[0], *shards, strict=True):
+        assert torch.equal(torch.cat([part.x for part in parts]), batch.x)
+        assert {part.rows for part in parts} == {batch.rows}
 
 
 # -- memory maps and files -----------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def _score(arguments: argparse.Namespace) -> int:
             yield from log_prob.tolist()
 
     with _bar(count_rows(arguments.data)) as bar:
-        # fsum rounds once, so that the mean does not depend on where the chunks end.
+        # Number by number, not chunk by chunk: the mean must not depend on where the chunks end.
         if arguments.out:
             with table_writer(arguments.out, ["log_prob"]) as write:
                 total = math.fsum(scores(write))

@@ -302,7 +302,8 @@ def _progress_bar(run: Run, train: Subset | Loader, shown: bool) -> tqdm[NoRetur
 
 
 def _stage(run: Run) -> str:
-    return f"epoch {len(run.history.lr)}/{run.settings['epochs']}"
+    done, epochs = len(run.history.lr), run.settings["epochs"]
+    return f"epoch {min(done + 1, epochs)}/{epochs}"
 
 
 def _initialized(flow: Flow, x: Tensor, context: Tensor | None) -> dict[str, Tensor]:

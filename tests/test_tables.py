@@ -2,12 +2,13 @@
 
 import builtins
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mixflow.tables import TableError, read_table, write_table
+from mixflow.tables import TableError, count_rows, iter_table, map_table, read_table, table_writer, write_table
 
 VALUES = np.array([[0.1, -2.0], [1e-300, 12345678.9], [3.0, 1 / 3]])
 
@@ -229,3 +230,115 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"pip install mixflow\[parquet\]"):
         write_table(tmp_path / "table.parquet", ["a"], VALUES[:, :1])
     assert list(tmp_path.iterdir()) == []
+
+
+# -- chunks --------------------------------------------------------------------------------------------------
+
+ENDINGS = [".csv", ".npy", ".parquet"]
+
+
+def some(rows, columns=2):
+    return np.random.default_rng(0).normal(size=(rows, columns))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("rows", [1, 3, 10, 11])
+def test_chunks_make_up_the_whole(tmp_path, ending, rows):
+    path = tmp_path / f"table{ending}"
+    write_table(path, ["a", "b"], some(10))
+    for columns in (None, ["b"]) if ending != ".npy" else (None, ["x2"]):
+        chunks = list(iter_table(path, columns, rows))
+        assert [len(chunk.values) for chunk in chunks] == [rows] * (10 // rows) + [10 % rows] * (10 % rows > 0)
+        whole = read_table(path, columns)
+        assert np.array_equal(np.concatenate([chunk.values for chunk in chunks]), whole.values)
+        assert all((chunk.columns, chunk.named) == (whole.columns, whole.named) for chunk in chunks)
+    assert count_rows(path) == (None if ending == ".csv" else 10)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_table_written_in_chunks_is_the_table_written_at_once(tmp_path, ending, dtype):
+    once, chunks = tmp_path / f"once{ending}", tmp_path / f"chunks{ending}"
+    values = some(1000).astype(dtype)
+    write_table(once, ["a", "b"], values)
+    with table_writer(chunks, ["a", "b"]) as write:
+        for part in np.split(values, [1, 500, 500]):
+            write(part)
+    assert np.array_equal(read_table(chunks).values, read_table(once).values)
+    if ending != ".parquet":  # whose row groups are the chunks
+        assert chunks.read_bytes() == once.read_bytes()
+    if ending == ".npy":
+        assert np.load(chunks).dtype == dtype
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_table_of_no_rows_is_a_file_of_its_kind(tmp_path, ending):
+    path = tmp_path / f"table{ending}"
+    with table_writer(path, ["a", "b"]):
+        pass
+    with pytest.raises(TableError, match="no rows of data"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_table_that_breaks_off_leaves_the_old_file(tmp_path, ending):
+    path = tmp_path / f"table{ending}"
+    write_table(path, ["a", "b"], some(3))
+    before = path.read_bytes()
+
+    def write_badly():
+        with table_writer(path, ["a", "b"]) as write:
+            write(some(5))
+            write(some(5, columns=3))
+
+    with pytest.raises(ValueError, match="columns: expected a name for each column of values, got 2 for shape"):
+        write_badly()
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+def test_a_defect_is_placed_in_the_whole_file(tmp_path, ending):
+    path = tmp_path / f"table{ending}"
+    values = some(10)
+    values[7, 1] = np.inf
+    write_table(path, ["x1", "x2"], values)
+    with pytest.raises(TableError, match="data row 8, column 'x2': expected a finite number, got inf"):
+        list(iter_table(path, rows=3))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_chunk_at_a_time_is_in_memory(tmp_path, ending):
+    path = tmp_path / f"table{ending}"
+    write_table(path, ["a", "b"], some(50_000))
+    sum(len(table.values) for table in iter_table(path, rows=10_000))  # so that imports do not count
+    tracemalloc.start()
+    rows = sum(len(table.values) for table in iter_table(path, rows=200))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows == 50_000
+    assert peak < 50_000 * 2 * 8 / 4, "a quarter of the table"
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_mapped_tables_hold_the_same_numbers(tmp_path, ending):
+    path = tmp_path / f"table{ending}"
+    names = [f"x{number}" for number in range(1, 6)]
+    write_table(path, names, some(100, columns=5))
+    for columns in (None, ["x2"], ["x1", "x3", "x5"], ["x5", "x1"], ["x1", "x2", "x5"]):
+        mapped, whole = map_table(path, columns), read_table(path, columns)
+        assert isinstance(mapped.values, np.memmap)
+        assert np.array_equal(mapped.values, whole.values)
+        assert (mapped.columns, mapped.named) == (whole.columns, whole.named)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_npy_file_is_mapped_as_it_is(tmp_path):
+    path = tmp_path / "table.npy"
+    values = some(10).astype(np.float32)
+    values[3, 1] = np.nan
+    for order in ("C", "F"):
+        np.save(path, np.asarray(values, order=order))
+        mapped = map_table(path)
+        assert mapped.values.dtype == np.float32
+        assert np.array_equal(mapped.values, values, equal_nan=True)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import mixflow
 
 from .bench import command as bench
-from .files import check_writable
+from .checks import check_integer, check_seed
+from .files import check_space, check_writable
 from .flows import RECIPES, Flow, like, transport
 from .model_file import load, save
-from .tables import check_extension, read_table, write_table
+from .parallel import process_rank
+from .tables import ROWS, Table, check_extension, count_rows, iter_table, map_table, read_table, table_writer
 from .train import History, fit
 
 __all__ = ["main"]
@@ -69,8 +73,10 @@ def _report(message: str) -> None:
 
 def _fit(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
-    check_writable(arguments.out)
-    table = read_table(arguments.data, arguments.column)
+    first = process_rank() == 0  # of the processes that torchrun started
+    if first:
+        check_writable(arguments.out)
+    table = map_table(arguments.data, arguments.column)
     arguments.features = table.values.shape[1]
     build = RECIPES[arguments.flow]
     flow = build(**_given(arguments, build)).to(getattr(torch, arguments.dtype))
@@ -82,12 +88,13 @@ def _fit(arguments: argparse.Namespace) -> int:
     if table.named:
         flow.notes["columns"] = table.columns
     history = fit(flow, table.values, progress=not arguments.quiet, **_given(arguments, fit))
-    flow.notes["history"] = history.to_dict()
-    save(flow, arguments.out)
-    if not arguments.quiet:
-        print(f"{len(table.values)} rows of {', '.join(table.columns)}: {history}")
-    ended = "interrupted; saved the best weights so far to" if history.interrupted else "saved"
-    print(f"{ended} {arguments.out}", file=sys.stderr if history.interrupted else sys.stdout)
+    if first:
+        flow.notes["history"] = history.to_dict()
+        save(flow, arguments.out)
+        if not arguments.quiet:
+            print(f"{len(table.values)} rows of {', '.join(table.columns)}: {history}")
+        ended = "interrupted; saved the best weights so far to" if history.interrupted else "saved"
+        print(f"{ended} {arguments.out}", file=sys.stderr if history.interrupted else sys.stdout)
     return 130 if history.interrupted else 0
 
 
@@ -95,9 +102,20 @@ def _sample(arguments: argparse.Namespace) -> int:
     check_extension(arguments.out)
     check_writable(arguments.out)
     flow = load(arguments.model)
-    drawn = _array(flow.sample(arguments.n, seed=arguments.seed))
-    write_table(arguments.out, _columns(flow), drawn)
-    print(f"saved {arguments.n} samples to {arguments.out}")
+    count = check_integer("n", arguments.n, 0)
+    check_space(arguments.out, 2 * count * flow.features)  # "1," is the shortest that a number can be
+    columns = _columns(flow)
+    generator = torch.Generator()
+    if arguments.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(check_seed(arguments.seed))
+    with table_writer(arguments.out, columns) as write, _bar(count) as bar:
+        for start in range(0, max(count, 1), ROWS):
+            drawn = flow.sample(min(ROWS, count - start), generator=generator)
+            write(_array(drawn))
+            bar.update(len(drawn))
+    print(f"saved {count} samples to {arguments.out}")
     return 0
 
 
@@ -106,14 +124,35 @@ def _score(arguments: argparse.Namespace) -> int:
         check_extension(arguments.out)
         check_writable(arguments.out)
     flow = load(arguments.model)
-    x = _data_for(flow, arguments.data)
-    with torch.no_grad():
-        log_prob = flow.log_prob(x)
+    rows = 0
+
+    def scores(write: Callable[[np.ndarray[Any, Any]], None] | None) -> Iterator[float]:
+        nonlocal rows
+        for table in iter_table(arguments.data, flow.notes.get("columns")):
+            with torch.no_grad():
+                log_prob = flow.log_prob(_rows_for(flow, arguments.data, table))
+            if write:
+                write(_array(log_prob.unsqueeze(-1)))
+            rows += len(log_prob)
+            bar.update(len(log_prob))
+            yield from log_prob.tolist()
+
+    with _bar(count_rows(arguments.data)) as bar:
+        # Number by number, not chunk by chunk: the mean must not depend on where the chunks end.
+        if arguments.out:
+            with table_writer(arguments.out, ["log_prob"]) as write:
+                total = math.fsum(scores(write))
+        else:
+            total = math.fsum(scores(None))
     if arguments.out:
-        write_table(arguments.out, ["log_prob"], _array(log_prob.unsqueeze(-1)))
-        print(f"saved {len(x)} values to {arguments.out}")
-    print(f"mean log_prob: {log_prob.double().mean().item():.6f}")
+        print(f"saved {rows} values to {arguments.out}")
+    print(f"mean log_prob: {total / rows:.6f}")
     return 0
+
+
+def _bar(rows: int | None) -> tqdm[NoReturn]:
+    """Shown on a terminal alone, and only once the work has taken a while."""
+    return tqdm(total=rows, unit="rows", unit_scale=True, disable=None, delay=1.0)
 
 
 def _plot(arguments: argparse.Namespace) -> int:
@@ -123,7 +162,8 @@ def _plot(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     flow = load(arguments.model)
     history = flow.notes.get("history")
-    data = _array(_data_for(flow, arguments.data))
+    table = read_table(arguments.data, flow.notes.get("columns"))
+    data = _array(_rows_for(flow, arguments.data, table))
     figure = plot.summary(flow, data, History.from_dict(history) if history else None)
     plot.save_figure(figure, arguments.out)
     print(f"saved {arguments.out}")
@@ -136,10 +176,15 @@ def _transport(arguments: argparse.Namespace) -> int:
     source, target = load(arguments.source), load(arguments.target)
     dtype = torch.promote_types(like(source).dtype, like(target).dtype)
     carry = transport(source.to(dtype), target.to(dtype))
-    with torch.no_grad():
-        y, _ = carry(_data_for(source, arguments.data))
-    write_table(arguments.out, _columns(target), _array(y))
-    print(f"saved {len(y)} rows to {arguments.out}")
+    rows = 0
+    with table_writer(arguments.out, _columns(target)) as write, _bar(count_rows(arguments.data)) as bar:
+        for table in iter_table(arguments.data, source.notes.get("columns")):
+            with torch.no_grad():
+                y, _ = carry(_rows_for(source, arguments.data, table).to(dtype))
+            write(_array(y))
+            rows += len(y)
+            bar.update(len(y))
+    print(f"saved {rows} rows to {arguments.out}")
     return 0
 
 
@@ -172,9 +217,8 @@ def _columns(flow: Flow) -> list[str]:
     return flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
 
 
-def _data_for(flow: Flow, path: str) -> torch.Tensor:
-    """The columns of the file that the flow was fitted to, as a tensor of its dtype."""
-    table = read_table(path, flow.notes.get("columns"))
+def _rows_for(flow: Flow, path: str, table: Table) -> torch.Tensor:
+    """The rows of ``table`` as a tensor of the flow's dtype; ValueError if they are not what it was fitted to."""
     if table.values.shape[1] != flow.features:
         raise ValueError(f"{path}: expected {flow.features} column(s), got {', '.join(table.columns)}")
     return torch.from_numpy(table.values).to(like(flow))
@@ -210,12 +254,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--epochs", type=int, metavar="E", help="passes over the data at most")
     command.add_argument("--batch-size", type=int, metavar="B", help="rows per step")
     command.add_argument("--lr", type=float, help="learning rate at the start")
+    command.add_argument("--weight-decay", type=float, metavar="W", help="decoupled weight decay")
+    command.add_argument("--max-grad-norm", type=float, metavar="G", help="norm that gradients are clipped to")
     command.add_argument("--validation", type=float, metavar="FRACTION", help="part of the rows to hold out")
     command.add_argument("--patience", type=int, metavar="E", help="epochs without improvement before stopping")
     command.add_argument("--seed", type=int, help="of the held-out rows and the minibatches")
     command.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="precision (default: %(default)s)"
     )
+    command.add_argument("--device", help="where to train: cpu, cuda, cuda:1, ...")
+    command.add_argument("--checkpoint", metavar="FILE", help="keep all that is needed to go on after a crash here")
+    command.add_argument("--resume", action="store_true", help="go on from the checkpoint if there is one")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
     command = commands.add_parser("sample", help="draw from a fitted flow")

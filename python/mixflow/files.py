@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_writable", "replace_file"]
+__all__ = ["check_space", "check_writable", "replace_file"]
 
 PathLike = str | os.PathLike[str]
 
@@ -56,6 +57,22 @@ def check_writable(path: PathLike) -> None:
     """Raise now the OSError that :func:`replace_file` would raise after the long work."""
     temporary, _, _ = _create_beside(Path(path))
     temporary.unlink()
+
+
+def check_space(path: PathLike, size: int) -> None:
+    """OSError if the disk that ``path`` is on has not even ``size`` bytes free.
+
+    Example:
+        >>> from mixflow.files import check_space
+        >>> check_space("data.csv", 10**20)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        OSError: data.csv: expected room for at least 1e+11 GB, the disk has ... GB free
+
+    """
+    free = shutil.disk_usage(Path(os.path.realpath(path)).parent).free
+    if size > free:
+        raise OSError(f"{path}: expected room for at least {size / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free")
 
 
 def _create_beside(path: Path) -> tuple[Path, Path, int | None]:

@@ -324,7 +324,7 @@ def _map_backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shape = _parameter_shape(logits, loc, log_scale)
     x_grad = _empty(_batch_shape(x, logits, loc, log_scale), x)
-    return x_grad, *(_empty(shape, p) for p in (logits, loc, log_scale))
+    return x_grad, _empty(shape, logits), _empty(shape, loc), _empty(shape, log_scale)
 
 
 def _run(kernel: Callable[..., None], inverse: bool, family: str, base: str, x: Tensor, *others: Tensor) -> None:
@@ -375,7 +375,7 @@ def _map_backward(
     grads = _map_backward_fake(*arguments, family, base, inverse)
     if grads[0].numel() > 0:
         _run(_core.map_backward, inverse, family, base, *arguments, *grads)
-        return grads[0], *(_sum_to(g, shape) for g in grads[1:])
+        return grads[0], _sum_to(grads[1], shape), _sum_to(grads[2], shape), _sum_to(grads[3], shape)
     return grads[0], x.new_zeros(shape), x.new_zeros(shape), x.new_zeros(shape)
 
 
@@ -434,20 +434,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> T
 def _pull_back(ctx: Any, grad_value: Tensor | None, grad_ladj: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_value is None and grad_ladj is None:
         return (None,) * 7
-    point, *parameters = ctx.saved_tensors
+    point, logits, loc, log_scale = ctx.saved_tensors
     zero = point.new_zeros(()) if grad_value is None or grad_ladj is None else point
     grad_value, grad_ladj = zero if grad_value is None else grad_value, zero if grad_ladj is None else grad_ladj
     run: Callable[..., Tensors]
-    if torch.compiler.is_compiling():  # compiled graphs have no second derivatives, and Dynamo no Function in a backward
+    if torch.compiler.is_compiling():  # no second derivatives in a compiled graph, and no Function in a backward
         run = torch.ops.mixflow.map_backward
     elif torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
         run = _MapBackward.apply
-    elif _skips_dispatch(point, *parameters) and type(grad_value) is type(grad_ladj) is Tensor:
+    elif _skips_dispatch(point, logits, loc, log_scale) and type(grad_value) is type(grad_ladj) is Tensor:
         run = _map_backward
     else:
         run = torch.ops.mixflow.map_backward
-    grads = run(grad_value, grad_ladj, point, *parameters, ctx.family, ctx.base, ctx.inverse)
-    shapes = (ctx.input_shape, *(p.shape for p in parameters))
+    grads = run(grad_value, grad_ladj, point, logits, loc, log_scale, ctx.family, ctx.base, ctx.inverse)
+    shapes = ctx.input_shape, logits.shape, loc.shape, log_scale.shape
     return (*(_sum_to(g, shape) for g, shape in zip(grads, shapes, strict=True)), None, None, None)
 
 

@@ -1,0 +1,111 @@
+"""Checkpoints: all that the next epoch of a training run depends on, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from .files import PathLike, replace_file
+from .flows import Flow
+from .history import History
+
+__all__ = ["Contents", "Run", "read_file", "weights"]
+
+FORMAT = "mixflow checkpoint 2"
+
+Contents = tuple[dict[str, str], dict[str, Tensor]]
+
+
+def weights(flow: Flow) -> dict[str, Tensor]:
+    """A copy of the flow's parameters and buffers."""
+    return {name: value.detach().clone() for name, value in flow.state_dict().items()}
+
+
+@dataclass
+class Run:
+    """Everything that the next epoch depends on.
+
+    Attributes:
+        flow: the flow being trained.
+        optimizer: its optimizer.
+        history: what happened so far.
+        best: the weights of the best epoch so far.
+        settings: what a run must share with a checkpoint to go on from it.
+
+    """
+
+    flow: Flow
+    optimizer: torch.optim.Optimizer
+    history: History
+    best: dict[str, Tensor]
+    settings: dict[str, Any]
+
+    def write(self, path: PathLike) -> None:
+        """Write the run to ``path``, whole or not at all."""
+        tensors = {f"weights.{name}": value for name, value in weights(self.flow).items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        metadata = {
+            "format": FORMAT,
+            "settings": json.dumps(self.settings),
+            "history": json.dumps(self.history.to_dict()),
+        }
+        with replace_file(path) as temporary:
+            temporary.write_bytes(to_bytes({name: value.contiguous() for name, value in tensors.items()}, metadata))
+
+    def check(self, path: PathLike, contents: Contents) -> None:
+        """ValueError if what :func:`read_file` found in ``path`` is not a checkpoint of this run."""
+        metadata, tensors = contents
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"checkpoint: {path} is not a mixflow checkpoint of this version")
+        try:
+            written, _ = json.loads(metadata["settings"]), _history(metadata)
+        except (ValueError, KeyError, RecursionError) as error:
+            raise ValueError(f"checkpoint: {path} is damaged, its settings or history cannot be read") from error
+        for name, value in self.settings.items():
+            if written.get(name) != value:
+                raise ValueError(
+                    f"checkpoint: {path} is of a run with {name} = {written.get(name)}, this run has {name} = {value}"
+                )
+        own = weights(self.flow)
+        shapes = {f"{part}.{name}": value.shape for part in ("weights", "best") for name, value in own.items()}
+        found = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
+        for name in sorted(shapes.keys() | found.keys()):
+            if shapes.get(name) != found.get(name):
+                expected, got = (tuple(of[name]) if name in of else "none" for of in (shapes, found))
+                raise ValueError(f"checkpoint: {path} is of another flow: {name}: expected shape {expected}, got {got}")
+
+    def restore(self, contents: Contents) -> None:
+        """Go on from a checkpoint that :meth:`check` has let pass."""
+        metadata, tensors = contents
+        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        state = self.optimizer.state_dict()
+        for name, value in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            state["state"].setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(state)
+        self.best, self.history = parts["best"], _history(metadata)
+        self.flow.load_state_dict(parts["weights"])
+
+
+def read_file(path: PathLike) -> Contents:
+    """The metadata and the tensors of a safetensors file, for :class:`Run`; ValueError if it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint: {path} is damaged or not a checkpoint ({error})") from error
+
+
+def _history(metadata: dict[str, str]) -> History:
+    return History.from_dict(json.loads(metadata["history"]))

@@ -269,7 +269,8 @@ template <class V>
 MIXFLOW_FN BaseTerms<V> base_terms(const Evaluation<V>& at, const Tails<V>& tails, RuntimeBase base) {
   BaseTerms<V> terms = base.dispatch<BaseTerms<V>>([&](auto base) {
     V z = base.from_tails(tails.lower, tails.upper);
-    return BaseTerms<V>{z, base.mills(z, tails.lower, tails.upper), base.score(z, tails.lower, tails.upper), V{}};
+    V mills = base.mills(z, tails.lower, tails.upper);
+    return BaseTerms<V>{z, mills, base.score(z, tails.lower, tails.upper), mills};
   });
   if (!at.all_linear) terms = with_logarithmic_base(at.linear, tails, terms, base);
   return terms;

@@ -47,12 +47,15 @@ const Capability& chosen() {
 }
 
 // Long runs of elements that share parameters are cut into chunks. Their number depends on sizes alone, never on the
-// number of threads, so sums are taken in the same order always; its limit bounds the memory for partial sums.
-constexpr int64_t kChunkLength = 8192, kMaxChunks = 256, kSetsPerPiece = 512;
+// number of threads, so sums are taken in the same order always; its limit bounds the memory for partial sums (three
+// doubles a component) to 256 KiB, but for very many components, which still occupy 16 threads.
+constexpr int64_t kChunkLength = 8192, kMaxChunks = 256, kMinChunks = 16, kSetsPerPiece = 512;
+constexpr int64_t kMaxPartialSums = 256 * 1024 / (3 * sizeof(double));
 
 int64_t chunks_per_set(const Problem& problem) {
   int64_t wanted = (problem.inner.size + kChunkLength - 1) / kChunkLength;
-  return std::max<int64_t>(1, std::min(wanted, kMaxChunks / std::max<int64_t>(problem.outer.size, 1)));
+  int64_t allowed = std::clamp(kMaxPartialSums / problem.components, kMinChunks, kMaxChunks);
+  return std::max<int64_t>(1, std::min(wanted, allowed / std::max<int64_t>(problem.outer.size, 1)));
 }
 
 template <class T>
@@ -98,7 +101,7 @@ void parallel_for(int64_t count, int threads, F f) {
 void run_shared(const Problem& problem, int threads, RunPiece run) {
   int64_t chunks = chunks_per_set(problem);
   int64_t length = (problem.inner.size + chunks - 1) / chunks;
-  length = (length + kSharedLength - 1) / kSharedLength * kSharedLength;
+  length = (length + kLongestPack - 1) / kLongestPack * kLongestPack;
   size_t sums = is_backward(problem.op) ? 3 * static_cast<size_t>(problem.components) : 0;
   std::vector<double> partial(chunks > 1 ? problem.outer.size * chunks * sums : 0);
   parallel_for(problem.outer.size * chunks, threads, [&](int64_t i) {

@@ -24,6 +24,17 @@ template <class T, Op op>
 using Wide = Pack<T>;
 #endif
 
+// Lanes over parameter sets, which take the L1 cache: more than one pack at a time pays only where it is read again and
+// again.
+template <class T, Op op>
+struct WidePerElement {
+  using type = Pack<T>;
+};
+template <class T>
+struct WidePerElement<T, Op::inverse> {
+  using type = Wide<T, Op::inverse>;
+};
+
 // Scratch of one piece. malloc, since the size depends on the number of components.
 template <class T>
 struct Scratch {
@@ -306,7 +317,7 @@ void run_op(const Problem& problem, const Piece& piece) {
   if (problem.inner.size >= kSharedLength)
     run_shared<Family, op, Wide<T, op>>(problem, piece);
   else
-    run_per_element<Family, op, Pack<T>>(problem, piece);
+    run_per_element<Family, op, typename WidePerElement<T, op>::type>(problem, piece);
 }
 
 template <class Family, class T>

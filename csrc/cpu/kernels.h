@@ -38,5 +38,7 @@ double bare_loop(Dtype, int, int64_t);
 
 // Inner lengths from which lanes run over the elements that share a parameter set; below, they run over parameter sets.
 constexpr int64_t kSharedLength = 16;
+// No kernel takes more elements at a time: chunks that are multiples of it leave no lanes idle.
+constexpr int64_t kLongestPack = 64;
 
 }  // namespace mixflow

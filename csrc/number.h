@@ -512,6 +512,18 @@ MIXFLOW_FN V reciprocal(V x) {
   return r;
 }
 
+// a / b to less than 1 ULP, where an error of the reciprocal and one of the product would be too many.
+template <class V>
+MIXFLOW_FN V quotient(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (Number<V>::lanes > 1) {
+    V r = reciprocal(b), q = a * r, corrected = fma(fma(-q, b, a), r, q);
+    return select<V>(corrected == corrected, corrected, q);
+  }
+#endif
+  return a / b;
+}
+
 // a * b - p exactly, where p is the rounded product. Without fma, by Dekker's product of halves.
 template <class V>
 MIXFLOW_FN V product_rest(V a, V b, V p) {

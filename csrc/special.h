@@ -234,7 +234,7 @@ MIXFLOW_FN V mills(V t) {
 }
 
 // probit(p) for p in (0, 1). p - 1/2 is exact for p >= 1/4, and 1 - p for p >= 1/2: where they matter. At
-// most 3 ULP.
+// most 4 ULP.
 template <class V>
 MIXFLOW_FN V probit(V p) {
   return probit((p - Scalar<V>(0.5)) * Scalar<V>(2), -log(p * (Scalar<V>(1) - p) * Scalar<V>(4)));

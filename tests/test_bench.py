@@ -158,7 +158,7 @@ def test_the_bare_loop_of_the_core_is_called_with_what_is_measured(monkeypatch):
     monkeypatch.setattr(rivals._core, "bare_loop", lambda *arguments: calls.append(arguments), raising=False)
     call = rivals.RIVALS[cases.LIMIT].build(Settings(components=5, threads=2), works.FORWARD, "gaussian")
     call(Inputs(torch.zeros(7), (torch.zeros(5),) * 3))
-    assert calls == [("gaussian", "normal", False, 5, 7, 2)]
+    assert calls == [(False, 5, 7, 2)]
 
 
 def test_contenders_take_turns_with_the_threads_they_ask_for():

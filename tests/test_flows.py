@@ -357,7 +357,7 @@ def test_fit_improves_on_the_start():
     flow = flows.gaussianization(2, 4)
     flow.initialize(train)
     start = flow.log_prob(test).mean().item()
-    mixflow.fit(flow, train, epochs=10, progress=False)
+    mixflow.fit(flow, train, epochs=20, progress=False)
     assert flow.log_prob(test).mean().item() > start + 0.15
 
 
@@ -399,7 +399,7 @@ def test_gaussian_mixture_finds_the_clusters():
     which = torch.randint(3, (3000,), generator=generator)
     x = centre[which] + torch.randn(3000, 2, generator=generator) @ turn
     flow = flows.gaussian_mixture(2, 3)
-    mixflow.fit(flow, x[:2000], epochs=30, progress=False)
+    mixflow.fit(flow, x[:2000], epochs=60, progress=False)
     components = torch.distributions.MultivariateNormal(centre, turn.T @ turn)
     true = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(3)), components)
     assert flow.log_prob(x[2000:]).mean() > true.log_prob(x[2000:]).mean() - 0.03
@@ -481,7 +481,7 @@ def test_transport_between_fitted_flows_passes_kolmogorov_smirnov():
     pairs = []
     for draw, base in ((two_clusters, "normal"), (skewed, "logistic")):
         flow = flows.univariate(12, base=base).double()
-        mixflow.fit(flow, draw(200_000, 0), epochs=8, progress=False)
+        mixflow.fit(flow, draw(200_000, 0), epochs=16, progress=False)
         pairs.append((flow, draw(100_000, 1)))
     for (source, x), (target, _) in (pairs, pairs[::-1]):
         transform = flows.transport(source, target)

@@ -657,7 +657,7 @@ def piece_code(piece: Piece, c: Rational, variable: str, result: str, indent: in
     if not c.q:
         return "\n".join([*lines, call(result.replace("%", ""), x, c.p, indent)])
     lines += [call(f"{declare}p = ", x, c.p, indent), call(f"{declare}q = ", x, c.q, indent)]
-    return "\n".join([*lines, f"{pad}{result.replace('%', 'p * bounded_reciprocal(q)')};"])
+    return "\n".join([*lines, f"{pad}{result.replace('%', 'quotient(p, q)')};"])
 
 
 def return_code(piece: Piece, c: Rational, variable: str) -> str:
@@ -679,7 +679,7 @@ def normal_tail_code(f: Functions) -> str:
             f"    V u = min(t, splat<V>({limit}));",
             call("V p = ", "u", f.normal_tail.q),
             call("V s = ", "u", f.normal_tail.p),
-            f"    return p * reciprocal(fma(t * {literal(f.sqrt_2pi)}, p, s));",
+            f"    return quotient(p, fma(t * {literal(f.sqrt_2pi)}, p, s));",
         ]
     )
 

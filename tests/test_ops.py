@@ -356,3 +356,10 @@ def test_show_config_prints_readably():
     config = mixflow.show_config()
     assert config["mixflow"] == mixflow.__version__
     assert f"threads           {torch.get_num_threads()}" in str(config)
+
+
+@pytest.mark.parametrize("which", ["family", "base"])
+def test_a_name_of_any_type_is_refused_by_name(which):
+    zero = torch.zeros(1)
+    with pytest.raises(ValueError, match=rf"^{which}: expected one of .*; got \['gaussian'\]$"):
+        mixflow.cdf_transform(zero, zero, zero, zero, **{which: ["gaussian"]})

@@ -180,7 +180,7 @@ def _transport(arguments: argparse.Namespace) -> int:
     with table_writer(arguments.out, _columns(target)) as write, _bar(count_rows(arguments.data)) as bar:
         for table in iter_table(arguments.data, source.notes.get("columns")):
             with torch.no_grad():
-                y, _ = carry(_rows_for(source, arguments.data, table).to(dtype))
+                y, _ = carry(_rows_for(source, arguments.data, table))
             write(_array(y))
             rows += len(y)
             bar.update(len(y))

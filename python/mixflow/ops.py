@@ -141,6 +141,20 @@ def _from_numpy(name: str, array: object) -> Tensor:
     return torch.from_numpy(native if usable else native.copy())
 
 
+def _plain_on_cpu(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) -> bool:
+    """Whether these are CPU tensors and no subclass of torch's own; written out, since a loop takes longer."""
+    return (
+        type(x) in _PLAIN
+        and type(logits) in _PLAIN
+        and type(loc) in _PLAIN
+        and type(log_scale) in _PLAIN
+        and x.is_cpu
+        and logits.is_cpu
+        and loc.is_cpu
+        and log_scale.is_cpu
+    )
+
+
 def _plainly_right(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) -> bool:
     """Whether these are float32 CPU tensors, the parameters of one non-empty shape that fits x as it is.
 
@@ -148,15 +162,8 @@ def _plainly_right(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) ->
     """
     shape = getattr(logits, "shape", None)
     return (
-        type(x) in _PLAIN
-        and type(logits) in _PLAIN
-        and type(loc) in _PLAIN
-        and type(log_scale) in _PLAIN
+        _plain_on_cpu(x, logits, loc, log_scale)
         and x.dtype is logits.dtype is loc.dtype is log_scale.dtype is torch.float32
-        and x.is_cpu
-        and logits.is_cpu
-        and loc.is_cpu
-        and log_scale.is_cpu
         and shape == loc.shape == log_scale.shape
         and len(shape) > 0
         and shape[-1] > 0
@@ -165,7 +172,7 @@ def _plainly_right(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) ->
 
 
 def _check(name: str, x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str) -> None:
-    if _plainly_right(x, logits, loc, log_scale) and family in _FAMILY_INDEX and base in _BASE_INDEX:
+    if _plainly_right(x, logits, loc, log_scale) and family in FAMILIES and base in BASES:
         return
     arguments = {name: x, "logits": logits, "loc": loc, "log_scale": log_scale}
     for key, tensor in arguments.items():
@@ -219,14 +226,7 @@ def _apply(
 
 def _skips_dispatch(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) -> bool:
     """Whether nothing but the CPU kernel would see a call: no mode, no subclass. Torch's dispatch takes 15 us."""
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and type(x) in _PLAIN
-        and type(logits) in _PLAIN
-        and type(loc) in _PLAIN
-        and type(log_scale) in _PLAIN
-        and x.is_cpu
-    )
+    return torch._C._len_torch_dispatch_stack() == 0 and _plain_on_cpu(x, logits, loc, log_scale)
 
 
 def _run_map(

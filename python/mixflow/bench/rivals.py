@@ -16,7 +16,7 @@ from .baselines import Parameters
 from .inputs import Inputs, Settings
 from .works import Call, Formula, Work
 
-__all__ = ["RIVALS", "Absent", "Rival", "arithmetic_limit", "compiled"]
+__all__ = ["RIVALS", "Absent", "Rival", "compiled"]
 
 
 class Absent(Exception):
@@ -57,24 +57,6 @@ def compiled(settings: Settings, function: Callable[..., Any]) -> Callable[..., 
     return call
 
 
-def arithmetic_limit(settings: Settings) -> Callable[[int], object]:
-    """A loop over ``n`` elements with the exponentials, divisions and logarithms of the forward, and nothing else.
-
-    Of either family: a Gaussian component takes a rational function besides, which is not counted.
-
-    Raises:
-        Absent: the compiled core has no such loop.
-
-    """
-    loop = getattr(_core, "bare_loop", None)
-    if loop is None:
-        raise Absent("this build of the core has no bare loop")
-    if settings.device.type != "cpu":
-        raise Absent("the bare loop is the CPU's")
-    double = settings.dtype == torch.float64
-    return lambda n: loop(double, settings.components, n, settings.threads)
-
-
 def _plain(formula: Formula) -> Callable[[Settings, Work, str], Call]:
     return lambda settings, work, family: work.call(formula, family)
 
@@ -112,10 +94,16 @@ def _zuko(settings: Settings, work: Work, family: str) -> Call:
 
 
 def _bare_loop(settings: Settings, work: Work, family: str) -> Call:
-    run = arithmetic_limit(settings)
+    """Only the exponentials, divisions and logarithms of the forward.
+
+    Of either family: a Gaussian component takes a rational function besides, which is not counted.
+    """
+    if settings.device.type != "cpu":
+        raise Absent("the bare loop is the CPU's")
+    double = settings.dtype == torch.float64
 
     def call(inputs: Inputs) -> tuple[()]:
-        run(inputs.x.numel())
+        _core.bare_loop(double, settings.components, inputs.x.numel(), settings.threads)
         return ()
 
     return call

@@ -103,7 +103,7 @@ def test_data_may_be_any_array_of_numbers(kind):
 
 def test_the_best_epoch_s_weights_are_kept():
     data = draw(300)
-    flow, history = fit_small(data, epochs=40, lr=0.5, validation=0.3)
+    flow, history = fit_small(data, epochs=40, lr=3.0, validation=0.3)
     assert len(history.validation_log_prob) == len(history.lr) == len(history.seconds)
     assert history.best_epoch < len(history.lr) - 1
     held_out = torch.from_numpy(shuffled(np.arange(90), 300, 0, 0))
@@ -123,10 +123,17 @@ def test_without_validation_the_training_curve_is_watched():
     assert history.best_epoch == int(np.argmax(history.train_log_prob))
 
 
-def test_learning_rate_falls_along_a_half_cosine():
-    _, history = fit_small(draw(300), epochs=10, lr=0.1)
-    expected = [0.05 * (1 + math.cos(math.pi * epoch / 10)) for epoch in range(10)]
-    assert history.lr == pytest.approx(expected)
+def expected_rate(lr, part):
+    """From a tenth of lr up to lr over a twentieth of the steps, then down along a half cosine."""
+    rising = part < 0.05
+    return lr * (0.1 + 0.9 * part / 0.05) if rising else 0.5 * lr * (1 + math.cos(math.pi * (part - 0.05) / 0.95))
+
+
+def test_learning_rate_rises_and_then_falls_along_a_half_cosine():
+    _, history = fit_small(draw(300), epochs=40, lr=0.1, patience=40)
+    assert history.lr == pytest.approx([expected_rate(0.1, epoch / 40) for epoch in range(40)])
+    assert history.lr[0] == pytest.approx(0.01)
+    assert np.argmax(history.lr) == 2
 
 
 def test_learning_rate_falls_within_an_epoch(monkeypatch):
@@ -139,7 +146,7 @@ def test_learning_rate_falls_within_an_epoch(monkeypatch):
 
     monkeypatch.setattr(torch.optim, "AdamW", Watched)
     fit_small(draw(300), epochs=2, lr=0.1, batch_size=100, validation=0.0)
-    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
+    assert rates == pytest.approx([expected_rate(0.1, step / 6) for step in range(6)])
 
 
 def test_gradients_are_clipped_and_weights_decay():
@@ -151,11 +158,12 @@ def test_gradients_are_clipped_and_weights_decay():
         flow = flows.Flow(Still(1, 1))
         torch.nn.init.constant_(flow.data_to_base.loc, 0.5)
         before = flow.data_to_base.loc.item()
-        mixflow.fit(flow, data, epochs=1, batch_size=1000, validation=0.0, lr=0.1, progress=False, **options)
+        mixflow.fit(flow, data, epochs=1, batch_size=1000, validation=0.0, lr=1.0, progress=False, **options)
         return before, flow.data_to_base.loc.item()
 
     data = draw(1000)
-    # Adam's first step is lr whatever the size of the gradient, down to its epsilon of 1e-8, here a tenth of the norm.
+    # The first learning rate is a tenth of lr. Adam's first step is as large whatever the size of the gradient, down
+    # to its epsilon of 1e-8, here a tenth of the norm.
     before, after = moved()
     assert abs(after - before) == pytest.approx(0.1, rel=1e-4)
     before, clipped = moved(max_grad_norm=1e-9)
@@ -252,7 +260,7 @@ def test_ctrl_c_while_the_best_weights_are_kept_leaves_history_and_weights_in_st
         return kept[-1]
 
     monkeypatch.setattr(train, "weights", interrupted)
-    flow, history = fit_small(draw(1000), epochs=50, lr=0.001, validation=validation)
+    flow, history = fit_small(draw(1000), epochs=500, lr=0.02, validation=validation)
     assert history.interrupted
     # Two sets from before the training, and one of each of the first epochs, all of them better than the one before.
     assert history.best_epoch == len(history.lr) - 1 == 1

@@ -209,8 +209,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     known = _recipe_options(RECIPES[arguments.flow])
     for name in dict.fromkeys(name for build in RECIPES.values() for name in _recipe_options(build)):
         if name not in known and getattr(arguments, name) is not None:
-            takes = ", ".join(f"--{option}" for option in known)
-            raise ValueError(f"--{name}: no option of a {arguments.flow} flow, which takes {takes}")
+            takes = ", ".join(f"--{option.replace('_', '-')}" for option in known)
+            raise ValueError(f"--{name.replace('_', '-')}: no option of a {arguments.flow} flow, which takes {takes}")
 
 
 def _columns(flow: Flow) -> list[str]:
@@ -246,6 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--family", choices=mixflow.FAMILIES, help="distribution of the components")
     command.add_argument("--base", choices=mixflow.BASES, help="distribution that the data are mapped to")
     command.add_argument("--components", type=int, metavar="K", help="number of mixture components")
+    command.add_argument(
+        "--marginal-components", type=int, metavar="K", help="number of components of each column's own mixture"
+    )
     command.add_argument("--layers", type=int, metavar="L", help="number of layers")
     command.add_argument("--hidden", type=int, nargs="+", metavar="W", help="widths of a network's hidden layers")
     command.add_argument(

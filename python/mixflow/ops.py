@@ -167,8 +167,13 @@ def _plainly_right(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) ->
         and shape == loc.shape == log_scale.shape
         and len(shape) > 0
         and shape[-1] > 0
-        and (len(shape) == 1 or shape[:-1] == x.shape)
+        and _fits(shape, x.shape)
     )
+
+
+def _fits(shape: torch.Size, batch: torch.Size) -> bool:
+    """Whether parameters of ``shape`` broadcast against elements of shape ``batch`` as they are, in its last axes."""
+    return len(shape) == 1 or shape[:-1] == batch[1 - len(shape) :]
 
 
 def _check(name: str, x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str) -> None:
@@ -287,7 +292,7 @@ _library.define(
 
 def _batch_shape(x: Tensor, *parameters: Tensor) -> tuple[int, ...]:
     shape = parameters[0].shape
-    if all(p.shape == shape for p in parameters) and (len(shape) == 1 or shape[:-1] == x.shape):
+    if all(p.shape == shape for p in parameters) and _fits(shape, x.shape):
         return tuple(x.shape)
     return tuple(torch.broadcast_shapes(x.shape, *(p.shape[:-1] for p in parameters)))
 

@@ -25,6 +25,9 @@ from .sources import CHUNK, Batch, Data, Loader, Rows, Subset, is_loader
 
 __all__ = ["History", "fit"]
 
+# The part of the steps in which the learning rate rises. Adam's first steps are of full size in every parameter, which
+# would spoil transforms that are set from the data; without it, more is lost in the first epoch than the start gained.
+WARM_UP = 0.05
 READ_EVERY = 32  # steps between looks at the losses; each look waits for the device
 
 
@@ -50,9 +53,9 @@ def fit(
 
     The transforms are first initialised from up to 65,536 of the training rows; then Adam (Kingma and Ba, 2015,
     arXiv:1412.6980) minimises the mean negative log_prob of minibatches, with gradients clipped in norm and a learning
-    rate that falls step by step to zero along a half cosine (Loshchilov and Hutter, 2017, arXiv:1608.03983). After each
-    epoch the held-out rows are scored; the best epoch's weights are kept, and ``patience`` epochs without a better one
-    end the training.
+    rate that rises over the first twentieth of the steps, then falls to zero along a half cosine (Loshchilov and
+    Hutter, 2017, arXiv:1608.03983). After each epoch the held-out rows are scored; the best epoch's weights are kept,
+    and ``patience`` epochs without a better one end the training.
 
     In processes that ``torchrun`` started, or where the caller has initialised ``torch.distributed``, each minibatch is
     shared out over the processes and the result is that of one process, up to the rounding of sums. Every process
@@ -73,7 +76,7 @@ def fit(
         epochs: passes over the training rows at most.
         batch_size: rows per step, in all processes together; by default an eighth of the training rows, but 64 at
             least and 4096 at most.
-        lr: the learning rate at the start.
+        lr: the highest learning rate.
         weight_decay: the decoupled weight decay of AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101).
         max_grad_norm: the norm that gradients are clipped to; ``inf`` for none.
         patience: epochs without improvement to wait for.
@@ -239,10 +242,15 @@ class _Training:
         self.unread.clear()
 
     def _rate(self, step: int) -> float:
-        """The learning rate: a half cosine from lr to zero, or, where an epoch's length is unknown, its stairs."""
+        """The learning rate: up to lr in a straight line, then down to zero along a half cosine.
+
+        Where an epoch's length is unknown, both go in stairs.
+        """
         part = step / self.steps if self.steps else 0.0
         progress = min(1.0, (len(self.run.history.lr) + part) / self.settings["epochs"])
-        return float(0.5 * self.settings["lr"] * (1.0 + math.cos(math.pi * progress)))
+        if progress < WARM_UP:
+            return float(self.settings["lr"] * (0.1 + 0.9 * progress / WARM_UP))
+        return float(0.5 * self.settings["lr"] * (1.0 + math.cos(math.pi * (progress - WARM_UP) / (1.0 - WARM_UP))))
 
     @torch.no_grad()
     def _score(self, valid: Subset | Loader) -> float:

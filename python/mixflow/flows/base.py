@@ -93,7 +93,7 @@ class Flow(nn.Module):
             infinite = infinite.any(-1) & ~x.isnan().any(-1)
         else:
             z = z.unsqueeze(-1)
-        return (self._base_log_prob(z) + ladj).masked_fill(infinite, -math.inf)
+        return (self._base_log_prob(z, context) + ladj).masked_fill(infinite, -math.inf)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set the transforms' parameters from data ``x`` (N, D), as ``fit`` does before training."""
@@ -126,14 +126,14 @@ class Flow(nn.Module):
         own = like(self)
         if seed is not None:
             generator = torch.Generator(own.device).manual_seed(check_seed(seed))
-        x, _ = self.inverse(self._base_sample(n, generator, own), context)
+        x, _ = self.inverse(self._base_sample(n, generator, own, context), context)
         return x
 
-    def _base_log_prob(self, z: Tensor) -> Tensor:
+    def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Log density (...) of ``z`` (..., D) under the base."""
         return BASES[self.base].log_prob(z).sum(-1)
 
-    def _base_sample(self, n: int, generator: torch.Generator | None, own: Tensor) -> Tensor:
+    def _base_sample(self, n: int, generator: torch.Generator | None, own: Tensor, context: Tensor | None) -> Tensor:
         """``n`` draws (n, D) from the base, of the dtype and on the device of ``own``."""
         return BASES[self.base].sample((n, self.features), generator=generator, dtype=own.dtype, device=own.device)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
+from ..conditioners import MLP
 from ..transforms import Affine
 from .base import Flow
 
@@ -21,11 +22,13 @@ class GaussianMixture(Flow):
 
     ``transform`` standardises, and ``base`` is no distribution of ``mixflow.BASES``: there is no map to one, but for
     that, the usual baseline is fitted, scored, sampled and saved as any flow is. The lower triangles L (K, D, D) are
-    Cholesky factors of the precisions, kept as their strictly lower part ``lower`` and the logs of their diagonal.
+    Cholesky factors of the precisions, kept as their strictly lower part ``lower`` and the logs of their diagonal. With
+    a context, a network adds to all of them an offset for each element: a mixture density network (Bishop, 1994).
 
     Args:
         features: D.
         components: K.
+        context: C, the size of the context; 0 for none.
 
     Raises:
         ValueError: a size is out of range.
@@ -41,14 +44,22 @@ class GaussianMixture(Flow):
 
     """
 
-    def __init__(self, features: int, components: int) -> None:
-        super().__init__(Affine(features, trainable=False))
+    def __init__(self, features: int, components: int, context: int = 0) -> None:
+        standardise = Affine(features, trainable=False)
+        standardise.context = check_integer("context", context, 0)  # checked with x, and of no effect on the map
+        super().__init__(standardise)
         self.base = "mixture"
         self.components = check_integer("components", components, 1)
         self.logits = nn.Parameter(torch.zeros(self.components))
         self.loc = nn.Parameter(torch.zeros(self.components, self.features))
         self.lower = nn.Parameter(torch.zeros(self.components, self.features * (self.features - 1) // 2))
         self.log_diagonal = nn.Parameter(torch.zeros(self.components, self.features))
+        sizes = [parameter.numel() for parameter in self._shared]
+        self.conditioner = MLP(self.context, sum(sizes)) if self.context else None
+
+    @property
+    def _shared(self) -> list[Tensor]:
+        return [self.logits, self.loc, self.lower, self.log_diagonal]
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Means by k-means from seeds far apart; weights and covariances of the rows closest to each mean.
@@ -58,7 +69,7 @@ class GaussianMixture(Flow):
         """
         super().initialize(x, context)
         with torch.no_grad():
-            z = self.transform(x)[0].double()
+            z = self.transform(x, context)[0].double()
             loc, nearest = _k_means(z, self.components)
             member = nn.functional.one_hot(nearest, self.components).to(z)
             count = member.sum(0)
@@ -73,37 +84,51 @@ class GaussianMixture(Flow):
             row, column = self._below()
             self.lower.copy_(factor[:, row, column])
             self.log_diagonal.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
+            if self.conditioner is not None and context is not None:
+                self.conditioner.initialize(context)
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""
-        return f"features={self.features}, components={self.components}"
+        return f"features={self.features}, components={self.components}, context={self.context}"
 
     def _below(self) -> tuple[Tensor, Tensor]:
         row, column = torch.tril_indices(self.features, self.features, -1, device=self.lower.device)
         return row, column
 
-    @property
-    def _factor(self) -> Tensor:
-        """L (K, D, D)."""
+    def _parameters_for(self, context: Tensor | None) -> list[Tensor]:
+        """``logits``, ``loc``, ``log_diagonal`` and L (..., K, D, D), of the batch shape of a ``context``."""
+        parameters = self._shared
+        if self.conditioner is not None and context is not None:
+            offsets = self.conditioner(context).split([shared.numel() for shared in parameters], dim=-1)
+            parameters = [p + o.unflatten(-1, p.shape) for p, o in zip(parameters, offsets, strict=True)]
+        logits, loc, lower, log_diagonal = parameters
         row, column = self._below()
-        diagonal = torch.diag_embed(self.log_diagonal.exp())
-        return diagonal.index_put((torch.arange(self.components).unsqueeze(-1), row, column), self.lower)
+        flat = lower.new_zeros(*lower.shape[:-1], self.features**2).index_copy(-1, row * self.features + column, lower)
+        factor = flat.unflatten(-1, (self.features, self.features)) + torch.diag_embed(log_diagonal.exp())
+        return [logits, loc, log_diagonal, factor]
 
-    def _base_log_prob(self, z: Tensor) -> Tensor:
-        standard = torch.einsum("...kd,kde->...ke", z.unsqueeze(-2) - self.loc, self._factor)
-        log_density = self.log_diagonal.sum(-1) - 0.5 * standard.square().sum(-1)
-        log_weight = torch.log_softmax(self.logits, dim=-1)
+    def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
+        logits, loc, log_diagonal, factor = self._parameters_for(context)
+        standard = torch.einsum("...kd,...kde->...ke", z.unsqueeze(-2) - loc, factor)
+        log_density = log_diagonal.sum(-1) - 0.5 * standard.square().sum(-1)
+        log_weight = torch.log_softmax(logits, dim=-1)
         return torch.logsumexp(log_weight + log_density, dim=-1) - 0.5 * self.features * math.log(2.0 * math.pi)
 
-    def _base_sample(self, n: int, generator: torch.Generator | None, own: Tensor) -> Tensor:
-        which = torch.multinomial(torch.softmax(self.logits, 0), n, replacement=True, generator=generator)
-        z = torch.randn(n, self.features, generator=generator, dtype=own.dtype, device=own.device)
+    def _base_sample(self, n: int, generator: torch.Generator | None, own: Tensor, context: Tensor | None) -> Tensor:
+        logits, loc, _, factor = self._parameters_for(context)
+        weight = torch.softmax(logits, dim=-1)
+        if logits.ndim == 1:
+            which = torch.multinomial(weight, n, replacement=True, generator=generator)
+            loc, factor = loc[which], factor[which]
+        else:
+            which = torch.multinomial(weight, 1, generator=generator).squeeze(-1)
+            rows = torch.arange(n, device=own.device)
+            loc, factor = loc[rows, which], factor[rows, which]
+        standard = torch.randn(n, 1, self.features, generator=generator, dtype=own.dtype, device=own.device)
         # LAPACK knows no half precision.
-        factor = self._factor.to(torch.promote_types(own.dtype, torch.float32))
-        inverse = torch.linalg.inv(factor).to(own.dtype)
-        for component, (loc, rows_to_z) in enumerate(zip(self.loc, inverse, strict=True)):
-            rows = (which == component).nonzero().squeeze(-1)
-            z[rows] = loc + z[rows] @ rows_to_z
+        full = torch.promote_types(own.dtype, torch.float32)
+        offset = torch.linalg.solve_triangular(factor.to(full), standard.to(full), upper=False, left=False)
+        z: Tensor = loc + offset.squeeze(1).to(own.dtype)
         return z
 
 

@@ -104,6 +104,7 @@ def coupling(
     family: str = "logistic",
     base: str = "normal",
     context: int = 0,
+    marginal_components: int = 32,
 ) -> Flow:
     """Flow of mixture-CDF couplings, as in Ho et al., "Flow++" (2019, arXiv:1902.00275): fast in both directions.
 
@@ -119,6 +120,7 @@ def coupling(
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
+        marginal_components: the number of components of the marginal mixtures: of those alone that cost little.
 
     Raises:
         ValueError: a size is out of range, or the family or base is unknown.
@@ -130,7 +132,7 @@ def coupling(
         torch.Size([3, 5])
 
     """
-    parts = _marginals(features, components, family)
+    parts = _marginals(features, marginal_components, family)
     digits = max(1, (parts[0].features - 1).bit_length())
     for layer in range(_check_layers(layers)):
         mask = [(index >> layer // 2 % digits) % 2 == layer % 2 for index in range(parts[0].features)]
@@ -147,6 +149,7 @@ def autoregressive(
     family: str = "logistic",
     base: str = "normal",
     context: int = 0,
+    marginal_components: int = 32,
 ) -> Flow:
     """Flow of autoregressive mixture CDFs, the order reversed from layer to layer.
 
@@ -161,6 +164,7 @@ def autoregressive(
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
+        marginal_components: the number of components of the marginal mixtures: of those alone that cost little.
 
     Raises:
         ValueError: a size is out of range, or the family or base is unknown.
@@ -172,7 +176,7 @@ def autoregressive(
         torch.Size([3, 5])
 
     """
-    parts = _marginals(features, components, family)
+    parts = _marginals(features, marginal_components, family)
     for layer in range(_check_layers(layers)):
         if layer:
             parts.append(Permutation(range(features - 1, -1, -1)))
@@ -187,6 +191,7 @@ def _check_layers(layers: int) -> int:
 
 def _marginals(features: int, components: int, family: str) -> list[Transform]:
     """Standardisation, and marginal mixture CDFs that start where the data say: edges and peaks before any training."""
+    components = check_integer("marginal_components", components, 1)
     return [Affine(features, trainable=False), MixtureCDF(features, components, family)]
 
 
@@ -198,12 +203,13 @@ def _from_normal(parts: list[Transform], base: str) -> Flow:
 
 
 @recipe
-def gaussian_mixture(features: int, components: int = 8) -> Flow:
+def gaussian_mixture(features: int, components: int = 8, context: int = 0) -> Flow:
     """The full-covariance Gaussian mixture, fitted by maximum likelihood as the flows are: the baseline.
 
     Args:
         features: D.
         components: the number of components.
+        context: size of the context that the density is conditioned on; 0 for none.
 
     Raises:
         ValueError: a size is out of range.
@@ -216,4 +222,4 @@ def gaussian_mixture(features: int, components: int = 8) -> Flow:
         tensor([0.1592], grad_fn=<ExpBackward0>)
 
     """
-    return GaussianMixture(features, components)
+    return GaussianMixture(features, components, context)

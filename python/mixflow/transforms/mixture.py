@@ -62,11 +62,12 @@ class MixtureCDF(Transform):
         self.conditioner = MLP(self.context, 3 * loc.numel() * self.features) if self.context else None
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Equal weights, locations and scales from the quantiles of ``x`` (N, D): see :func:`start_from`."""
+        """A mixture that each column of ``x`` (N, D) is likely under: see :func:`start_from` and :func:`improved`."""
         with torch.no_grad():
             spread_of(x)
-            loc, log_scale = start_from(x, self.components, self.family)
-            self.logits.zero_()
+            start = start_from(x, self.components, self.family)
+            logits, loc, log_scale = improved(x, *start, self.family)
+            self.logits.copy_(logits)
             self.loc.copy_(loc)
             self.log_scale.copy_(log_scale)
             if self.conditioner is not None and context is not None:
@@ -98,6 +99,7 @@ class MixtureCDF(Transform):
 # Nothing below looks at a value, so that all of it also runs on torch's meta device, where model files are checked.
 
 _ROWS = 2048  # as many quantiles as tell two starts apart
+_ROWS_TO_IMPROVE = 8192  # as many rows as tell the better weights
 _WIDTHS = 10.0 ** (torch.arange(-5.0, 5.0, device="cpu") / 10.0)  # from 0.32 to 2.5
 _SHARES = (0.3, 0.6, 0.8, 0.9)
 
@@ -144,6 +146,41 @@ def start_from(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor]
     best = log_prob.mean(0).argmax(0)
     chosen = best, torch.arange(x.shape[1], device=x.device)
     return loc[chosen], log_scale[chosen]
+
+
+def improved(x: Tensor, loc: Tensor, log_scale: Tensor, family: str, steps: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+    r"""``logits``, ``loc`` and ``log_scale`` (D, K) of more likely mixtures of each column of ``x`` (N, D).
+
+    Steps of expectation-maximisation (Dempster, Laird and Rubin, 1977) from equal weights and the given start, written
+    in the gradients of the log-likelihood L, which hold its sums over rows: with r the rows' shares in a component and
+    a their distances from it in scales,
+
+    .. math:: \sum r = dL/dlogit + N w, \quad \sum r \, score = s \, dL/dloc,
+              \quad \sum (r + r \, a \, score) = dL/dlog\_scale
+
+    For Gaussian components these are the exact updates; for any other they have the same fixed points. To each
+    component's scale the start's is added with the weight of two rows, lest a few equal values make it vanish.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.transforms.mixture import improved
+        >>> x = torch.tensor([[-5.0], [-4.0], [-4.5], [5.0], [4.0], [6.0]])
+        >>> improved(x, torch.tensor([[-1.0, 1.0]]), torch.ones(1, 2), "gaussian")[1]
+        tensor([[-4.5000,  5.0000]])
+
+    """
+    x, prior, logits = x[:_ROWS_TO_IMPROVE], log_scale, torch.zeros_like(loc)
+    for _ in range(steps):
+        parameters = [parameter.detach().requires_grad_() for parameter in (logits, loc, log_scale)]
+        with torch.enable_grad():
+            _, log_prob = cdf_transform(x, *parameters, family=family, base="uniform")
+            by_logits, by_loc, by_log_scale = torch.autograd.grad(log_prob.sum(), parameters)
+        count = (by_logits + len(x) * logits.softmax(-1)).clamp_min(0.0)
+        spread = (count + by_log_scale).clamp_min(0.0)
+        logits = (count + 1.0).log()
+        loc = loc + torch.exp(2.0 * log_scale) * by_loc / (count + 2.0)
+        log_scale = log_scale + 0.5 * torch.log((spread + 2.0 * torch.exp(2.0 * (prior - log_scale))) / (count + 2.0))
+    return logits, loc, log_scale
 
 
 def normal_start(components: int, family: str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from . import flows, reference, transforms
 from ._core import __version__
 from .config import show_config
 from .model_file import load, save
-from .ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
+from .ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse, discretized_log_prob
 from .train import History, fit
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "__version__",
     "cdf_transform",
     "cdf_transform_inverse",
+    "discretized_log_prob",
     "fit",
     "flows",
     "load",

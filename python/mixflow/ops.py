@@ -152,7 +152,7 @@ def discretized_log_prob(
         >>> upper = torch.where(pixel == 1, torch.inf, pixel + half)
         >>> parameters = torch.zeros(2), torch.tensor([-0.5, 0.5]), torch.tensor([-3.0, -3.0])
         >>> [f"{v:.3f}" for v in mixflow.discretized_log_prob(lower, upper, *parameters, family="logistic").tolist()]
-        ['-10.736', '-11.888', '-10.736']
+        ['-10.657', '-11.890', '-10.657']
 
     """
     return _call(_INTERVAL, ("lower", "upper"), (lower, upper, logits, loc, log_scale), family)[0]
@@ -164,13 +164,14 @@ def _call(op: _Op, names: tuple[str, ...], arrays: tuple[Array, ...], family: st
         tensors = tuple(_from_numpy(n, a) for n, a in zip((*names, *_PARAMETERS), arrays, strict=True))
         with torch.no_grad():
             return tuple(t.numpy() for t in _call(op, names, tensors, family, *options))
+    if _plainly_right(arrays) and family in FAMILIES and (not options or options[0] in BASES):
+        return op(*arrays, family, *options)
     _check(names, arrays, family, *options[:1])
+    if not any(t.dtype in _HALF for t in arrays):
+        return op(*arrays, family, *options)
     dtype = arrays[0].dtype
-    for tensor in arrays:
-        if tensor.dtype in _HALF:
-            results = op(*(t.float() for t in arrays), family, *options)
-            return tuple(r.to(dtype) for r in results) if dtype in _HALF else results
-    return op(*arrays, family, *options)
+    results = op(*(t.float() for t in arrays), family, *options)
+    return tuple(r.to(dtype) for r in results) if dtype in _HALF else results
 
 
 def _from_numpy(name: str, array: object) -> Tensor:
@@ -184,7 +185,7 @@ def _from_numpy(name: str, array: object) -> Tensor:
     return torch.from_numpy(native if usable else native.copy())
 
 
-def _plain_on_cpu(*tensors: Tensor) -> bool:
+def _plain_on_cpu(tensors: Tensors) -> bool:
     """Whether these are CPU tensors and no subclass of torch's own; a loop, since a generator takes longer."""
     for tensor in tensors:  # noqa: SIM110
         if type(tensor) not in _PLAIN or not tensor.is_cpu:
@@ -197,15 +198,15 @@ def _plainly_right(tensors: Tensors) -> bool:
 
     True for most calls, and known in a tenth of the time that :func:`_check` takes to find what is wrong.
     """
-    if not _plain_on_cpu(*tensors):
+    if not _plain_on_cpu(tensors):
         return False
-    *elements, logits, loc, log_scale = tensors
-    x, shape = elements[0], logits.shape
-    for element in elements:
-        if element.dtype is not torch.float32 or (element is not x and element.shape != x.shape):
+    x, *others, logits, loc, log_scale = tensors
+    for other in others:
+        if other.dtype is not torch.float32 or other.shape != x.shape:
             return False
+    shape = logits.shape
     return (
-        logits.dtype is loc.dtype is log_scale.dtype is torch.float32
+        x.dtype is logits.dtype is loc.dtype is log_scale.dtype is torch.float32
         and shape == loc.shape == log_scale.shape
         and len(shape) > 0
         and shape[-1] > 0
@@ -213,10 +214,13 @@ def _plainly_right(tensors: Tensors) -> bool:
     )
 
 
+def check_mixture(logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str = BASES[0]) -> None:
+    """Raise what :func:`cdf_transform` would for these parameters, before there are elements."""
+    _check((), (logits, loc, log_scale), family, base)
+
+
 def _check(names: tuple[str, ...], tensors: Tensors, family: str, base: str = BASES[0]) -> None:
-    if _plainly_right(tensors) and family in FAMILIES and base in BASES:
-        return
-    name, x, logits, loc, log_scale = names[0], tensors[0], *tensors[-3:]
+    name, x, logits, loc, log_scale = (*names, *_PARAMETERS)[0], tensors[0], *tensors[-3:]
     arguments = dict(zip((*names, *_PARAMETERS), tensors, strict=True))
     for key, tensor in arguments.items():
         if not isinstance(tensor, Tensor):
@@ -239,13 +243,13 @@ def _check(names: tuple[str, ...], tensors: Tensors, family: str, base: str = BA
             raise ValueError(
                 f"{key}: expected shape (..., {logits.shape[-1]}), like logits; got {tuple(parameter.shape)}"
             )
-    shape = tuple(x.shape)
-    for key in names[1:]:
+    shape: tuple[int, ...] = ()
+    for key in names:
         try:
             shape = torch.broadcast_shapes(shape, arguments[key].shape)
         except RuntimeError:
             raise ValueError(
-                f"{key}: expected a shape that broadcasts against {shape}; got {tuple(arguments[key].shape)}"
+                f"{key}: expected a shape that broadcasts against {tuple(shape)}; got {tuple(arguments[key].shape)}"
             ) from None
     if logits.dim() == loc.dim() == log_scale.dim() == 1:
         return
@@ -301,20 +305,21 @@ def inverse_diagnostics(
 
 
 def _batch_shape(elements: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    x, shape = elements[0], parameters[0].shape
+    x, (logits, loc, log_scale) = elements[0], parameters
+    shape = logits.shape
     if (
-        all(e is x or e.shape == x.shape for e in elements)
-        and all(p.shape == shape for p in parameters)
+        shape == loc.shape == log_scale.shape
         and (len(shape) == 1 or shape[:-1] == x.shape)
+        and (len(elements) == 1 or all(e.shape == x.shape for e in elements))
     ):
         return tuple(x.shape)
     return tuple(torch.broadcast_shapes(*(e.shape for e in elements), *(p.shape[:-1] for p in parameters)))
 
 
 def _parameter_shape(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    shape = parameters[0].shape
-    if all(p.shape == shape for p in parameters):
-        return tuple(shape)
+    logits, loc, log_scale = parameters
+    if logits.shape == loc.shape == log_scale.shape:
+        return tuple(logits.shape)
     return tuple(torch.broadcast_shapes(*(p.shape for p in parameters)))
 
 
@@ -344,9 +349,9 @@ def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Tensors
     kernel(*indices, x.dtype == torch.float64, operands, device, stream)
 
 
-def _skips_dispatch(*tensors: Tensor) -> bool:
+def _skips_dispatch(tensors: Tensors) -> bool:
     """Whether nothing but the CPU kernel would see a call: no mode, no subclass. Torch's dispatch takes 15 us."""
-    return torch._C._len_torch_dispatch_stack() == 0 and _plain_on_cpu(*tensors)
+    return torch._C._len_torch_dispatch_stack() == 0 and _plain_on_cpu(tensors)
 
 
 def _in_functorch() -> bool:
@@ -382,7 +387,7 @@ class _Op:
     Args:
         name: Of the torch op.
         elements: How many tensors of the elements' shape there are.
-        outputs: How many it gives.
+        outputs: How many it gives, one or two.
         options: The schema of the rest of its arguments.
         kernel: Of the core.
         backward_kernel: Of the core.
@@ -440,7 +445,7 @@ class _Op:
         return self.run(*args)
 
     def run(self, *args: Any) -> Tensors:
-        direct = _skips_dispatch(*args[: self.tensors])
+        direct = _skips_dispatch(args[: self.tensors])
         return self.as_tuple(self.compute(*args) if direct else self.torch_op(*args))
 
     def as_tuple(self, result: Any) -> Tensors:
@@ -452,7 +457,7 @@ class _Op:
 
     def empty_outputs(self, *tensors: Tensor) -> Tensors:
         value = _empty(_batch_shape(tensors[: self.elements], tensors[self.elements :]), tensors[0])
-        return (value, *(torch.empty_like(value) for _ in range(self.outputs - 1)))
+        return (value,) if self.outputs == 1 else (value, torch.empty_like(value))
 
     def fake(self, *args: Any) -> Any:
         return self.as_result(self.empty_outputs(*args[: self.tensors]))
@@ -528,7 +533,7 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
             run = op.torch_backward
         elif torch.is_grad_enabled() or _in_functorch():
             run = op.backward.apply
-        elif _skips_dispatch(*saved) and all(type(g) is Tensor for g in seeds):
+        elif _skips_dispatch(saved) and all(type(g) is Tensor for g in seeds):
             run = op.compute_backward
         else:
             run = op.torch_backward

@@ -79,13 +79,15 @@ def _probit(log_F: Tensor, log_S: Tensor) -> Tensor:
 class Family:
     """A component's standard distribution, as functions of ``a = (x - loc) / scale``.
 
-    ``quantile_from_logit`` maps ``log C(a) - log(1 - C(a))`` back to ``a``, which reaches both tails alike.
+    ``quantile_from_logit`` maps ``log C(a) - log(1 - C(a))`` back to ``a``, which reaches both tails alike;
+    ``variance`` is that of ``a``.
     """
 
     log_cdf: Callable[[Tensor], Tensor]
     log_sf: Callable[[Tensor], Tensor]
     log_pdf: Callable[[Tensor], Tensor]
     quantile_from_logit: Callable[[Tensor], Tensor]
+    variance: float
 
 
 FAMILIES: dict[str, Family] = {
@@ -94,12 +96,14 @@ FAMILIES: dict[str, Family] = {
         log_sf=lambda a: _log_ndtr(-a),
         log_pdf=_log_phi,
         quantile_from_logit=lambda logit: _probit(logsigmoid(logit), logsigmoid(-logit)),
+        variance=1.0,
     ),
     "logistic": Family(
         log_cdf=logsigmoid,
         log_sf=lambda a: logsigmoid(-a),
         log_pdf=lambda a: logsigmoid(a) + logsigmoid(-a),
         quantile_from_logit=lambda logit: logit,
+        variance=math.pi**2 / 3.0,
     ),
 }
 

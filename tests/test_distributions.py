@@ -294,7 +294,7 @@ def test_bad_parameters_get_one_clear_error(index, bad, error, message):
     parameters = [torch.zeros(3)] * 3
     parameters[index] = bad
     with pytest.raises(error, match=message):
-        Mixture(*parameters)
+        Mixture(*parameters, validate_args=True)
 
 
 def test_bad_values_get_one_clear_error():
@@ -364,6 +364,7 @@ def test_divergence_by_samples():
 # In a process of its own, since to import Pyro is to change torch.distributions: validation, copies of transforms.
 PYRO = """
 import pyro, torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from mixflow import Mixture
 
 class PyroMixture(Mixture, TorchDistributionMixin):

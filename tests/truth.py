@@ -384,7 +384,7 @@ def log_interval(
     loc: Sequence[Any],
     log_scale: Sequence[Any],
     family: str,
-    eps: float = 0.0,
+    dtype: str = "float64",
 ) -> tuple[Number, dict[str, list[tuple[Number, Number]]]]:
     """log P(lower < X <= upper) and, by argument, the derivatives with their scales.
 
@@ -413,8 +413,11 @@ def log_interval(
         def in_logs(e: Number) -> Number:
             return e * (L + abs(mp.log(e))) if e else e
 
+        eps = EPSILON[dtype]
+        # A component's density at an edge may be flushed in units of its scale, which may be small.
+        flushed = mp.fsum(t[0] * t[1] for t in terms) * MIN_NORMAL[dtype] / eps
         edges = [mp.fsum(t[0] * t[1] * t[i] for t in terms) / P for i in (3, 4)]
-        lower_edge, upper_edge = ((sign * e, in_logs(e)) for sign, e in zip((-1, 1), edges, strict=True))
+        lower_edge, upper_edge = ((sign * e, in_logs(e) + flushed) for sign, e in zip((-1, 1), edges, strict=True))
         grads = {"lower": [lower_edge], "upper": [upper_edge], **{name: [] for name in PARAMETERS}}
         for w, i, p, c_a, c_b, m_a, m_b, score, reach in terms:
             seen = max(w * p / P, mpf(eps)) * L
@@ -571,6 +574,8 @@ class Bin:
     """An interval and a mixture, in numbers of its dtype."""
 
     kind: str
+    dtype: str
+    family: str
     lower: float
     upper: float
     logits: tuple[float, ...]
@@ -587,7 +592,7 @@ def sample_bins(dtype: str, family: str, count: int, seed: int = 0) -> list[Bin]
     number = np.float32 if dtype == "float32" else np.float64
     bins = []
     for i in range(count):
-        kind, K = BIN_KINDS[i % len(BIN_KINDS)], (1, 2, 3, 8, 130)[i // len(BIN_KINDS) % 5]
+        kind, K = BIN_KINDS[i % len(BIN_KINDS)], (1, 2, 3, 8, 1, 2, 3, 8, 130)[i // len(BIN_KINDS) % 9]
         logits, loc, log_scale = rng.normal(0, 1, K), rng.normal(0, 1, K), rng.normal(-0.5, 0.7, K)
         k = int(rng.integers(K))
         if kind == "ordinary":
@@ -620,7 +625,7 @@ def sample_bins(dtype: str, family: str, count: int, seed: int = 0) -> list[Bin]
             if not lower < upper:
                 upper = np.nextafter(lower, number(math.inf))
         rounded = [tuple(float(v) for v in np.asarray(p, dtype=number)) for p in (logits, loc, log_scale)]
-        bins.append(Bin(kind, float(lower), float(upper), *rounded))
+        bins.append(Bin(kind, dtype, family, float(lower), float(upper), *rounded))
     return bins
 
 
@@ -849,6 +854,33 @@ def _measure_inverse(recorder: Recorder, op: Op, batch: Sequence[Case], targets:
             recorder.compare_gradients(
                 case, i, gradients(mix, value, EPSILON[case.dtype]), ("x", "inverse ladj"), out, prefix
             )
+
+
+BIN_BOUNDS = {"log P": 4.0, "grad log P": 64.0}
+
+
+def measure_bins(bins: Sequence[Bin], op: Any) -> dict[tuple[str, str], Worst]:
+    """Worst errors by figure and kind; op takes (lower, upper, logits, loc, log_scale, family=)."""
+    table: dict[tuple[str, str], Worst] = {}
+    by_size: dict[int, list[Bin]] = {}
+    for b in bins:
+        by_size.setdefault(len(b.logits), []).append(b)
+    for batch in by_size.values():
+        columns = ([getattr(b, name) for b in batch] for name in (*EDGES, *PARAMETERS))
+        leaves = [torch.tensor(c, dtype=torch.float64).to(DTYPES[batch[0].dtype]).requires_grad_() for c in columns]
+        value = op(*leaves, family=batch[0].family)
+        grads = torch.autograd.grad(value.sum(), leaves)
+        for row, b in enumerate(batch):
+            exact, expected = log_interval(b.lower, b.upper, b.logits, b.loc, b.log_scale, b.family, b.dtype)
+            entries = [("log P", "", value[row].item(), exact, 1 + abs(exact))]
+            for name, g in zip((*EDGES, *PARAMETERS), grads, strict=True):
+                got = zip(g[row].reshape(-1).tolist(), expected[name], strict=True)
+                entries += [("grad log P", name, mine, *theirs) for mine, theirs in got]
+            for figure, name, mine, theirs, scale in entries:
+                note = functools.partial("{} {}: got {}, expected {}".format, b, name, mine, mp.nstr(theirs, 20))
+                worst = table.setdefault((figure, b.kind), Worst())
+                worst.add(relative_error(mine, theirs, scale, b.dtype), BIN_BOUNDS[figure], note)
+    return table
 
 
 def broken(table: Table, method: str = "mixflow") -> list[tuple[str, str]]:

@@ -11,6 +11,8 @@ scale that tests/truth.py states for it:
     inverse       |z(x) - z| beyond |dz/dx| ulp(x), z(x) exact, / max(1, |z|)                 at most 16
     inverse ladj  as ladj, at the x returned                                                  at most 4
     grad ...      gradients of z, ladj, x and the inverse's ladj by every input               at most 64
+    log P         of bins: |log P - log P*| / (1 + |log P*|)                                  at most 4
+    grad log P    its gradients by the edges and the parameters                               at most 64
 
 Rivals are plain PyTorch formulas (mixflow.bench.baselines), and zuko where it is installed. They meet the same cases;
 `inf` means that a result was infinite or NaN where the truth is an ordinary number, and in parentheses stands the share
@@ -88,6 +90,53 @@ def measure(cases: int, seed: int) -> truth.Table:
     return table
 
 
+def difference_of_cdfs(lower: torch.Tensor, upper: torch.Tensor, *parameters: torch.Tensor, family: str) -> Any:
+    """What the definition says: log(F(upper) - F(lower))."""
+    logits, loc, log_scale = parameters
+    cdf = torch.sigmoid if family == "logistic" else torch.special.ndtr
+    tails = (cdf((edge.unsqueeze(-1) - loc) * (-log_scale).exp()) for edge in (upper, lower))
+    return (logits.softmax(-1) * (next(tails) - next(tails))).sum(-1).log()
+
+
+def pixelcnn(lower: torch.Tensor, upper: torch.Tensor, *parameters: torch.Tensor, family: str) -> Any:
+    """The formula of PixelCNN++ for logistic components: the density at the centre where the CDFs are too close."""
+    logits, loc, log_scale = parameters
+    low, high = ((e.unsqueeze(-1) - loc) * (-log_scale).exp() for e in (lower, upper))
+    finite = lower.isfinite() & upper.isfinite()
+    a, b = torch.where(finite, lower, 0.0).unsqueeze(-1), torch.where(finite, upper, 1.0).unsqueeze(-1)
+    middle = (0.5 * a + 0.5 * b - loc) * (-log_scale).exp()
+    density = middle - log_scale - 2 * torch.nn.functional.softplus(middle) + (b - a).log()
+    delta = high.sigmoid() - low.sigmoid()
+    inner = torch.where(delta > 1e-5, delta.clamp(min=1e-12).log(), density)
+    first = lower.isneginf().unsqueeze(-1)
+    edge = torch.where(first, torch.nn.functional.logsigmoid(high), torch.nn.functional.logsigmoid(-low))
+    return (logits.log_softmax(-1) + torch.where(finite.unsqueeze(-1), inner, edge)).logsumexp(-1)
+
+
+def measure_bins(cases: int, seed: int) -> tuple[list[list[str]], list[tuple[str, str]]]:
+    """The table of log P and its gradients, and every bound that does not hold with its worst case."""
+    methods = {
+        "mixflow": mixflow.discretized_log_prob,
+        "difference of CDFs": difference_of_cdfs,
+        "PixelCNN++": pixelcnn,
+    }
+    lines, broken = [["method", "family", "dtype", "figure", *truth.BIN_KINDS]], []
+    for method, op in methods.items():
+        for dtype in truth.DTYPES:
+            for family in truth.FAMILIES:
+                if method == "PixelCNN++" and family != "logistic":
+                    continue
+                table = truth.measure_bins(truth.sample_bins(dtype, family, cases, seed), op)
+                for figure, bound in truth.BIN_BOUNDS.items():
+                    worst = [table[figure, kind] for kind in truth.BIN_KINDS]
+                    if method == "mixflow":
+                        broken += [(f"{figure}: {w.error:.4g} > {bound:g} eps", w.note) for w in worst if w.over]
+                    elif figure != "log P":
+                        continue  # where the value is lost, so is its gradient
+                    lines.append([method, family, dtype, figure, *(show(w, bound) for w in worst)])
+    return lines, broken
+
+
 def show(worst: truth.Worst | None, bound: float) -> str:
     if worst is None:
         return "-"
@@ -103,12 +152,11 @@ def rows(table: truth.Table) -> list[list[str]]:
         counts = [w.count for w in row.values()]
         cells = [show(row.get(figure), bound) for figure, bound in truth.BOUNDS.items()]
         result.append([*key, str(max(counts)), *cells])
-    return result
+    return [list(HEADINGS), *result, ["bound", "", "", "", "", "", *(f"{b:g}" for b in truth.BOUNDS.values())]]
 
 
-def render(lines: list[list[str]]) -> str:
-    table = [list(HEADINGS), *lines, ["bound", "", "", "", "", "", *(f"{b:g}" for b in truth.BOUNDS.values())]]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS))]
+def render(table: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     text = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in table]
     text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(text)
@@ -127,6 +175,8 @@ def main() -> int:
     table = measure(256 if args.quick else args.cases, args.seed)
     text = render(rows(table))
     print(f"Largest errors in eps, CPU capability {mixflow.show_config()['cpu_capability']}:\n\n{text}\n")
+    bins, broken_bins = measure_bins(256 if args.quick else args.cases, args.seed)
+    print(f"Bins, by kind:\n\n{render(bins)}\n")
     print(f"{time.perf_counter() - start:.0f} s")
     if args.markdown:
         args.markdown.write_text(text + "\n")
@@ -138,7 +188,7 @@ def main() -> int:
             for figure, w in row.items()
         ]
         args.json.write_text(json.dumps(records, indent=1) + "\n")
-    failures = truth.broken(table)
+    failures = truth.broken(table) + broken_bins
     for what, note in failures:
         print(f"\nBROKEN {what}\n  {note}")
     print("\nevery bound holds" if not failures else f"\n{len(failures)} bounds broken")

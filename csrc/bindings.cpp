@@ -94,6 +94,19 @@ void map_backward(bool inverse, int family, int base, bool is_double, const py::
   execute(call, device, stream);
 }
 
+void interval(int family, bool is_double, const py::sequence& operands, int device, int64_t stream) {
+  Call call = make_call(Op::interval, family, 0, is_double);
+  assign(operands, {&call.input, &call.upper, &call.logits, &call.loc, &call.log_scale, &call.output});
+  execute(call, device, stream);
+}
+
+void interval_backward(int family, bool is_double, const py::sequence& operands, int device, int64_t stream) {
+  Call call = make_call(Op::interval_backward, family, 0, is_double);
+  assign(operands, {&call.grad_value, &call.input, &call.upper, &call.logits, &call.loc, &call.log_scale, &call.output,
+                    &call.grad_upper, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
+  execute(call, device, stream);
+}
+
 void special(const std::string& name, bool is_double, int64_t size, uintptr_t input, uintptr_t output) {
   auto names = special_function_names();
   auto found = std::find(names.begin(), names.end(), name);
@@ -121,6 +134,10 @@ PYBIND11_MODULE(_core, m) {
         py::arg("device"), py::arg("stream"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
         py::arg("operands"), py::arg("device"), py::arg("stream"));
+  m.def("interval", &interval, py::arg("family"), py::arg("is_double"), py::arg("operands"), py::arg("device"),
+        py::arg("stream"));
+  m.def("interval_backward", &interval_backward, py::arg("family"), py::arg("is_double"), py::arg("operands"),
+        py::arg("device"), py::arg("stream"));
   m.def("special", &special, py::arg("name"), py::arg("is_double"), py::arg("size"), py::arg("input"),
         py::arg("output"));
   m.def(

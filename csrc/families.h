@@ -16,6 +16,10 @@
 //
 //     score(a, C(a), C(-a)) = d log c(a) / da
 //     quantile(logit) = C^-1(sigmoid(logit))
+//
+// Over an interval, from its nearer to its farther edge (u + v >= 0, see Interval), again without cancellation:
+//     interval_exponent(interval)      h, which costs no transcendental function
+//     interval_shares(interval)        C(v) - C(u), c(u), c(v) and c(u) - c(v), all times exp(h)
 #pragma once
 
 #include "special.h"
@@ -35,6 +39,20 @@ struct Component {
 template <class V>
 struct Shares {
   V lower, upper, density;
+};
+
+// An interval as a component sees it: edges, centre and width in scales, the edges from its location and mirrored where
+// that brings the centre to the right: near + far >= 0. The width is exact where the edges are close.
+template <class V>
+struct Interval {
+  V near, far, centre, width;
+  Mask<V> mirrored;
+};
+
+// Densities with their factor, unlike those in Shares.
+template <class V>
+struct IntervalShares {
+  V probability, near, far, difference;
 };
 
 struct Gaussian {
@@ -78,6 +96,40 @@ struct Gaussian {
   static MIXFLOW_FN V quantile(V logit) {
     return probit_from_logit(logit);
   }
+  // Narrow intervals are integrated about their centre; from others the two tails can be subtracted.
+  template <class V>
+  static MIXFLOW_FN Mask<V> is_narrow(const Interval<V>& i) {
+    return (i.width == Scalar<V>(0)) |
+           ((i.width <= Scalar<V>(1)) & (i.width * i.centre <= Scalar<V>(2 * normal_window_reach)));
+  }
+  template <class V>
+  static MIXFLOW_FN V interval_exponent(const Interval<V>& i) {
+    return exponent(select<V>(is_narrow(i), i.centre, max(i.near, V{})));
+  }
+  template <class V>
+  static MIXFLOW_FN IntervalShares<V> interval_shares(const Interval<V>& i) {
+    using T = Scalar<V>;
+    Mask<V> narrow = is_narrow(i);
+    IntervalShares<V> shares{};
+    if (any(narrow)) {
+      V half = select<V>(narrow, i.width * T(0.5), V{});
+      NormalWindow<V> window(select<V>(half == T(0), V{}, i.centre * half), half);
+      shares = {i.width * window.mean, window.even + window.odd, window.even - window.odd, window.odd * T(2)};
+    }
+    if (!all(narrow)) {
+      // To the right of the centre in units of the density at the nearer edge; around it as they are.
+      V t = abs(i.near);
+      Mask<V> aside = i.near > T(0);
+      V near = select<V>(aside, splat<V>(1), exp_flushed(-exponent(t)));
+      V far = exp_flushed(-select<V>(aside, i.width * i.centre, exponent(i.far)));
+      V near_tail = near * mills(t), far_tail = far * mills(i.far);
+      V inside = select<V>(aside, near_tail, T(1 / density_factor) - near_tail) - far_tail;
+      shares = {select<V>(narrow, shares.probability, inside), select<V>(narrow, shares.near, near),
+                select<V>(narrow, shares.far, far), select<V>(narrow, shares.difference, near - far)};
+    }
+    constexpr T factor = T(density_factor);
+    return {shares.probability * factor, shares.near * factor, shares.far * factor, shares.difference * factor};
+  }
 };
 
 // C(a) = 1 / (1 + exp(-a)).
@@ -120,6 +172,22 @@ struct Logistic {
   template <class V>
   static MIXFLOW_FN V quantile(V logit) {
     return logit;
+  }
+  template <class V>
+  static MIXFLOW_FN V interval_exponent(const Interval<V>& i) {
+    return max(i.near, V{});
+  }
+  // C(v) - C(u) = C(v) C(-u) (1 - exp(u - v)), and c(u) - c(v) is that times C(v) - C(-u), of the same form.
+  template <class V>
+  static MIXFLOW_FN IntervalShares<V> interval_shares(const Interval<V>& i) {
+    Mask<V> aside = i.near > Scalar<V>(0);
+    V e_near = exp_flushed(-abs(i.near)), e_far = exp_flushed(-i.far);
+    V e_width = exp_flushed(-i.width), e_centre = exp_flushed(-i.centre - i.centre);
+    V near = bounded_reciprocal(Scalar<V>(1) + e_near), far = bounded_reciprocal(Scalar<V>(1) + e_far);
+    V probability = near * far * one_minus_exp_neg(i.width, e_width);
+    V lower = select<V>(aside, near, e_near * near);
+    return {probability, lower * near, select<V>(aside, e_width, e_far) * far * far,
+            probability * (far * lower * one_minus_exp_neg(i.centre + i.centre, e_centre))};
   }
 };
 

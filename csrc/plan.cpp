@@ -58,10 +58,12 @@ Problem make_problem(const Call& call) {
   const Extents& batch = call.output.shape;
   int64_t stride[kOperands][kMaxDimensions];
   broadcast_strides(call.input, batch, 0, "input", stride[kInput]);
+  broadcast_strides(call.upper, batch, 0, "upper", stride[kUpper]);
   broadcast_strides(call.grad_value, batch, 0, "grad_value", stride[kGradValue]);
   broadcast_strides(call.grad_ladj, batch, 0, "grad_ladj", stride[kGradLadj]);
   broadcast_strides(call.output, batch, 0, "output", stride[kOutput]);
   broadcast_strides(call.ladj, batch, 0, "ladj", stride[kLadj]);
+  broadcast_strides(call.grad_upper, batch, 0, "grad_upper", stride[kGradUpper]);
   broadcast_strides(call.logits, batch, 1, "logits", stride[kLogits]);
   broadcast_strides(call.loc, batch, 1, "loc", stride[kLoc]);
   broadcast_strides(call.log_scale, batch, 1, "log_scale", stride[kLogScale]);
@@ -90,6 +92,7 @@ Problem make_problem(const Call& call) {
   finish(problem.inner);
 
   problem.input = call.input.data;
+  problem.upper = call.upper.data;
   problem.grad_value = call.grad_value.data;
   problem.grad_ladj = call.grad_ladj.data;
   problem.logits = call.logits.data;
@@ -97,6 +100,7 @@ Problem make_problem(const Call& call) {
   problem.log_scale = call.log_scale.data;
   problem.output = call.output.data;
   problem.ladj = call.ladj.data;
+  problem.grad_upper = call.grad_upper.data;
   problem.evaluations = call.evaluations.data;
   problem.residual = call.residual.data;
   problem.grad_logits = call.grad_logits.data;

@@ -26,9 +26,9 @@ struct Call {
   Op op;
   Dtype dtype;
   int family, base;
-  Array input, grad_value, grad_ladj;
+  Array input, upper, grad_value, grad_ladj;
   Array logits, loc, log_scale;
-  Array output, ladj, evaluations, residual;  // the last two only for a diagnosed inverse, strided like ladj
+  Array output, ladj, grad_upper, evaluations, residual;  // the last two: a diagnosed inverse, strided like ladj
   Array grad_logits, grad_loc, grad_log_scale;
 };
 

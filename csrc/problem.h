@@ -15,11 +15,24 @@
 
 namespace mixflow {
 
-enum class Op { forward, backward, inverse, inverse_backward };
+enum class Op { forward, backward, inverse, inverse_backward, interval, interval_backward };
 enum class Dtype { float32, float64 };
 
 // Operands that are read or written per element, and the parameters with their gradients.
-enum Operand { kInput, kGradValue, kGradLadj, kOutput, kLadj, kLogits, kLoc, kLogScale, kGradParameters, kOperands };
+enum Operand {
+  kInput,
+  kUpper,
+  kGradValue,
+  kGradLadj,
+  kOutput,
+  kLadj,
+  kGradUpper,
+  kLogits,
+  kLoc,
+  kLogScale,
+  kGradParameters,
+  kOperands
+};
 
 constexpr int kMaxAxes = 16;
 constexpr int64_t kMaxComponents = 1 << 24;
@@ -53,11 +66,13 @@ struct Problem {
   int components;
   Axes outer, inner;
   int64_t component_stride[3];  // of logits, loc, log_scale
-  // input: x or z; grad_value, grad_ladj: incoming gradients of the two outputs (backward ops only)
-  const void *input, *grad_value, *grad_ladj;
+  // input: x, z or the lower edge; upper: the upper edge (interval ops only); grad_value, grad_ladj: incoming gradients
+  // of the outputs (backward ops only)
+  const void *input, *upper, *grad_value, *grad_ladj;
   const void *logits, *loc, *log_scale;
-  // output: z, x, or the gradient of the input; ladj: forward and inverse only
-  void *output, *ladj;
+  // output: z, x, the log-probability, or the gradient of the input; ladj: forward and inverse only; grad_upper:
+  // interval backward only
+  void *output, *ladj, *grad_upper;
   // inverse only, null or shaped like ladj: the number of evaluations and the residual left, for tests and benchmarks
   void *evaluations, *residual;
   // gradients of the parameters, contiguous, (outer..., components): backward ops only
@@ -65,7 +80,7 @@ struct Problem {
 };
 
 MIXFLOW_HOST_DEVICE constexpr bool is_backward(Op op) {
-  return op == Op::backward || op == Op::inverse_backward;
+  return op == Op::backward || op == Op::inverse_backward || op == Op::interval_backward;
 }
 
 }  // namespace mixflow

@@ -136,6 +136,12 @@ MIXFLOW_FN V log1p(V x) {
   return select<V>(x == infinity<V>(), x, result);
 }
 
+// 1 - exp(-t) for t >= 0, given e = exp(-t). At most 2 ULP.
+template <class V>
+MIXFLOW_FN V one_minus_exp_neg(V t, V e) {
+  return select<V>(t < Scalar<V>(0.34), fma(-t * t, exp_poly(-t), t), Scalar<V>(1) - e);
+}
+
 // log(1 + exp(-t)) for t >= 0.
 template <class V>
 MIXFLOW_FN V log1p_exp_neg(V t) {
@@ -192,10 +198,7 @@ MIXFLOW_FN V probit_from_logit(V logit) {
   V log_1p_e = log1p(e);
   V w = max(fma(log_1p_e, T(2), magnitude) - T(1.386294361119890618834), V{});
   Mask<V> near = w < probit_limit<V>;
-  // 1 - e cancels near 0; there it is taken from the series.
-  V one_minus_e =
-      select<V>(magnitude < T(0.34), fma(-magnitude * magnitude, exp_poly(-magnitude), magnitude), T(1) - e);
-  V z = probit(one_minus_e * bounded_reciprocal(T(1) + e), select<V>(near, w, V{}));
+  V z = probit(one_minus_exp_neg(magnitude, e) * bounded_reciprocal(T(1) + e), select<V>(near, w, V{}));
   if (!all(near)) z = select<V>(near, z, probit_far(-(magnitude + log_1p_e)));
   return copysign(z, logit);
 }
@@ -232,6 +235,33 @@ template <class V>
 MIXFLOW_FN V mills(V t) {
   return scaled_normal_tail(t) * Scalar<V>(2.506628274631000502416);
 }
+
+// exp(-t^2/2) around a centre m, over the window m +- h, in units of its value at m:
+//     exp(-m h s - h^2 s^2 / 2) = sum_n g_n (-s)^n for s in [-1, 1],   g_(n+1) = (m h g_n - h^2 g_(n-1)) / (n + 1),
+// since g_n = He_n(m) h^n / n!. `mean` is the mean over the window, `even` and `odd` are the mean of the values at its
+// ends, m - h first, and half of their difference. For 0 <= h <= 1/2 and 0 <= m h <= normal_window_reach, all three
+// within a few ULP: h is so small that nothing cancels.
+constexpr double normal_window_reach = 1;
+template <class V>
+struct NormalWindow {
+  V mean, even, odd;
+
+  MIXFLOW_FN NormalWindow(V mh, V h) {
+    using T = Scalar<V>;
+    constexpr int terms = is_float<V> ? 16 : 26;  // the rest is below 2^-28 and 2^-58
+    V g[terms];
+    g[0] = splat<V>(1);
+    g[1] = mh;
+    V square = h * h;
+    for (int n = 1; n + 1 < terms; ++n) g[n + 1] = fma(mh, g[n], -(square * g[n - 1])) * (T(1) / T(n + 1));
+    mean = even = odd = V{};
+    for (int n = terms - 2; n >= 0; n -= 2) {  // the small ones first
+      mean = fma(g[n], T(1) / T(n + 1), mean);
+      even += g[n];
+      odd += g[n + 1];
+    }
+  }
+};
 
 // probit(p) for p in (0, 1). p - 1/2 is exact for p >= 1/4, and 1 - p for p >= 1/2: where they matter. At
 // most 4 ULP.

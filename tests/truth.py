@@ -35,6 +35,17 @@ and for the inverse, which differentiates implicitly (the base score cancels),
     dladj'/dz         A(score) + A(D) / (dz/dx)
     dladj'/dtheta     A(dladj/dtheta without its score term) + A(D) A(dz/dtheta) / (dz/dx)
 
+and for the log-probability of an interval, with L = 1 + |log P*|, pi_k the share of component k in P, and A(score_k)
+taken at the edge where it is larger,
+
+    log P             L
+    dlogP/dedge       f(edge) / P times L + |log f(edge)|
+    dlogP/dlogit_k    (pi_k + omega_k) L
+    dlogP/dloc_k      the smaller of pi_k A(score_k) L / s_k and e_k (L + |log e_k|) / s_k,
+                      e_k = w_k (c(a_k) + c(b_k)) / P
+    dlogP/dlog_s_k    the smaller of pi_k (1 + max|a_k, b_k| A(score_k)) L and e_k' (L + |log e_k'|),
+                      e_k' = w_k (|a_k| c(a_k) + |b_k| c(b_k)) / P
+
 Results below the smallest normal number of the dtype may be flushed: that much is allowed on top of the scale.
 """
 
@@ -362,6 +373,62 @@ def hessian_vector_product(
         return [(up - down) / (2 * h) for up, down in zip(*ends, strict=True)]
 
 
+EDGES = ("lower", "upper")
+
+
+@precise
+def log_interval(
+    lower: Any,
+    upper: Any,
+    logits: Sequence[Any],
+    loc: Sequence[Any],
+    log_scale: Sequence[Any],
+    family: str,
+    dtype: str = "float64",
+) -> tuple[Number, dict[str, list[tuple[Number, Number]]]]:
+    """log P(lower < X <= upper) and, by argument, the derivatives with their scales.
+
+    Each difference of CDFs is taken between the tails of the side on which the interval lies, in so many digits that
+    a width of 1e-60 scales costs nothing.
+    """
+    with mp.workdps(max(140, mp.mp.dps)):
+        lower, upper = mpf(lower), mpf(upper)
+        weight = [mp.exp(mpf(v)) for v in logits]
+        total = mp.fsum(weight)
+        terms = []
+        for w, m, r in zip(weight, loc, log_scale, strict=True):
+            inv_scale = mp.exp(-mpf(r))
+            a, b = (lower - mpf(m)) * inv_scale, (upper - mpf(m)) * inv_scale
+            at_a, at_b = COMPONENTS[family](a), COMPONENTS[family](b)
+            right = not mp.isinf(a) and (mp.isinf(b) or a + b > 0)
+            p = at_a[1] - at_b[1] if right else at_b[0] - at_a[0]
+            moment_a, moment_b = (mpf(0) if mp.isinf(v) else v * at[2] for v, at in ((a, at_a), (b, at_b)))
+            finite = not (mp.isinf(a) or mp.isinf(b))
+            score = max(at_a[4], at_b[4]) if finite else mp.inf  # an infinite interval holds any score
+            reach = max(abs(a), abs(b))
+            terms.append((w / total, inv_scale, p, at_a[2], at_b[2], moment_a, moment_b, score, reach))
+        P = mp.fsum(t[0] * t[2] for t in terms)
+        L = 1 + abs(mp.log(P))
+
+        def in_logs(e: Number) -> Number:
+            return e * (L + abs(mp.log(e))) if e else e
+
+        eps = EPSILON[dtype]
+        # A component's density at an edge may be flushed in units of its scale, which may be small.
+        flushed = mp.fsum(t[0] * t[1] for t in terms) * MIN_NORMAL[dtype] / eps
+        edges = [mp.fsum(t[0] * t[1] * t[i] for t in terms) / P for i in (3, 4)]
+        lower_edge, upper_edge = ((sign * e, in_logs(e) + flushed) for sign, e in zip((-1, 1), edges, strict=True))
+        grads = {"lower": [lower_edge], "upper": [upper_edge], **{name: [] for name in PARAMETERS}}
+        for w, i, p, c_a, c_b, m_a, m_b, score, reach in terms:
+            seen = max(w * p / P, mpf(eps)) * L
+            grads["logits"].append((w * p / P - w, seen + w * L))
+            by_edges = max(in_logs(w * (c_a + c_b) / P), mpf(eps))
+            grads["loc"].append((w * (c_a - c_b) * i / P, min(seen * score, by_edges) * i))
+            by_edges = max(in_logs(w * (abs(m_a) + abs(m_b)) / P), mpf(eps))
+            grads["log_scale"].append((w * (m_a - m_b) / P, min(seen * (1 + reach * score), by_edges)))
+        return mp.log(P), grads
+
+
 # ------------------------------------------------------------------------------------------------------------- cases
 
 
@@ -500,6 +567,66 @@ def sample(dtype: str, family: str, count: int, seed: int = 0) -> list[Case]:
         rounded = [tuple(float(v) for v in np.asarray(p, dtype=number)) for p in (logits, loc, log_scale)]
         cases.append(Case(group, kind, dtype, family, float(number(x)), *rounded))
     return cases
+
+
+@dataclass(frozen=True)
+class Bin:
+    """An interval and a mixture, in numbers of its dtype."""
+
+    kind: str
+    dtype: str
+    family: str
+    lower: float
+    upper: float
+    logits: tuple[float, ...]
+    loc: tuple[float, ...]
+    log_scale: tuple[float, ...]
+
+
+BIN_KINDS = ("ordinary", "narrow", "tail", "far tail", "edge", "whole", "wide", "switch", "extreme")
+
+
+def sample_bins(dtype: str, family: str, count: int, seed: int = 0) -> list[Bin]:
+    """Bins of images, bins of a few ulp, tails to 10^4 scales, infinite edges, and bins around every switch."""
+    rng = np.random.default_rng([seed, list(DTYPES).index(dtype), FAMILIES.index(family), 1])
+    number = np.float32 if dtype == "float32" else np.float64
+    bins = []
+    for i in range(count):
+        kind, K = BIN_KINDS[i % len(BIN_KINDS)], (1, 2, 3, 8, 1, 2, 3, 8, 130)[i // len(BIN_KINDS) % 9]
+        logits, loc, log_scale = rng.normal(0, 1, K), rng.normal(0, 1, K), rng.normal(-0.5, 0.7, K)
+        k = int(rng.integers(K))
+        if kind == "ordinary":
+            log_scale = log_scale - rng.uniform(0, 6)
+            lower = number(rng.integers(-128, 128) / 127.5)
+            upper = number(lower + 1 / 127.5)
+        elif kind == "narrow":
+            lower = number(loc[k] + math.exp(log_scale[k]) * rng.normal(0, 3))
+            upper = lower
+            for _ in range(int(rng.integers(1, 5))):
+                upper = np.nextafter(upper, number(math.inf))
+        else:
+            if kind == "extreme":
+                logits, loc, log_scale = _extreme_parameters(rng, K)
+            scale = math.exp(log_scale[k])
+            reach = {"tail": 30.0, "far tail": 1e4}.get(kind, 3.0)
+            at = _sign(rng) * _log_uniform(rng, 1e-2, reach)
+            width = _log_uniform(rng, 1e-8 if number is np.float32 else 1e-15, 1e2)
+            if kind == "switch":  # widths of one, and products of width and distance of two, either side of each
+                width = 1.0 if rng.random() < 0.5 else 2.0 / abs(at)
+                width *= 1 + rng.normal(0, 8) * EPSILON[dtype]
+            elif kind == "wide":
+                width = _log_uniform(rng, 1, 1e4)
+            lower = number(loc[k] + scale * (at - width / 2))
+            upper = number(loc[k] + scale * (at + width / 2))
+            if kind in ("edge", "whole"):
+                infinite = rng.random() < 0.5
+                lower = number(-math.inf) if infinite or kind == "whole" else lower
+                upper = number(math.inf) if not infinite or kind == "whole" else upper
+            if not lower < upper:
+                upper = np.nextafter(lower, number(math.inf))
+        rounded = [tuple(float(v) for v in np.asarray(p, dtype=number)) for p in (logits, loc, log_scale)]
+        bins.append(Bin(kind, dtype, family, float(lower), float(upper), *rounded))
+    return bins
 
 
 # ----------------------------------------------------------------------------------------------------------- measure
@@ -727,6 +854,33 @@ def _measure_inverse(recorder: Recorder, op: Op, batch: Sequence[Case], targets:
             recorder.compare_gradients(
                 case, i, gradients(mix, value, EPSILON[case.dtype]), ("x", "inverse ladj"), out, prefix
             )
+
+
+BIN_BOUNDS = {"log P": 4.0, "grad log P": 64.0}
+
+
+def measure_bins(bins: Sequence[Bin], op: Any) -> dict[tuple[str, str], Worst]:
+    """Worst errors by figure and kind; op takes (lower, upper, logits, loc, log_scale, family=)."""
+    table: dict[tuple[str, str], Worst] = {}
+    by_size: dict[int, list[Bin]] = {}
+    for b in bins:
+        by_size.setdefault(len(b.logits), []).append(b)
+    for batch in by_size.values():
+        columns = ([getattr(b, name) for b in batch] for name in (*EDGES, *PARAMETERS))
+        leaves = [torch.tensor(c, dtype=torch.float64).to(DTYPES[batch[0].dtype]).requires_grad_() for c in columns]
+        value = op(*leaves, family=batch[0].family)
+        grads = torch.autograd.grad(value.sum(), leaves)
+        for row, b in enumerate(batch):
+            exact, expected = log_interval(b.lower, b.upper, b.logits, b.loc, b.log_scale, b.family, b.dtype)
+            entries = [("log P", "", value[row].item(), exact, 1 + abs(exact))]
+            for name, g in zip((*EDGES, *PARAMETERS), grads, strict=True):
+                got = zip(g[row].reshape(-1).tolist(), expected[name], strict=True)
+                entries += [("grad log P", name, mine, *theirs) for mine, theirs in got]
+            for figure, name, mine, theirs, scale in entries:
+                note = functools.partial("{} {}: got {}, expected {}".format, b, name, mine, mp.nstr(theirs, 20))
+                worst = table.setdefault((figure, b.kind), Worst())
+                worst.add(relative_error(mine, theirs, scale, b.dtype), BIN_BOUNDS[figure], note)
+    return table
 
 
 def broken(table: Table, method: str = "mixflow") -> list[tuple[str, str]]:

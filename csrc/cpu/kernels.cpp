@@ -1,10 +1,11 @@
-// The CPU loops over the templates of ../mixture.h and ../inverse.h. Compiled once per instruction set; no STL in here,
-// since the linker would be free to use this build's copy of an inline function everywhere.
+// The CPU loops over the templates of ../mixture.h, ../inverse.h and ../interval.h. Compiled once per instruction set;
+// no STL in here, since the linker would be free to use this build's copy of an inline function everywhere.
 #include "kernels.h"
 
 #include <cstdlib>
 #include <new>
 
+#include "../interval.h"
 #include "../inverse.h"
 
 namespace mixflow {
@@ -216,7 +217,17 @@ MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, c
   using T = Scalar<V>;
   RuntimeBase base{problem.base};
   V input = lanes.gather(static_cast<const T*>(problem.input) + first[kInput], kInput);
-  if constexpr (is_backward(op)) {
+  if constexpr (op == Op::interval) {
+    V upper = lanes.gather(static_cast<const T*>(problem.upper) + first[kUpper], kUpper);
+    lanes.scatter(static_cast<T*>(problem.output) + first[kOutput], kOutput,
+                  log_interval<Family>(input, upper, parameters));
+  } else if constexpr (op == Op::interval_backward) {
+    V upper = lanes.gather(static_cast<const T*>(problem.upper) + first[kUpper], kUpper);
+    V g = lanes.gather(static_cast<const T*>(problem.grad_value) + first[kGradValue], kGradValue);
+    EdgeGradients<V> grads = log_interval_backward<Family>(input, upper, g, parameters, static_cast<Sink&&>(sink));
+    lanes.scatter(static_cast<T*>(problem.output) + first[kOutput], kOutput, grads.lower);
+    lanes.scatter(static_cast<T*>(problem.grad_upper) + first[kGradUpper], kGradUpper, grads.upper);
+  } else if constexpr (is_backward(op)) {
     V g_value = lanes.gather(static_cast<const T*>(problem.grad_value) + first[kGradValue], kGradValue);
     V g_ladj = lanes.gather(static_cast<const T*>(problem.grad_ladj) + first[kGradLadj], kGradLadj);
     V g_input = backward<Family, op == Op::inverse_backward>(input, g_value, g_ladj, parameters, base,
@@ -331,6 +342,10 @@ void run_family(const Problem& problem, const Piece& piece) {
       return run_op<Family, Op::inverse, T>(problem, piece);
     case Op::inverse_backward:
       return run_op<Family, Op::inverse_backward, T>(problem, piece);
+    case Op::interval:
+      return run_op<Family, Op::interval, T>(problem, piece);
+    case Op::interval_backward:
+      return run_op<Family, Op::interval_backward, T>(problem, piece);
   }
 }
 

@@ -1,9 +1,10 @@
-// The CUDA loops over the templates of ../mixture.h and ../inverse.h: one thread per element.
+// The CUDA loops over the templates of ../mixture.h, ../inverse.h and ../interval.h: one thread per element.
 #include <cuda_runtime.h>
 
 #include <stdexcept>
 #include <string>
 
+#include "../interval.h"
 #include "../inverse.h"
 #include "launch.h"
 
@@ -60,13 +61,21 @@ __global__ void __launch_bounds__(256) run(Problem problem) {
     StridedParameters<Family, T> parameters(problem, outer);
     T input = *at(static_cast<const T*>(problem.input), kInput);
     T* output = at(static_cast<T*>(problem.output), kOutput);
-    if constexpr (is_backward(op)) {
-      int64_t offset = problem.outer.offset(outer, kGradParameters);
-      auto write = [&](int k, T g_logit, T g_loc, T g_log_scale) {
-        static_cast<T*>(problem.grad_logits)[offset + k] = g_logit;
-        static_cast<T*>(problem.grad_loc)[offset + k] = g_loc;
-        static_cast<T*>(problem.grad_log_scale)[offset + k] = g_log_scale;
-      };
+    auto write = [&](int k, T g_logit, T g_loc, T g_log_scale) {
+      int64_t offset = problem.outer.offset(outer, kGradParameters) + k;
+      static_cast<T*>(problem.grad_logits)[offset] = g_logit;
+      static_cast<T*>(problem.grad_loc)[offset] = g_loc;
+      static_cast<T*>(problem.grad_log_scale)[offset] = g_log_scale;
+    };
+    if constexpr (op == Op::interval) {
+      *output = log_interval<Family>(input, *at(static_cast<const T*>(problem.upper), kUpper), parameters);
+    } else if constexpr (op == Op::interval_backward) {
+      EdgeGradients<T> grads =
+          log_interval_backward<Family>(input, *at(static_cast<const T*>(problem.upper), kUpper),
+                                        *at(static_cast<const T*>(problem.grad_value), kGradValue), parameters, write);
+      *output = grads.lower;
+      *at(static_cast<T*>(problem.grad_upper), kGradUpper) = grads.upper;
+    } else if constexpr (is_backward(op)) {
       *output = backward<Family, op == Op::inverse_backward>(
           input, *at(static_cast<const T*>(problem.grad_value), kGradValue),
           *at(static_cast<const T*>(problem.grad_ladj), kGradLadj), parameters, base, write);
@@ -100,6 +109,10 @@ void launch_family(const Problem& problem, cudaStream_t stream) {
       return launch<Family, Op::inverse, T>(problem, stream);
     case Op::inverse_backward:
       return launch<Family, Op::inverse_backward, T>(problem, stream);
+    case Op::interval:
+      return launch<Family, Op::interval, T>(problem, stream);
+    case Op::interval_backward:
+      return launch<Family, Op::interval_backward, T>(problem, stream);
   }
 }
 

@@ -1,14 +1,15 @@
-"""The mixture-CDF transform as torch ops: checks, registration, gradients, and the numpy entry.
+"""The mixture-CDF transform and the log-probability of intervals as torch ops: checks, gradients, the numpy entry.
 
-The compiled core knows pointers and strides only. Here it becomes two functional ops, ``mixflow::map`` and
-``mixflow::map_backward``, registered with ``torch.library`` so that ``torch.compile``, ``torch.func`` and fake tensors
-see through them, with a ``torch.autograd.Function`` around them that is entered only when a gradient is asked for.
+The compiled core knows pointers and strides only. Here each of its ops becomes two functional ones, such as
+``mixflow::map`` and ``mixflow::map_backward``, registered with ``torch.library`` so that ``torch.compile``,
+``torch.func`` and fake tensors see through them, with a ``torch.autograd.Function`` around them that is entered only
+when a gradient is asked for. What an op must say of itself is in `_Op`; the two there are come last in this file.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.autograd import forward_ad
 
 from . import _core, reference
 
-__all__ = ["BASES", "FAMILIES", "cdf_transform", "cdf_transform_inverse"]
+__all__ = ["BASES", "FAMILIES", "cdf_transform", "cdf_transform_inverse", "discretized_log_prob"]
 
 FAMILIES: tuple[str, ...] = _core.FAMILIES
 BASES: tuple[str, ...] = _core.BASES
@@ -71,7 +72,8 @@ def cdf_transform(
         (torch.Size([2]), '0.0000')
 
     """
-    return _call("x", x, logits, loc, log_scale, family, base, inverse=False)
+    value, ladj = _call(_MAP, ("x",), (x, logits, loc, log_scale), family, base, False)
+    return value, ladj
 
 
 def cdf_transform_inverse(
@@ -111,23 +113,65 @@ def cdf_transform_inverse(
         True
 
     """
-    return _call("z", z, logits, loc, log_scale, family, base, inverse=True)
+    value, ladj = _call(_MAP, ("z",), (z, logits, loc, log_scale), family, base, True)
+    return value, ladj
 
 
-def _call(
-    name: str, x: Array, logits: Array, loc: Array, log_scale: Array, family: str, base: str, *, inverse: bool
-) -> tuple[Array, Array]:
-    if isinstance(x, np.ndarray):
-        tensors = [_from_numpy(n, a) for n, a in zip((name, *_PARAMETERS), (x, logits, loc, log_scale), strict=True)]
+def discretized_log_prob(
+    lower: Array, upper: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian"
+) -> Array:
+    r"""Log-probability of an interval under a mixture, ``log P(lower < X <= upper) = log(F(upper) - F(lower))``.
+
+    Nothing cancels: an interval far out in either tail, or so narrow that both edges have the same ``F``, keeps the
+    relative accuracy of its probability. The likelihood of images and audio in bins, whose first and last reach to
+    infinity.
+
+    Args:
+        lower: Lower edges, shape ``(...)``; a torch tensor or a numpy array, like all the others. May be ``-inf``.
+        upper: Upper edges, ``(...)``, broadcasting against ``lower``. May be ``inf``.
+        logits: Unnormalised log-weights, shape ``(..., K)``, as in :func:`cdf_transform`.
+        loc: Locations of the components, ``(..., K)``, in the units of the edges.
+        log_scale: Natural logarithms of their scales, ``(..., K)``.
+        family: One of ``mixflow.FAMILIES``.
+
+    Returns:
+        The log-probability in nats, of the broadcast shape ``(...)``, in the dtype of ``lower``; dtypes as in
+        :func:`cdf_transform`. ``-inf`` where ``lower == upper``, NaN where ``lower > upper`` or anything used is NaN.
+        For torch tensors differentiable in every argument.
+
+    Raises:
+        TypeError: As in :func:`cdf_transform`.
+        ValueError: As in :func:`cdf_transform`.
+
+    Source: the discretized logistic mixture of Salimans et al., "PixelCNN++" (2017).
+
+    Example:
+        >>> import torch, mixflow
+        >>> pixel, half = torch.tensor([-1.0, 0.0, 1.0]), 1 / 255  # 8-bit values, scaled to [-1, 1]
+        >>> lower = torch.where(pixel == -1, -torch.inf, pixel - half)
+        >>> upper = torch.where(pixel == 1, torch.inf, pixel + half)
+        >>> parameters = torch.zeros(2), torch.tensor([-0.5, 0.5]), torch.tensor([-3.0, -3.0])
+        >>> [f"{v:.3f}" for v in mixflow.discretized_log_prob(lower, upper, *parameters, family="logistic").tolist()]
+        ['-10.657', '-11.890', '-10.657']
+
+    """
+    return _call(_INTERVAL, ("lower", "upper"), (lower, upper, logits, loc, log_scale), family)[0]
+
+
+def _call(op: _Op, names: tuple[str, ...], arrays: tuple[Array, ...], family: str, *options: Any) -> tuple[Array, ...]:
+    """Check, convert, compute: of the elements, which are called so, and logits, loc and log_scale."""
+    if isinstance(arrays[0], np.ndarray):
+        tensors = tuple(_from_numpy(n, a) for n, a in zip((*names, *_PARAMETERS), arrays, strict=True))
         with torch.no_grad():
-            results = _call(name, tensors[0], tensors[1], tensors[2], tensors[3], family, base, inverse=inverse)
-        return results[0].numpy(), results[1].numpy()
-    _check(name, x, logits, loc, log_scale, family, base)
-    dtype = x.dtype
-    if dtype in _HALF or logits.dtype in _HALF or loc.dtype in _HALF or log_scale.dtype in _HALF:
-        x, logits, loc, log_scale = x.float(), logits.float(), loc.float(), log_scale.float()
-    value, ladj = _apply(x, logits, loc, log_scale, family, base, inverse)
-    return (value.to(dtype), ladj.to(dtype)) if dtype in _HALF else (value, ladj)
+            return tuple(t.numpy() for t in _call(op, names, tensors, family, *options))
+    if _plainly_right(arrays) and family in FAMILIES and (not options or options[0] in BASES):
+        return op(*arrays, family, *options)
+    _check(names, arrays, family, *options[:1])
+    if not any(t.dtype in _HALF for t in arrays):
+        return op(*arrays, family, *options)
+    dtype = arrays[0].dtype
+    results = op(*(t.float() for t in arrays), family, *options)
+    return tuple(r.to(dtype) for r in results) if dtype in _HALF else results
 
 
 def _from_numpy(name: str, array: object) -> Tensor:
@@ -141,29 +185,28 @@ def _from_numpy(name: str, array: object) -> Tensor:
     return torch.from_numpy(native if usable else native.copy())
 
 
-def _plain_on_cpu(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) -> bool:
-    """Whether these are CPU tensors and no subclass of torch's own; written out, since a loop takes longer."""
-    return (
-        type(x) in _PLAIN
-        and type(logits) in _PLAIN
-        and type(loc) in _PLAIN
-        and type(log_scale) in _PLAIN
-        and x.is_cpu
-        and logits.is_cpu
-        and loc.is_cpu
-        and log_scale.is_cpu
-    )
+def _plain_on_cpu(tensors: Tensors) -> bool:
+    """Whether these are CPU tensors and no subclass of torch's own; a loop, since a generator takes longer."""
+    for tensor in tensors:  # noqa: SIM110
+        if type(tensor) not in _PLAIN or not tensor.is_cpu:
+            return False
+    return True
 
 
-def _plainly_right(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) -> bool:
-    """Whether these are float32 CPU tensors, the parameters of one non-empty shape that fits x as it is.
+def _plainly_right(tensors: Tensors) -> bool:
+    """Whether these are float32 CPU tensors, elements of one shape and parameters of one that fits them as it is.
 
     True for most calls, and known in a tenth of the time that :func:`_check` takes to find what is wrong.
     """
-    shape = getattr(logits, "shape", None)
+    if not _plain_on_cpu(tensors):
+        return False
+    x, *others, logits, loc, log_scale = tensors
+    for other in others:
+        if other.dtype is not torch.float32 or other.shape != x.shape:
+            return False
+    shape = logits.shape
     return (
-        _plain_on_cpu(x, logits, loc, log_scale)
-        and x.dtype is logits.dtype is loc.dtype is log_scale.dtype is torch.float32
+        x.dtype is logits.dtype is loc.dtype is log_scale.dtype is torch.float32
         and shape == loc.shape == log_scale.shape
         and len(shape) > 0
         and shape[-1] > 0
@@ -171,15 +214,19 @@ def _plainly_right(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) ->
     )
 
 
-def _fits(shape: torch.Size, batch: torch.Size) -> bool:
+def _fits(shape: Sequence[int], batch: Sequence[int]) -> bool:
     """Whether parameters of ``shape`` broadcast against elements of shape ``batch`` as they are, in its last axes."""
     return len(shape) == 1 or shape[:-1] == batch[1 - len(shape) :]
 
 
-def _check(name: str, x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str) -> None:
-    if _plainly_right(x, logits, loc, log_scale) and family in FAMILIES and base in BASES:
-        return
-    arguments = {name: x, "logits": logits, "loc": loc, "log_scale": log_scale}
+def check_mixture(logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str = BASES[0]) -> None:
+    """Raise what :func:`cdf_transform` would for these parameters, before there are elements."""
+    _check((), (logits, loc, log_scale), family, base)
+
+
+def _check(names: tuple[str, ...], tensors: Tensors, family: str, base: str = BASES[0]) -> None:
+    name, x, logits, loc, log_scale = (*names, *_PARAMETERS)[0], tensors[0], *tensors[-3:]
+    arguments = dict(zip((*names, *_PARAMETERS), tensors, strict=True))
     for key, tensor in arguments.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{key}: expected a torch tensor, like {name}; got {type(tensor).__name__}")
@@ -201,9 +248,16 @@ def _check(name: str, x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor,
             raise ValueError(
                 f"{key}: expected shape (..., {logits.shape[-1]}), like logits; got {tuple(parameter.shape)}"
             )
+    shape: tuple[int, ...] = ()
+    for key in names:
+        try:
+            shape = torch.broadcast_shapes(shape, arguments[key].shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{key}: expected a shape that broadcasts against {tuple(shape)}; got {tuple(arguments[key].shape)}"
+            ) from None
     if logits.dim() == loc.dim() == log_scale.dim() == 1:
         return
-    shape = tuple(x.shape)
     for key in _PARAMETERS:
         batch = tuple(arguments[key].shape[:-1])
         try:
@@ -213,32 +267,6 @@ def _check(name: str, x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor,
                 f"{key}: expected shape (..., K) whose batch axes broadcast against {tuple(shape)}; "
                 f"got {tuple(arguments[key].shape)}"
             ) from None
-
-
-def _apply(
-    x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling():
-        return cast("tuple[Tensor, Tensor]", _Map.apply(x, logits, loc, log_scale, family, base, inverse))
-    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
-        return cast("tuple[Tensor, Tensor]", _MapWithJvp.apply(x, logits, loc, log_scale, family, base, inverse))
-    if torch.is_grad_enabled() and (
-        x.requires_grad or logits.requires_grad or loc.requires_grad or log_scale.requires_grad
-    ):
-        return cast("tuple[Tensor, Tensor]", _EagerMap.apply(x, logits, loc, log_scale, family, base, inverse))
-    return _run_map(x, logits, loc, log_scale, family, base, inverse)
-
-
-def _skips_dispatch(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) -> bool:
-    """Whether nothing but the CPU kernel would see a call: no mode, no subclass. Torch's dispatch takes 15 us."""
-    return torch._C._len_torch_dispatch_stack() == 0 and _plain_on_cpu(x, logits, loc, log_scale)
-
-
-def _run_map(
-    x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    run = _map if _skips_dispatch(x, logits, loc, log_scale) else torch.ops.mixflow.map
-    return cast("tuple[Tensor, Tensor]", run(x, logits, loc, log_scale, family, base, inverse))
 
 
 def inverse_diagnostics(
@@ -269,38 +297,34 @@ def inverse_diagnostics(
         >>> evaluations.tolist()
         [1.0, 1.0, 1.0]
     """
-    _check("z", z, logits, loc, log_scale, family, base)
-    x, ladj = _map_fake(z, logits, loc, log_scale, family, base, True)
+    tensors = (z, logits, loc, log_scale)
+    _check(("z",), tensors, family, base)
+    x, ladj = _MAP.empty_outputs(*tensors)
     evaluations, residual = torch.empty_like(x), torch.empty_like(x)
     if x.numel() > 0:
-        _run(_core.map, True, family, base, z, logits, loc, log_scale, x, ladj, evaluations, residual)
+        _run(_core.map, _map_indices(family, base, True), (*tensors, x, ladj, evaluations, residual))
     return x, evaluations, residual
 
 
-# ------------------------------------------------------------------------------------------------------ registration
-
-_library = torch.library.Library("mixflow", "DEF")
-_library.define(
-    "map(Tensor input, Tensor logits, Tensor loc, Tensor log_scale, str family, str base, bool inverse)"
-    " -> (Tensor, Tensor)"
-)
-_library.define(
-    "map_backward(Tensor grad_value, Tensor grad_ladj, Tensor x, Tensor logits, Tensor loc, Tensor log_scale,"
-    " str family, str base, bool inverse) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+# -------------------------------------------------------------------------------------------------- shapes and running
 
 
-def _batch_shape(x: Tensor, *parameters: Tensor) -> tuple[int, ...]:
-    shape = parameters[0].shape
-    if all(p.shape == shape for p in parameters) and _fits(shape, x.shape):
+def _batch_shape(elements: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    x, (logits, loc, log_scale) = elements[0], parameters
+    shape = logits.shape
+    if (
+        shape == loc.shape == log_scale.shape
+        and _fits(shape, x.shape)
+        and (len(elements) == 1 or all(e.shape == x.shape for e in elements))
+    ):
         return tuple(x.shape)
-    return tuple(torch.broadcast_shapes(x.shape, *(p.shape[:-1] for p in parameters)))
+    return tuple(torch.broadcast_shapes(*(e.shape for e in elements), *(p.shape[:-1] for p in parameters)))
 
 
-def _parameter_shape(*parameters: Tensor) -> tuple[int, ...]:
-    shape = parameters[0].shape
-    if all(p.shape == shape for p in parameters):
-        return tuple(shape)
+def _parameter_shape(parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    logits, loc, log_scale = parameters
+    if logits.shape == loc.shape == log_scale.shape:
+        return tuple(logits.shape)
     return tuple(torch.broadcast_shapes(*(p.shape for p in parameters)))
 
 
@@ -309,32 +333,14 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty_like(like) if like.shape == shape and like.is_contiguous() else like.new_empty(shape)
 
 
-def _map_fake(
-    x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    value = _empty(_batch_shape(x, logits, loc, log_scale), x)
-    return value, torch.empty_like(value)
+def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return grad if grad.shape == shape else grad.sum_to_size(shape)
 
 
-def _map_backward_fake(
-    grad_value: Tensor,
-    grad_ladj: Tensor,
-    x: Tensor,
-    logits: Tensor,
-    loc: Tensor,
-    log_scale: Tensor,
-    family: str,
-    base: str,
-    inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = _parameter_shape(logits, loc, log_scale)
-    x_grad = _empty(_batch_shape(x, logits, loc, log_scale), x)
-    return x_grad, _empty(shape, logits), _empty(shape, loc), _empty(shape, log_scale)
-
-
-def _run(kernel: Callable[..., None], inverse: bool, family: str, base: str, x: Tensor, *others: Tensor) -> None:
-    """Hand addresses, shapes and strides to the core, to run where ``x`` lies."""
-    operands = [(t.data_ptr(), t.shape, t.stride()) for t in (x, *others)]
+def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Tensors) -> None:
+    """Hand addresses, shapes and strides to the core, to run where the tensors lie."""
+    x = tensors[0]
+    operands = [(t.data_ptr(), t.shape, t.stride()) for t in tensors]
     if x.device.type == "cpu":
         device, stream = -1, torch.get_num_threads()
     elif _core.cuda_architectures():
@@ -345,53 +351,19 @@ def _run(kernel: Callable[..., None], inverse: bool, family: str, base: str, x: 
             "Reinstall from source with nvcc on PATH: pip install --force-reinstall --no-deps "
             "-C cmake.define.MIXFLOW_CUDA=ON ."
         )
-    kernel(inverse, _FAMILY_INDEX[family], _BASE_INDEX[base], x.dtype == torch.float64, operands, device, stream)
+    kernel(*indices, x.dtype == torch.float64, operands, device, stream)
 
 
-def _map(
-    x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    value, ladj = _map_fake(x, logits, loc, log_scale, family, base, inverse)
-    if value.numel() > 0:
-        _run(_core.map, inverse, family, base, x, logits, loc, log_scale, value, ladj)
-    return value, ladj
+def _skips_dispatch(tensors: Tensors) -> bool:
+    """Whether nothing but the CPU kernel would see a call: no mode, no subclass. Torch's dispatch takes 15 us."""
+    return torch._C._len_torch_dispatch_stack() == 0 and _plain_on_cpu(tensors)
 
 
-def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return grad if grad.shape == shape else grad.sum_to_size(shape)
+def _in_functorch() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _map_backward(
-    grad_value: Tensor,
-    grad_ladj: Tensor,
-    x: Tensor,
-    logits: Tensor,
-    loc: Tensor,
-    log_scale: Tensor,
-    family: str,
-    base: str,
-    inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = _parameter_shape(logits, loc, log_scale)
-    if x.device.type == "cuda":  # the CUDA kernel writes a gradient per element; the sums are torch's
-        batch = _batch_shape(x, logits, loc, log_scale)
-        logits, loc, log_scale = (p.expand(*batch, p.shape[-1]) for p in (logits, loc, log_scale))
-    arguments = (grad_value, grad_ladj, x, logits, loc, log_scale)
-    grads = _map_backward_fake(*arguments, family, base, inverse)
-    if grads[0].numel() > 0:
-        _run(_core.map_backward, inverse, family, base, *arguments, *grads)
-        return grads[0], _sum_to(grads[1], shape), _sum_to(grads[2], shape), _sum_to(grads[3], shape)
-    return grads[0], x.new_zeros(shape), x.new_zeros(shape), x.new_zeros(shape)
-
-
-for _key in ("CPU", "CUDA"):
-    _library.impl("map", _map, _key)
-    _library.impl("map_backward", _map_backward, _key)
-torch.library.register_fake("mixflow::map", _map_fake, lib=_library)
-torch.library.register_fake("mixflow::map_backward", _map_backward_fake, lib=_library)
-
-
-def _align(info: Any, in_dims: tuple[int | None, ...], tensors: Tensors, component_axes: tuple[int, ...]) -> Tensors:
+def _align(info: Any, in_dims: Sequence[int | None], tensors: Tensors, component_axes: tuple[int, ...]) -> Tensors:
     """Give every operand of a vmapped call the mapped axis in front and the same number of batch axes after it."""
     ranks = [t.dim() - (d is not None) - c for t, d, c in zip(tensors, in_dims, component_axes, strict=True)]
     aligned = []
@@ -402,158 +374,310 @@ def _align(info: Any, in_dims: tuple[int | None, ...], tensors: Tensors, compone
     return tuple(aligned)
 
 
-@torch.library.register_vmap("mixflow::map", lib=_library)
-def _map_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors = _align(info, in_dims[:4], args[:4], (0, 1, 1, 1))
-    return torch.ops.mixflow.map(*tensors, *args[4:]), (0, 0)
-
-
-@torch.library.register_vmap("mixflow::map_backward", lib=_library)
-def _map_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors = _align(info, in_dims[:6], args[:6], (0, 0, 0, 1, 1, 1))
-    grad_input, *grads = torch.ops.mixflow.map_backward(*tensors, *args[6:])
-    own_axes = max(t.dim() - (d is not None) for t, d in zip(args[3:6], in_dims[3:6], strict=True))
-    return (grad_input, *(g.reshape(g.shape[:1] + g.shape[g.dim() - own_axes :]) for g in grads)), (
-        0,
-        0,
-        0,
-        0,
-    )
-
-
-# --------------------------------------------------------------------------------------------------------- gradients
+# ------------------------------------------------------------------------------------------------------ registration
 #
-# First derivatives are fused kernels. Second derivatives differentiate `_backward_formula`, the same gradient written
-# with the torch formulas of `reference`. Only inputs and outputs are saved, so that autograd sees every dependence.
+# First derivatives are fused kernels. Second derivatives differentiate `gradient`, the same gradient written with the
+# torch formulas of `reference`. Only inputs and outputs are saved, so that autograd sees every dependence.
+
+_library = torch.library.Library("mixflow", "DEF")
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> Tensors:
-    x, logits, loc, log_scale, ctx.family, ctx.base, ctx.inverse = inputs
-    ctx.input_shape = x.shape
-    saved = output[0] if ctx.inverse else x, logits, loc, log_scale
-    ctx.save_for_backward(*saved)
-    ctx.set_materialize_grads(False)
-    return saved
+class _Op:
+    """An op of the core, called with its elements, logits, loc, log_scale and options; all that torch knows of it.
+
+    It is the torch op ``mixflow::name``, from elements and parameters to outputs of the elements' broadcast shape, and
+    ``mixflow::name_backward``, from gradients of the outputs, points and parameters to gradients of the elements (of
+    that shape) and of the parameters (of their own broadcast shape).
+
+    Args:
+        name: Of the torch op.
+        elements: How many tensors of the elements' shape there are.
+        outputs: How many it gives, one or two.
+        options: The schema of the rest of its arguments.
+        kernel: Of the core.
+        backward_kernel: Of the core.
+        indices: What the kernels take first, from the options.
+        gradient: From the options to what ``backward_kernel`` computes, in differentiable torch operations.
+        points: From all inputs and the outputs to the elements that the gradient is a function of.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        elements: int,
+        outputs: int,
+        options: str,
+        *,
+        kernel: Callable[..., None],
+        backward_kernel: Callable[..., None],
+        indices: Callable[..., tuple[int, ...]],
+        gradient: Callable[..., Callable[..., Tensors]],
+        points: Callable[[tuple[Any, ...], Tensors], Tensors],
+    ) -> None:
+        self.elements, self.outputs, self.tensors = elements, outputs, elements + 3
+        self.kernel, self.backward_kernel, self.indices = kernel, backward_kernel, indices
+        self.gradient, self.points = gradient, points
+
+        parameters = ", ".join(f"Tensor {p}" for p in _PARAMETERS)
+        inputs = ", ".join(f"Tensor x{i}" for i in range(elements))
+        grads = ", ".join(f"Tensor grad{i}" for i in range(outputs))
+        result = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
+        _library.define(f"{name}({inputs}, {parameters}, {options}) -> {result}")
+        _library.define(
+            f"{name}_backward({grads}, {inputs}, {parameters}, {options}) -> ({', '.join(['Tensor'] * self.tensors)})"
+        )
+        for key in ("CPU", "CUDA"):
+            _library.impl(name, self.compute, key)
+            _library.impl(f"{name}_backward", self.compute_backward, key)
+        torch.library.register_fake(f"mixflow::{name}", self.fake, lib=_library)
+        torch.library.register_fake(f"mixflow::{name}_backward", self.fake_backward, lib=_library)
+        torch.library.register_vmap(f"mixflow::{name}", self.vmap, lib=_library)
+        torch.library.register_vmap(f"mixflow::{name}_backward", self.vmap_backward, lib=_library)
+        self.torch_op = getattr(torch.ops.mixflow, name)
+        self.torch_backward = getattr(torch.ops.mixflow, f"{name}_backward")
+        self.backward, self.eager, self.compiled, self.functional = _functions(name)
+        _OPS[name] = self
+
+    def __call__(self, *args: Any) -> Tensors:
+        if torch.compiler.is_compiling():
+            return cast(Tensors, self.compiled.apply(*args))
+        if forward_ad._current_level >= 0 or _in_functorch():
+            return cast(Tensors, self.functional.apply(*args))
+        if torch.is_grad_enabled():
+            for tensor in args[: self.tensors]:
+                if tensor.requires_grad:
+                    return cast(Tensors, self.eager.apply(*args))
+        return self.run(*args)
+
+    def run(self, *args: Any) -> Tensors:
+        direct = _skips_dispatch(args[: self.tensors])
+        return self.as_tuple(self.compute(*args) if direct else self.torch_op(*args))
+
+    def as_tuple(self, result: Any) -> Tensors:
+        return (result,) if self.outputs == 1 else result
+
+    # A torch op of one output returns it bare.
+    def as_result(self, outputs: Tensors) -> Any:
+        return outputs[0] if self.outputs == 1 else outputs
+
+    def empty_outputs(self, *tensors: Tensor) -> Tensors:
+        value = _empty(_batch_shape(tensors[: self.elements], tensors[self.elements :]), tensors[0])
+        return (value,) if self.outputs == 1 else (value, torch.empty_like(value))
+
+    def fake(self, *args: Any) -> Any:
+        return self.as_result(self.empty_outputs(*args[: self.tensors]))
+
+    def fake_backward(self, *args: Any) -> Tensors:
+        tensors = args[self.outputs : self.outputs + self.tensors]
+        elements, parameters = tensors[: self.elements], tensors[self.elements :]
+        batch, shape = _batch_shape(elements, parameters), _parameter_shape(parameters)
+        return (*(_empty(batch, x) for x in elements), *(_empty(shape, p) for p in parameters))
+
+    def compute(self, *args: Any) -> Any:
+        tensors = args[: self.tensors]
+        outputs = self.empty_outputs(*tensors)
+        if outputs[0].numel() > 0:
+            _run(self.kernel, self.indices(*args[self.tensors :]), (*tensors, *outputs))
+        return self.as_result(outputs)
+
+    def compute_backward(self, *args: Any) -> Tensors:
+        given, options = args[: self.outputs + self.tensors], args[self.outputs + self.tensors :]
+        shape = _parameter_shape(given[-3:])
+        if given[0].device.type == "cuda":  # the CUDA kernel writes a gradient per element; the sums are torch's
+            batch = _batch_shape(given[self.outputs : -3], given[-3:])
+            given = (*given[:-3], *(p.expand(*batch, p.shape[-1]) for p in given[-3:]))
+        grads = self.fake_backward(*given)
+        by_elements = grads[: self.elements]
+        if grads[0].numel() > 0:
+            _run(self.backward_kernel, self.indices(*options), (*given, *grads))
+            return (*by_elements, *(_sum_to(g, shape) for g in grads[self.elements :]))
+        return (*by_elements, *(g.new_zeros(shape) for g in grads[self.elements :]))
+
+    def vmap(self, info: Any, in_dims: Any, *args: Any) -> Any:
+        n = self.tensors
+        tensors = _align(info, in_dims[:n], args[:n], (0,) * self.elements + (1,) * 3)
+        return self.torch_op(*tensors, *args[n:]), self.as_result((0,) * self.outputs)  # type: ignore[arg-type]
+
+    def vmap_backward(self, info: Any, in_dims: Any, *args: Any) -> Any:
+        n = self.outputs + self.tensors
+        tensors = _align(info, in_dims[:n], args[:n], (0,) * (n - 3) + (1,) * 3)
+        grads = self.torch_backward(*tensors, *args[n:])
+        own_axes = max(t.dim() - (d is not None) for t, d in zip(args[n - 3 : n], in_dims[n - 3 : n], strict=True))
+        by_parameters = (g.reshape(g.shape[:1] + g.shape[g.dim() - own_axes :]) for g in grads[self.elements :])
+        return (*grads[: self.elements], *by_parameters), (0,) * self.tensors
 
 
-def _pull_back(ctx: Any, grad_value: Tensor | None, grad_ladj: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_value is None and grad_ladj is None:
-        return (None,) * 7
-    point, logits, loc, log_scale = ctx.saved_tensors
-    zero = point.new_zeros(()) if grad_value is None or grad_ladj is None else point
-    grad_value, grad_ladj = zero if grad_value is None else grad_value, zero if grad_ladj is None else grad_ladj
-    run: Callable[..., Tensors]
-    if torch.compiler.is_compiling():  # no second derivatives in a compiled graph, and no Function in a backward
-        run = torch.ops.mixflow.map_backward
-    elif torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
-        run = _MapBackward.apply
-    elif _skips_dispatch(point, logits, loc, log_scale) and type(grad_value) is type(grad_ladj) is Tensor:
-        run = _map_backward
-    else:
-        run = torch.ops.mixflow.map_backward
-    grads = run(grad_value, grad_ladj, point, logits, loc, log_scale, ctx.family, ctx.base, ctx.inverse)
-    shapes = ctx.input_shape, logits.shape, loc.shape, log_scale.shape
-    return (*(_sum_to(g, shape) for g, shape in zip(grads, shapes, strict=True)), None, None, None)
+# By name: what a Function closes over must be known to Dynamo, which knows names and globals, but no object of ours.
+_OPS: dict[str, _Op] = {}
 
 
-class _EagerMap(torch.autograd.Function):
-    """For plain reverse mode: a Function with setup_context has its arguments bound by ``inspect`` at every call."""
+def _functions(name: str) -> tuple[Any, Any, Any, Any]:
+    """The autograd Functions of an op: of its gradient, and of itself for eager mode, compiled graphs and torch.func.
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _run_map(*inputs)
-        _save(ctx, inputs, output)
-        return output
+    An eager Function has no setup_context, with which torch binds its arguments by ``inspect`` at every call.
+    """
 
-    backward = staticmethod(_pull_back)
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Tensors) -> Tensors:
+        op = _OPS[name]
+        saved = (*op.points(inputs, outputs), *inputs[op.elements : op.tensors])
+        ctx.options = inputs[op.tensors :]
+        ctx.shapes = tuple(t.shape for t in inputs[: op.tensors])
+        ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)
+        return saved
+
+    def pull_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        op = _OPS[name]
+        none = (None,) * len(ctx.options)
+        if all(g is None for g in grads):
+            return (None,) * op.tensors + none
+        saved = ctx.saved_tensors
+        zero = saved[0].new_zeros(()) if any(g is None for g in grads) else None
+        seeds = [zero if g is None else g for g in grads]
+        if torch.compiler.is_compiling():  # no second derivatives in a compiled graph, and no Function in a backward
+            run = op.torch_backward
+        elif torch.is_grad_enabled() or _in_functorch():
+            run = op.backward.apply
+        elif _skips_dispatch(saved) and all(type(g) is Tensor for g in seeds):
+            run = op.compute_backward
+        else:
+            run = op.torch_backward
+        results = run(*seeds, *saved, *ctx.options)
+        return (*(_sum_to(g, shape) for g, shape in zip(results, ctx.shapes, strict=True)), *none)
+
+    class Backward(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Tensors:
+            return cast(Tensors, _OPS[name].torch_backward(*args))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+            count = _OPS[name].outputs + _OPS[name].tensors
+            ctx.options = inputs[count:]
+            ctx.save_for_backward(*inputs[:count])
+            ctx.save_for_forward(*inputs[:count])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            back = torch.func.vjp(_OPS[name].gradient(*ctx.options), *ctx.saved_tensors)[1]
+            return (*back(grads), *(None,) * len(ctx.options))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Tensors:
+            # Seeds are often expanded, and a tangent cannot be written into memory that its elements share.
+            tensors = tuple(t.contiguous() for t in ctx.saved_tensors)
+            given = tangents[: len(tensors)]
+            moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, given, strict=True))
+            return cast(Tensors, torch.func.jvp(_OPS[name].gradient(*ctx.options), tensors, moved)[1])
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensors:
+            outputs = _OPS[name].run(*inputs)
+            save(ctx, inputs, outputs)
+            return outputs
+
+        backward = staticmethod(pull_back)
+
+    class Compiled(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Tensors:
+            return _OPS[name].as_tuple(_OPS[name].torch_op(*args))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+            save(ctx, inputs, output)
+
+        backward = staticmethod(pull_back)
+
+    class Functional(Compiled):
+        """Apart, since Dynamo cannot trace a Function that defines jvp."""
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+            ctx.save_for_forward(*save(ctx, inputs, output))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Tensors:
+            """Rows of the Jacobian, from an unreduced backward pass for each output, times the tangents."""
+            op, saved = _OPS[name], ctx.saved_tensors
+            points, parameters = saved[: op.elements], saved[op.elements :]
+            shape = _batch_shape(points, parameters)
+            expanded = [p.expand(*shape, p.shape[-1]) for p in parameters]
+            one, zero = points[0].new_ones(()), points[0].new_zeros(())
+            results = []
+            for i in range(op.outputs):
+                seeds = [one if i == j else zero for j in range(op.outputs)]
+                row = Backward.apply(*seeds, *points, *expanded, *ctx.options)
+                products = [None if t is None else g * t for g, t in zip(row, tangents[: op.tensors], strict=True)]
+                terms = [p.sum(-1) if i >= op.elements else p for i, p in enumerate(products) if p is not None]
+                results.append(functools.reduce(torch.add, terms))
+            return tuple(results)
+
+    return Backward, Eager, Compiled, Functional
 
 
-class _Map(torch.autograd.Function):
-    """For compiled graphs."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
-        return cast("tuple[Tensor, Tensor]", torch.ops.mixflow.map(x, logits, loc, log_scale, family, base, inverse))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _save(ctx, inputs, output)
-
-    backward = staticmethod(_pull_back)
+# ----------------------------------------------------------------------------------------------------------- the ops
 
 
-class _MapWithJvp(_Map):
-    """For ``torch.func`` and forward mode; Dynamo cannot trace a Function that defines jvp."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_forward(*_save(ctx, inputs, output))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        """Rows of the Jacobian, from two unreduced backward passes, times the tangents."""
-        point, *parameters = ctx.saved_tensors
-        shape = _batch_shape(point, *parameters)
-        expanded = [p.expand(*shape, p.shape[-1]) for p in parameters]
-        one, zero = point.new_ones(()), point.new_zeros(())
-        results = []
-        for seeds in ((one, zero), (zero, one)):
-            row = _MapBackward.apply(*seeds, point, *expanded, ctx.family, ctx.base, ctx.inverse)
-            products = [None if t is None else g * t for g, t in zip(row, tangents[:4], strict=True)]
-            terms = [p.sum(-1) if i else p for i, p in enumerate(products) if p is not None]
-            results.append(functools.reduce(torch.add, terms))
-        return results[0], results[1]
+def _vjp(function: Callable[..., Any], elements: Tensors, parameters: Tensors) -> Any:
+    """``torch.func.vjp`` with gradients of the broadcast shapes, as kernels give them."""
+    batch, shape = _batch_shape(elements, parameters), _parameter_shape(parameters)
+    return torch.func.vjp(function, *(x.expand(batch) for x in elements), *(p.expand(shape) for p in parameters))
 
 
-def _backward_formula(family: str, base: str, inverse: bool) -> Callable[..., Tensors]:
-    """What ``mixflow::map_backward`` computes, in differentiable torch operations."""
+def _map_indices(family: str, base: str, inverse: bool) -> tuple[int, ...]:
+    return inverse, _FAMILY_INDEX[family], _BASE_INDEX[base]
 
-    def transform(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.cdf_transform(*arguments, family=family, base=base)
 
-    def formula(grad_value: Tensor, grad_ladj: Tensor, x: Tensor, *parameters: Tensor) -> Tensors:
-        shape = _batch_shape(x, *parameters)
-        parameter_shape = _parameter_shape(*parameters)
-        primals = (x.expand(shape), *(p.expand(parameter_shape) for p in parameters))
-        value_and_ladj, pull_back = torch.func.vjp(transform, *primals)[:2]
-        ladj = value_and_ladj[1]
-        grad_value, grad_ladj = grad_value.expand(shape), grad_ladj.expand(shape)
+def _map_gradient(family: str, base: str, inverse: bool) -> Callable[..., Tensors]:
+    def gradient(grad_value: Tensor, grad_ladj: Tensor, x: Tensor, *parameters: Tensor) -> Tensors:
+        transform = functools.partial(reference.cdf_transform, family=family, base=base)
+        (_, ladj), pull_back = _vjp(transform, (x,), parameters)
+        grad_value, grad_ladj = grad_value.expand_as(ladj), grad_ladj.expand_as(ladj)
         if not inverse:
             return cast(Tensors, pull_back((grad_value, grad_ladj)))
         slope = pull_back((torch.zeros_like(ladj), torch.ones_like(ladj)))[0]
         grad_z = (grad_value - grad_ladj * slope) * torch.exp(-ladj)
         return (grad_z, *pull_back((-grad_z, -grad_ladj))[1:])
 
-    return formula
+    return gradient
 
 
-class _MapBackward(torch.autograd.Function):
-    generate_vmap_rule = True
+_MAP = _Op(
+    "map",
+    elements=1,
+    outputs=2,
+    options="str family, str base, bool inverse",
+    kernel=_core.map,
+    backward_kernel=_core.map_backward,
+    indices=_map_indices,
+    gradient=_map_gradient,
+    points=lambda inputs, outputs: (outputs[0] if inputs[-1] else inputs[0],),  # x, in either direction
+)
 
-    @staticmethod
-    def forward(*args: Any) -> Tensors:
-        return cast(Tensors, torch.ops.mixflow.map_backward(*args))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        *tensors, ctx.family, ctx.base, ctx.inverse = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+def _interval_gradient(family: str) -> Callable[..., Tensors]:
+    def gradient(grad: Tensor, lower: Tensor, upper: Tensor, *parameters: Tensor) -> Tensors:
+        function = functools.partial(reference.discretized_log_prob, family=family)
+        value, pull_back = _vjp(function, (lower, upper), parameters)
+        return cast(Tensors, pull_back(grad.expand_as(value)))
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        formula = _backward_formula(ctx.family, ctx.base, ctx.inverse)
-        pull_back = torch.func.vjp(formula, *ctx.saved_tensors)[1]
-        return (*pull_back(grads), None, None, None)
+    return gradient
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensors:
-        # Seeds are often expanded, and a tangent cannot be written into memory that its elements share.
-        tensors = tuple(t.contiguous() for t in ctx.saved_tensors)
-        moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, tangents[:6], strict=True))
-        formula = _backward_formula(ctx.family, ctx.base, ctx.inverse)
-        return cast(Tensors, torch.func.jvp(formula, tensors, moved)[1])
+
+_INTERVAL = _Op(
+    "interval",
+    elements=2,
+    outputs=1,
+    options="str family",
+    kernel=_core.interval,
+    backward_kernel=_core.interval_backward,
+    indices=lambda family: (_FAMILY_INDEX[family],),
+    gradient=_interval_gradient,
+    points=lambda inputs, outputs: inputs[:2],
+)

@@ -1,0 +1,127 @@
+// log P(lower < X <= upper) of a mixture, and its gradients.
+//
+//     P = sum_k w_k (C(b_k) - C(a_k))      a_k = (lower - loc_k) / s_k      b_k = (upper - loc_k) / s_k
+//
+// A family gives each difference without cancellation, as exp(-exponent) times a tame factor, so the sum over the
+// components is a log-sum-exp of positive numbers whose shift costs no transcendental function.
+#pragma once
+
+#include "mixture.h"
+
+namespace mixflow {
+namespace MIXFLOW_ARCH {
+
+// The interval as a component sees it: in scales from its location, mirrored where that brings the centre to the right.
+template <class V>
+MIXFLOW_FN Interval<V> interval_from(V lower, V upper, V width, const Component<V>& c) {
+  using T = Scalar<V>;
+  V a = lower - c.loc, b = upper - c.loc, centre = a * T(0.5) + b * T(0.5);
+  Mask<V> mirrored = centre < T(0);
+  // Two infinite edges have no centre, and no use of one but that it is not near.
+  centre = select<V>(width == infinity<V>(), width, abs(centre) * c.inv_scale);
+  return {select<V>(mirrored, -b, a) * c.inv_scale, select<V>(mirrored, -a, b) * c.inv_scale, centre,
+          width * c.inv_scale, mirrored};
+}
+
+template <class V>
+MIXFLOW_FN V interval_width(V lower, V upper) {
+  return select<V>(lower == upper, V{}, upper - lower);  // also at infinity
+}
+
+template <class Family, class V, class Parameters>
+MIXFLOW_FN V largest_interval_exponent(V lower, V upper, V width, const Parameters& parameters) {
+  V shift = splat<V>(-Limits<Scalar<V>>::max);  // a sum of zeros has no exponent: keep inf - inf out
+  for (int k = 0; k < parameters.components; ++k) {
+    Component<V> c = parameters.component(k);
+    V exponent = c.log_weight - Family::interval_exponent(interval_from(lower, upper, width, c));
+    shift = select<V>(exponent > shift, exponent, shift);
+  }
+  return shift;
+}
+
+// NaN where the edges are not in order.
+template <class Family, class V, class Parameters>
+MIXFLOW_FN V log_interval(V lower, V upper, const Parameters& parameters) {
+  V width = interval_width(lower, upper);
+  V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
+  Sums<V> sums = sum_components<false, V>(parameters, [&](int, const Component<V>& c, Sums<V>& block) {
+    Interval<V> interval = interval_from(lower, upper, width, c);
+    V weight = exp_flushed((c.log_weight - Family::interval_exponent(interval)) - shift);
+    block.density = fma(weight, Family::interval_shares(interval).probability, block.density);
+    block.lower += c.weight;
+  });
+  // Here the sum of the weights matters to the last digit, so it is taken in blocks, too. A logarithm of a probability
+  // is never positive.
+  V result = min(shift + log(quotient(sums.density, sums.lower)), V{});
+  return select<V>(lower <= upper, result, quiet_nan<V>());
+}
+
+// What a component has in P, in the densities at the two edges, and in the derivatives of P by its location and by the
+// logarithm of its scale, all up to the factor exp(shift).
+template <class V>
+struct IntervalTerms {
+  V probability, at_lower, at_upper, by_loc, by_log_scale;
+};
+
+// x y where y = 0 wins over x = inf.
+template <class V>
+MIXFLOW_FN V vanishing_product(V x, V y) {
+  return select<V>(y == Scalar<V>(0), V{}, x * y);
+}
+
+template <class Family, class V>
+MIXFLOW_FN IntervalTerms<V> interval_terms(V lower, V upper, V width, V shift, const Component<V>& c) {
+  using T = Scalar<V>;
+  Interval<V> interval = interval_from(lower, upper, width, c);
+  IntervalShares<V> shares = Family::interval_shares(interval);
+  V weight = exp_flushed((c.log_weight - Family::interval_exponent(interval)) - shift);
+  V near = weight * shares.near, far = weight * shares.far, difference = weight * shares.difference;
+  // far c(far) - near c(near): by the edges, or by the centre where the edges are so close that they cancel.
+  V by_edges = vanishing_product(interval.far, far) - vanishing_product(interval.near, near);
+  V by_centre = fma(interval.width * T(0.5), near + far, -(interval.centre * difference));
+  V spread = select<V>(interval.width <= T(1), by_centre, by_edges);
+  V slope = vanishing_product(c.inv_scale, difference);
+  near = vanishing_product(c.inv_scale, near);
+  far = vanishing_product(c.inv_scale, far);
+  return {weight * shares.probability, select<V>(interval.mirrored, far, near), select<V>(interval.mirrored, near, far),
+          select<V>(interval.mirrored, -slope, slope), -spread};
+}
+
+template <class V>
+struct EdgeGradients {
+  V lower, upper;
+};
+
+// With P_k = w_k p_k and f the mixture's density,
+//     dlogP/dlower = -f(lower) / P     dlogP/dupper = f(upper) / P     dlogP/dlogit_k = P_k / P - omega_k
+// and by the other parameters as in IntervalTerms, over P. sink(k, g_logit, g_loc, g_log_scale) receives those.
+template <class Family, class V, class Parameters, class Sink>
+MIXFLOW_FN EdgeGradients<V> log_interval_backward(V lower, V upper, V g, const Parameters& parameters, Sink&& sink) {
+  V width = interval_width(lower, upper);
+  V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
+  Sums<V> sums = sum_components<false, V>(parameters, [&](int k, const Component<V>& c, Sums<V>& block) {
+    IntervalTerms<V> terms = interval_terms<Family>(lower, upper, width, shift, c);
+    parameters.keep(k, {terms.probability, terms.by_loc, terms.by_log_scale});
+    block.density += terms.probability;
+    block.lower += terms.at_lower;
+    block.upper += terms.at_upper;
+  });
+  g = select<V>(lower <= upper, g, quiet_nan<V>());
+  V by_probability = g * reciprocal(sums.density), by_weight = g * reciprocal(parameters.total_weight());
+  for (int k = 0; k < parameters.components; ++k) {
+    Component<V> c = parameters.component(k);
+    Shares<V> kept;
+    if (parameters.has_kept(k)) {
+      kept = parameters.kept(k);
+    } else {
+      IntervalTerms<V> terms = interval_terms<Family>(lower, upper, width, shift, c);
+      kept = {terms.probability, terms.by_loc, terms.by_log_scale};
+    }
+    sink(k, fma(kept.lower, by_probability, -(c.weight * by_weight)), kept.upper * by_probability,
+         kept.density * by_probability);
+  }
+  return {-(sums.lower * by_probability), sums.upper * by_probability};
+}
+
+}  // namespace MIXFLOW_ARCH
+}  // namespace mixflow

@@ -1,0 +1,326 @@
+"""Mixtures for code that speaks ``torch.distributions``: the density as a Distribution, its map as a Transform."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Transform, constraints
+from torch.nn.functional import logsigmoid
+
+from . import reference
+from .ops import cdf_transform, cdf_transform_inverse, check_mixture, discretized_log_prob
+
+__all__ = ["Mixture", "MixtureCDFTransform"]
+
+# Entropy: panels end where a component's probability has these logits, and each has so many nodes.
+_PANEL_LOGITS, _PANEL_NODES = range(-40, 41, 2), 16
+
+
+class Mixture(Distribution):
+    r"""A mixture of one family's distributions, ``F(x) = sum_k softmax(logits)_k C((x - loc_k) / exp(log_scale_k))``.
+
+    Everything is exact in both tails and differentiable in every argument, twice, also through ``icdf`` and
+    ``rsample``, whose gradients are those of the implicit function. The parameters may broadcast against each other;
+    they are kept as they are given, and no copy is made by ``expand`` or by a larger batch of values.
+
+    Args:
+        logits: Unnormalised log-weights, shape ``(..., K)``; ``-inf`` is a weight of zero.
+        loc: Locations of the components, ``(..., K)``, in the units of the values.
+        log_scale: Natural logarithms of their scales, ``(..., K)``.
+        family: One of ``mixflow.FAMILIES``.
+        validate_args: As in every torch Distribution: whether to check parameters and values at every call.
+
+    Raises:
+        TypeError: As in :func:`mixflow.cdf_transform`.
+        ValueError: As in :func:`mixflow.cdf_transform`; a parameter or a value is outside its constraint.
+
+    Source: gradients of samples as in Figurnov et al., "Implicit Reparameterization Gradients" (2018).
+
+    Example:
+        >>> import torch, mixflow
+        >>> m = mixflow.Mixture(torch.zeros(2), torch.tensor([-2.0, 2.0]), torch.zeros(2), family="logistic")
+        >>> m.batch_shape, m.sample((3,)).shape
+        (torch.Size([]), torch.Size([3]))
+        >>> f"{m.mean:.3f} {m.stddev:.3f} {m.cdf(torch.tensor(0.0)):.3f} {m.log_sf(torch.tensor(200.0)):.3f}"
+        '0.000 2.700 0.500 -198.675'
+
+    """
+
+    arg_constraints = {  # noqa: RUF012 - as torch has it
+        "logits": constraints.real_vector,
+        "loc": constraints.real_vector,
+        "log_scale": constraints.real_vector,
+    }
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(
+        self,
+        logits: Tensor,
+        loc: Tensor,
+        log_scale: Tensor,
+        family: str = "gaussian",
+        validate_args: bool | None = None,
+    ) -> None:
+        check_mixture(logits, loc, log_scale, family)
+        self.family, self._parameters = family, (logits, loc, log_scale)
+        batch_shape = torch.broadcast_shapes(*(p.shape[:-1] for p in self._parameters))
+        super().__init__(batch_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Mixture:
+        """The same mixture over a larger batch, as a view; ``ValueError`` where the batch does not broadcast."""
+        new = cast(Mixture, self._get_checked_instance(Mixture, _instance))
+        try:
+            torch.empty(()).expand(self.batch_shape).expand(batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"batch_shape: expected one to which {tuple(self.batch_shape)} expands; got {tuple(batch_shape)}"
+            ) from None
+        new.family, new._parameters = self.family, self._parameters
+        super(Mixture, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __repr__(self) -> str:
+        return f"Mixture(family: {self.family!r}, components: {self.components}, batch: {tuple(self.batch_shape)})"
+
+    @property
+    def components(self) -> int:
+        """The number K of components."""
+        return self._parameters[0].shape[-1]
+
+    @property
+    def logits(self) -> Tensor:
+        """The log-weights as given, expanded to ``(*batch_shape, K)``."""
+        return self._expanded(0)
+
+    @property
+    def loc(self) -> Tensor:
+        """The locations, expanded to ``(*batch_shape, K)``."""
+        return self._expanded(1)
+
+    @property
+    def log_scale(self) -> Tensor:
+        """The log-scales, expanded to ``(*batch_shape, K)``."""
+        return self._expanded(2)
+
+    def _expanded(self, index: int) -> Tensor:
+        return self._parameters[index].expand(*self.batch_shape, self.components)
+
+    def _map(self, value: Tensor, base: str) -> tuple[Tensor, Tensor]:
+        if self._validate_args:
+            self._validate_sample(value)
+        return cdf_transform(self._batched(value), *self._parameters, family=self.family, base=base)
+
+    def _batched(self, value: Tensor) -> Tensor:
+        """With the batch's axes, which after ``expand`` the parameters alone may not have."""
+        return value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-density in nats; -inf at infinity."""
+        return self._map(value, "uniform")[1].masked_fill(self._batched(value).isinf(), -math.inf)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """``F(value)``, with the relative accuracy of the lower tail; for the upper one see :meth:`log_sf`."""
+        return self._map(value, "uniform")[0]
+
+    def log_cdf(self, value: Tensor) -> Tensor:
+        """``log F(value)`` in nats, exact however far out in either tail."""
+        return logsigmoid(self._map(value, "logistic")[0])
+
+    def log_sf(self, value: Tensor) -> Tensor:
+        """``log(1 - F(value))`` in nats, exact however far out in either tail."""
+        return logsigmoid(-self._map(value, "logistic")[0])
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantile ``F^-1(value)``; infinite at 0 and 1, NaN outside them (``ValueError`` when validating)."""
+        if self._validate_args and not bool(constraints.unit_interval.check(value).all()):
+            raise ValueError("value: expected probabilities in [0, 1]; got some outside")
+        return cdf_transform_inverse(self._batched(value), *self._parameters, family=self.family, base="uniform")[0]
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Samples of shape ``(*sample_shape, *batch_shape)``, differentiable in the parameters.
+
+        Drawn through the logit of a probability, not the probability itself, so that both tails are reached.
+        """
+        like = self._parameters[0]
+        dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+        shape = self._extended_shape(sample_shape)
+        z = reference.BASES["logistic"].sample(shape, dtype=dtype, device=like.device)
+        return cdf_transform_inverse(z, *self._parameters, family=self.family, base="logistic")[0].to(like.dtype)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Samples as of :meth:`rsample`, without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """``sum_k w_k loc_k``."""
+        return (self.logits.softmax(-1) * self.loc).sum(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """``sum_k w_k (v scale_k^2 + (loc_k - mean)^2)``, v the variance of the family's standard distribution."""
+        spread = reference.FAMILIES[self.family].variance * (2 * self.log_scale).exp()
+        return (self.logits.softmax(-1) * (spread + (self.loc - self.mean.unsqueeze(-1)) ** 2)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """The differential entropy ``-E[log f(X)]`` in nats, by quadrature.
+
+        The line is cut at 41 quantiles of every component, so that a component of any scale is seen wherever it lies,
+        and each panel gets Gauss and Legendre's 16 nodes: ``656 K`` evaluations of the density, all in memory at once.
+        What lies beyond the quantiles of probability e^-40 is left out. In float64 the error is below 1e-10.
+        """
+        with torch.no_grad():  # the integral does not depend on where it is cut
+            logit = torch.tensor(_PANEL_LOGITS, dtype=torch.float64, device=self.loc.device)
+            quantile = reference.FAMILIES[self.family].quantile_from_logit(logit).to(self.loc.dtype)
+            edges = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * quantile
+            edges = edges.flatten(-2).sort(-1).values.movedim(-1, 0)
+            nodes, weights = (torch.from_numpy(v).to(edges) for v in np.polynomial.legendre.leggauss(_PANEL_NODES))
+            nodes, weights = (v.reshape(-1, *(1,) * edges.dim()) for v in (nodes, weights))
+            half = 0.5 * (edges[1:] - edges[:-1])
+            points, widths = edges[:-1] + half * (1.0 + nodes), half * weights
+        log_f = self._map(points, "uniform")[1].clamp(min=-1e4)  # there the density is zero in any dtype
+        return -(widths * log_f.exp() * log_f).sum((0, 1))
+
+    def discretized_log_prob(self, value: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
+        """``log P(lower < X <= upper)`` in nats of the bin that holds each value: the likelihood of data in bins.
+
+        Args:
+            value: Shape ``(...)``. Only tells where the bins are: with ``validate_args``, a value outside its bin is an
+                error.
+            lower: Lower edges, broadcasting against ``value``; ``-inf`` for the first bin.
+            upper: Upper edges, broadcasting against ``value``; ``inf`` for the last bin.
+
+        Returns:
+            As :func:`mixflow.discretized_log_prob`, of the broadcast shape of values, edges and batch.
+
+        Raises:
+            ValueError: A value lies outside its bin, or shapes do not broadcast.
+
+        Example:
+            >>> import torch, mixflow
+            >>> m = mixflow.Mixture(torch.zeros(1), torch.zeros(1), torch.zeros(1))
+            >>> f"{m.discretized_log_prob(torch.tensor(0.5), -torch.inf, 1.0):.4f}"
+            '-0.1728'
+
+        """
+        low, high = (torch.as_tensor(e, dtype=value.dtype, device=value.device) for e in (lower, upper))
+        if self._validate_args:
+            self._validate_sample(value)
+            if not bool(((low <= value) & (value <= high)).all()):
+                raise ValueError("value: expected values between lower and upper; got some outside")
+        low = self._batched(low.expand(torch.broadcast_shapes(low.shape, value.shape)))
+        return discretized_log_prob(low, high, *self._parameters, family=self.family)
+
+
+class MixtureCDFTransform(Transform):
+    r"""The map ``z = G^-1(F(x))`` of :func:`mixflow.cdf_transform` as a bijection of ``torch.distributions``.
+
+    Elementwise (``event_dim`` is 0) and increasing, from the real line to the base's support. Its inverse, ``.inv``,
+    maps base samples to data: ``TransformedDistribution(base, [transform.inv])`` is the mixture.
+
+    Args:
+        logits: Unnormalised log-weights, shape ``(..., K)``; batch axes broadcast against the elements.
+        loc: Locations of the components, ``(..., K)``, in the units of ``x``.
+        log_scale: Natural logarithms of their scales, ``(..., K)``.
+        family: One of ``mixflow.FAMILIES``.
+        base: One of ``mixflow.BASES``.
+        cache_size: 1 to remember the last pair and its log-derivative, so that the inverse of a result and its
+            Jacobian cost nothing; else 0.
+
+    Raises:
+        TypeError: As in :func:`mixflow.cdf_transform`.
+        ValueError: As in :func:`mixflow.cdf_transform`; ``cache_size`` is neither 0 nor 1.
+
+    Source: the "mixture CDF" flow layer of Ho et al., "Flow++" (2019).
+
+    Example:
+        >>> import torch, mixflow
+        >>> t = mixflow.MixtureCDFTransform(torch.zeros(2), torch.tensor([-1.0, 1.0]), torch.zeros(2), base="logistic")
+        >>> x = torch.tensor([-3.0, 0.0, 3.0])
+        >>> torch.allclose(t.inv(t(x)), x, atol=1e-5), t.sign
+        (True, 1)
+
+    """
+
+    domain = constraints.real
+    bijective = True
+    sign = 1
+
+    def __init__(
+        self,
+        logits: Tensor,
+        loc: Tensor,
+        log_scale: Tensor,
+        family: str = "gaussian",
+        base: str = "normal",
+        cache_size: int = 0,
+    ) -> None:
+        check_mixture(logits, loc, log_scale, family, base)
+        super().__init__(cache_size=cache_size)
+        self.logits, self.loc, self.log_scale = logits, loc, log_scale
+        self.family, self.base = family, base
+        self._cached_ladj: tuple[Any, Any, Any] = None, None, None
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def codomain(self) -> Any:
+        """The support of the base."""
+        return constraints.unit_interval if self.base == "uniform" else constraints.real
+
+    @property
+    def _parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.logits, self.loc, self.log_scale
+
+    def with_cache(self, cache_size: int = 1) -> MixtureCDFTransform:
+        """This map with another ``cache_size``, on the same parameters."""
+        if self._cache_size == cache_size:
+            return self
+        return MixtureCDFTransform(*self._parameters, self.family, self.base, cache_size)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MixtureCDFTransform) or (self.family, self.base) != (other.family, other.base):
+            return False
+        pairs = zip(self._parameters, other._parameters, strict=True)
+        return all(mine is theirs or torch.equal(mine, theirs) for mine, theirs in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"MixtureCDFTransform(family: {self.family!r}, base: {self.base!r}, components: {self.logits.shape[-1]})"
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``z`` and ``log |dz/dx|`` in nats at once, as zuko asks for them."""
+        z, ladj = cdf_transform(x, *self._parameters, family=self.family, base=self.base)
+        if self._cache_size:
+            self._cached_ladj = x, z, ladj
+        return z, ladj
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        x, ladj = cdf_transform_inverse(z, *self._parameters, family=self.family, base=self.base)
+        if self._cache_size:
+            self._cached_ladj = x, z, -ladj
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log |dz/dx|`` in nats, of the broadcast shape of ``x`` and the parameters."""
+        cached_x, cached_z, ladj = self._cached_ladj
+        if ladj is not None and x is cached_x and z is cached_z:
+            return cast(Tensor, ladj)
+        return cdf_transform(x, *self._parameters, family=self.family, base=self.base)[1]
+
+    def forward_shape(self, shape: Any) -> torch.Size:
+        """The shape of ``z`` for ``x`` of this shape."""
+        return torch.Size(torch.broadcast_shapes(shape, *(p.shape[:-1] for p in self._parameters)))
+
+    def inverse_shape(self, shape: Any) -> torch.Size:
+        """The shape of ``x`` for ``z`` of this shape."""
+        return self.forward_shape(shape)

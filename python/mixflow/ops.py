@@ -8,7 +8,8 @@ see through them, with a ``torch.autograd.Function`` around them that is entered
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ Tensors: TypeAlias = tuple[Tensor, ...]
 _FAMILY_INDEX = {name: index for index, name in enumerate(FAMILIES)}
 _BASE_INDEX = {name: index for index, name in enumerate(BASES)}
 _PLAIN = (Tensor, torch.nn.Parameter)
+_ARRAYS = (np.ndarray, np.generic)
 _PARAMETERS = ("logits", "loc", "log_scale")
 _HALF = (torch.float16, torch.bfloat16)
 _FULL = (torch.float32, torch.float64)
@@ -43,7 +45,9 @@ def cdf_transform(
     ``G`` the CDF of ``base``. Both tails keep full relative accuracy, however far out ``x`` lies.
 
     Args:
-        x: Elements to transform, shape ``(...)``; a torch tensor or a numpy array, like all the others.
+        x: Elements to transform, shape ``(...)``; a torch tensor or a numpy array, like all the others. Arrays are used
+            where they lie, read-only ones too; only those with negative strides, foreign byte order or unaligned
+            elements are copied.
         logits: Unnormalised log-weights, shape ``(..., K)``. Batch axes of the parameters broadcast against ``x``, and
             nothing is expanded in memory: ``(K,)``, ``(D, K)`` against ``(N, D)`` and ``(N, D, K)`` all work.
         loc: Locations of the components, ``(..., K)``, in the units of ``x``.
@@ -53,9 +57,9 @@ def cdf_transform(
 
     Returns:
         ``z`` and ``ladj = log |dz/dx|`` in nats, both of the broadcast shape ``(...)``, in the dtype of ``x``. float32
-        and float64 are computed as such; float16 and bfloat16 are computed in float32. For torch tensors both are
-        differentiable in every argument. ``x = +-inf`` gives ``z = +-inf`` (0 or 1 for the uniform base), NaN gives
-        NaN for that element alone.
+        and float64 are computed as such; float16 and bfloat16 are computed in float32. That is so under
+        ``torch.autocast``, too, which changes no dtype here. For torch tensors both are differentiable in every
+        argument. ``x = +-inf`` gives ``z = +-inf`` (0 or 1 for the uniform base), NaN gives NaN for that element alone.
 
     Raises:
         TypeError: An argument is not a floating-point tensor or array, or float64 is mixed with another dtype.
@@ -117,7 +121,7 @@ def cdf_transform_inverse(
 def _call(
     name: str, x: Array, logits: Array, loc: Array, log_scale: Array, family: str, base: str, *, inverse: bool
 ) -> tuple[Array, Array]:
-    if isinstance(x, np.ndarray):
+    if isinstance(x, _ARRAYS):
         tensors = [_from_numpy(n, a) for n, a in zip((name, *_PARAMETERS), (x, logits, loc, log_scale), strict=True)]
         with torch.no_grad():
             results = _call(name, tensors[0], tensors[1], tensors[2], tensors[3], family, base, inverse=inverse)
@@ -131,14 +135,31 @@ def _call(
 
 
 def _from_numpy(name: str, array: object) -> Tensor:
-    if not isinstance(array, np.ndarray):
+    """``array`` as a tensor of the same memory, if torch can hold it: native, aligned, no negative strides."""
+    if not isinstance(array, _ARRAYS) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a numpy array, like the others; got {type(array).__name__}")
     dtype = array.dtype.newbyteorder("=")
     if dtype not in (np.float32, np.float64, np.float16):
         raise TypeError(f"{name}: expected a float16, float32 or float64 array; got {array.dtype}")
-    native = array.astype(dtype, copy=False)
-    usable = native.flags.writeable and all(stride >= 0 for stride in native.strides)
-    return torch.from_numpy(native if usable else native.copy())
+    native = np.asarray(array, dtype)
+    strides = native.strides
+    if not native.flags.aligned or any(stride < 0 or stride % dtype.itemsize for stride in strides):
+        native = native.copy()
+    return torch.from_numpy(native if native.flags.writeable else np.asarray(_Unlocked(native)))
+
+
+class _Unlocked:
+    """A read-only array as numpy's interface presents it, but for the flag: torch warns of it, and nothing writes."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+        self.array = array  # whose memory it is
+
+
+def _same(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two shapes are one; Python compares the sizes of unlike lengths, too, which a graph would guard."""
+    return len(a) == len(b) and a == b
 
 
 def _plain_on_cpu(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) -> bool:
@@ -160,14 +181,16 @@ def _plainly_right(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) ->
 
     True for most calls, and known in a tenth of the time that :func:`_check` takes to find what is wrong.
     """
-    shape = getattr(logits, "shape", None)
+    shape: Any = getattr(logits, "shape", None)
     return (
         _plain_on_cpu(x, logits, loc, log_scale)
         and x.dtype is logits.dtype is loc.dtype is log_scale.dtype is torch.float32
-        and shape == loc.shape == log_scale.shape
+        and x.layout is logits.layout is loc.layout is log_scale.layout is torch.strided
+        and _same(shape, loc.shape)
+        and _same(shape, log_scale.shape)
         and len(shape) > 0
         and shape[-1] > 0
-        and (len(shape) == 1 or shape[:-1] == x.shape)
+        and (len(shape) == 1 or _same(shape[:-1], x.shape))
     )
 
 
@@ -177,7 +200,11 @@ def _check(name: str, x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor,
     arguments = {name: x, "logits": logits, "loc": loc, "log_scale": log_scale}
     for key, tensor in arguments.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{key}: expected a torch tensor, like {name}; got {type(tensor).__name__}")
+            wanted = "torch tensor or a numpy array" if key == name else f"torch tensor, like {name}"
+            raise TypeError(f"{key}: expected a {wanted}; got {type(tensor).__name__}")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = f"a nested tensor of layout {tensor.layout}" if tensor.is_nested else tensor.layout
+            raise TypeError(f"{key}: expected a dense tensor (layout torch.strided); got {kind}")
         if tensor.dtype not in _FULL and tensor.dtype not in _HALF:
             raise TypeError(f"{key}: expected float16, bfloat16, float32 or float64; got {tensor.dtype}")
         if (tensor.dtype == torch.float64) != (x.dtype == torch.float64):
@@ -213,20 +240,62 @@ def _check(name: str, x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor,
 def _apply(
     x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling():
-        return cast("tuple[Tensor, Tensor]", _Map.apply(x, logits, loc, log_scale, family, base, inverse))
-    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
-        return cast("tuple[Tensor, Tensor]", _MapWithJvp.apply(x, logits, loc, log_scale, family, base, inverse))
-    if torch.is_grad_enabled() and (
+    transforms = torch._C._functorch.peek_interpreter_stack() is not None
+    leaves = torch.is_grad_enabled() and (
         x.requires_grad or logits.requires_grad or loc.requires_grad or log_scale.requires_grad
-    ):
+    )
+    if torch.compiler.is_compiling():
+        if (transforms and torch.is_grad_enabled()) or _is_differentiated_in_graph():
+            return _written_out(x, logits, loc, log_scale, family, base, inverse)
+        return cast("tuple[Tensor, Tensor]", _Map.apply(x, logits, loc, log_scale, family, base, inverse))
+    if transforms or forward_ad._current_level >= 0:
+        return cast("tuple[Tensor, Tensor]", _MapWithJvp.apply(x, logits, loc, log_scale, family, base, inverse))
+    if leaves:
         return cast("tuple[Tensor, Tensor]", _EagerMap.apply(x, logits, loc, log_scale, family, base, inverse))
     return _run_map(x, logits, loc, log_scale, family, base, inverse)
 
 
+@torch.compiler.assume_constant_result
+def _is_differentiated_in_graph() -> bool:
+    """Whether ``torch.func`` or forward mode differentiate inside the function that is being compiled.
+
+    There Dynamo ignores what a Function says of its derivatives, and they would come out as zero (pytorch#192985,
+    pytorch#193279). Nor does ``vmap`` in a graph show what requires a gradient, or map a Function that has one
+    (pytorch#129845).
+    """
+    kinds = torch._C._functorch.TransformType
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return forward_ad._current_level >= 0 or any(level.key() in (kinds.Grad, kinds.Jvp) for level in stack)
+
+
+def _written_out(
+    x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The transform in torch's own operations, whose derivatives any transform of ``torch.func`` knows."""
+    if not inverse:
+        return reference.cdf_transform(x, logits, loc, log_scale, family=family, base=base)
+    constants = (t.detach() for t in (x, logits, loc, log_scale))
+    root, _ = torch.ops.mixflow.map(*constants, family, base, True)
+    return reference.solved_inverse(root, x, logits, loc, log_scale, family=family, base=base)
+
+
 def _skips_dispatch(x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor) -> bool:
-    """Whether nothing but the CPU kernel would see a call: no mode, no subclass. Torch's dispatch takes 15 us."""
-    return torch._C._len_torch_dispatch_stack() == 0 and _plain_on_cpu(x, logits, loc, log_scale)
+    """Whether nothing but the CPU kernel would see a call: no mode, no subclass. Torch's dispatch takes 15 us.
+
+    It is needed where the memory is not the tensor: for a view that stands for its negative (``z.conj().imag``). And
+    ``torch.jit.trace`` records only what is dispatched.
+    """
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and _plain_on_cpu(x, logits, loc, log_scale)
+        and not (x.is_neg() or logits.is_neg() or loc.is_neg() or log_scale.is_neg())
+    )
+
+
+def _is_plain_seed(grad: Tensor) -> bool:
+    """Whether a gradient that autograd hands over is its memory; ``is_grads_batched`` hands over one without."""
+    return type(grad) is Tensor and not grad.is_neg() and not torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _run_map(
@@ -287,21 +356,21 @@ _library.define(
 
 def _batch_shape(x: Tensor, *parameters: Tensor) -> tuple[int, ...]:
     shape = parameters[0].shape
-    if all(p.shape == shape for p in parameters) and (len(shape) == 1 or shape[:-1] == x.shape):
+    if all(_same(p.shape, shape) for p in parameters) and (len(shape) == 1 or _same(shape[:-1], x.shape)):
         return tuple(x.shape)
     return tuple(torch.broadcast_shapes(x.shape, *(p.shape[:-1] for p in parameters)))
 
 
 def _parameter_shape(*parameters: Tensor) -> tuple[int, ...]:
     shape = parameters[0].shape
-    if all(p.shape == shape for p in parameters):
+    if all(_same(p.shape, shape) for p in parameters):
         return tuple(shape)
     return tuple(torch.broadcast_shapes(*(p.shape for p in parameters)))
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Contiguous, of this shape; ``empty_like`` takes half the time of ``new_empty``."""
-    return torch.empty_like(like) if like.shape == shape and like.is_contiguous() else like.new_empty(shape)
+    return torch.empty_like(like) if _same(like.shape, shape) and like.is_contiguous() else like.new_empty(shape)
 
 
 def _map_fake(
@@ -353,7 +422,7 @@ def _map(
 
 
 def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return grad if grad.shape == shape else grad.sum_to_size(shape)
+    return grad if _same(grad.shape, shape) else grad.sum_to_size(shape)
 
 
 def _map_backward(
@@ -397,23 +466,22 @@ def _align(info: Any, in_dims: tuple[int | None, ...], tensors: Tensors, compone
     return tuple(aligned)
 
 
-@torch.library.register_vmap("mixflow::map", lib=_library)
-def _map_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors = _align(info, in_dims[:4], args[:4], (0, 1, 1, 1))
-    return torch.ops.mixflow.map(*tensors, *args[4:]), (0, 0)
+def _map_vmap(run: Callable[..., Tensors], info: Any, in_dims: Any, *args: Any) -> tuple[Tensors, tuple[int, int]]:
+    return run(*_align(info, in_dims[:4], args[:4], (0, 1, 1, 1)), *args[4:]), (0, 0)
 
 
-@torch.library.register_vmap("mixflow::map_backward", lib=_library)
-def _map_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+def _map_backward_vmap(
+    run: Callable[..., Tensors], info: Any, in_dims: Any, *args: Any
+) -> tuple[Tensors, tuple[int, int, int, int]]:
     tensors = _align(info, in_dims[:6], args[:6], (0, 0, 0, 1, 1, 1))
-    grad_input, *grads = torch.ops.mixflow.map_backward(*tensors, *args[6:])
+    grad_input, *grads = run(*tensors, *args[6:])
     own_axes = max(t.dim() - (d is not None) for t, d in zip(args[3:6], in_dims[3:6], strict=True))
-    return (grad_input, *(g.reshape(g.shape[:1] + g.shape[g.dim() - own_axes :]) for g in grads)), (
-        0,
-        0,
-        0,
-        0,
-    )
+    return (grad_input, *(g.reshape(g.shape[:1] + g.shape[g.dim() - own_axes :]) for g in grads)), (0, 0, 0, 0)
+
+
+for _key, _rule in (("map", _map_vmap), ("map_backward", _map_backward_vmap)):
+    _operator = getattr(torch.ops.mixflow, _key)
+    torch.library.register_vmap(f"mixflow::{_key}", functools.partial(_rule, _operator), lib=_library)
 
 
 # --------------------------------------------------------------------------------------------------------- gradients
@@ -442,7 +510,7 @@ def _pull_back(ctx: Any, grad_value: Tensor | None, grad_ladj: Tensor | None) ->
         run = torch.ops.mixflow.map_backward
     elif torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
         run = _MapBackward.apply
-    elif _skips_dispatch(point, logits, loc, log_scale) and type(grad_value) is type(grad_ladj) is Tensor:
+    elif _skips_dispatch(point, logits, loc, log_scale) and _is_plain_seed(grad_value) and _is_plain_seed(grad_ladj):
         run = _map_backward
     else:
         run = torch.ops.mixflow.map_backward
@@ -481,8 +549,26 @@ class _Map(torch.autograd.Function):
     backward = staticmethod(_pull_back)
 
 
+# Torch turns forward mode off while the jvp of a Function runs, so that jvp of jvp loses its second derivatives
+# (pytorch#197867). Turned on again, it must not see the tangents of the level that jvp itself is computing.
+
+
+def _forward_mode_of_outer_levels() -> AbstractContextManager[Any]:
+    return forward_ad._set_fwd_grad_enabled(True)
+
+
+def _primals(tensors: Tensors) -> Tensors:
+    return tuple(cast(Tensor, forward_ad.unpack_dual(t).primal) for t in tensors)
+
+
 class _MapWithJvp(_Map):
     """For ``torch.func`` and forward mode; Dynamo cannot trace a Function that defines jvp."""
+
+    generate_vmap_rule = False  # under the generated one, saved tensors hide their tangents
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _map_vmap(_MapWithJvp.apply, info, in_dims, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -491,16 +577,17 @@ class _MapWithJvp(_Map):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
         """Rows of the Jacobian, from two unreduced backward passes, times the tangents."""
-        point, *parameters = ctx.saved_tensors
-        shape = _batch_shape(point, *parameters)
-        expanded = [p.expand(*shape, p.shape[-1]) for p in parameters]
-        one, zero = point.new_ones(()), point.new_zeros(())
-        results = []
-        for seeds in ((one, zero), (zero, one)):
-            row = _MapBackward.apply(*seeds, point, *expanded, ctx.family, ctx.base, ctx.inverse)
-            products = [None if t is None else g * t for g, t in zip(row, tangents[:4], strict=True)]
-            terms = [p.sum(-1) if i else p for i, p in enumerate(products) if p is not None]
-            results.append(functools.reduce(torch.add, terms))
+        with _forward_mode_of_outer_levels():
+            point, *parameters = _primals(ctx.saved_tensors)
+            shape = _batch_shape(point, *parameters)
+            expanded = [p.expand(*shape, p.shape[-1]) for p in parameters]
+            one, zero = point.new_ones(()), point.new_zeros(())
+            results = []
+            for seeds in ((one, zero), (zero, one)):
+                row = _MapBackward.apply(*seeds, point, *expanded, ctx.family, ctx.base, ctx.inverse)
+                products = [None if t is None else g * t for g, t in zip(row, tangents[:4], strict=True)]
+                terms = [p.sum(-1) if i else p for i, p in enumerate(products) if p is not None]
+                results.append(functools.reduce(torch.add, terms))
         return results[0], results[1]
 
 
@@ -527,7 +614,9 @@ def _backward_formula(family: str, base: str, inverse: bool) -> Callable[..., Te
 
 
 class _MapBackward(torch.autograd.Function):
-    generate_vmap_rule = True
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _map_backward_vmap(_MapBackward.apply, info, in_dims, *args)
 
     @staticmethod
     def forward(*args: Any) -> Tensors:
@@ -547,8 +636,9 @@ class _MapBackward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensors:
-        # Seeds are often expanded, and a tangent cannot be written into memory that its elements share.
-        tensors = tuple(t.contiguous() for t in ctx.saved_tensors)
-        moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, tangents[:6], strict=True))
-        formula = _backward_formula(ctx.family, ctx.base, ctx.inverse)
-        return cast(Tensors, torch.func.jvp(formula, tensors, moved)[1])
+        with _forward_mode_of_outer_levels():
+            # Seeds are often expanded, and a tangent cannot be written into memory that its elements share.
+            tensors = tuple(t.contiguous() for t in _primals(ctx.saved_tensors))
+            moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, tangents[:6], strict=True))
+            formula = _backward_formula(ctx.family, ctx.base, ctx.inverse)
+            return cast(Tensors, torch.func.jvp(formula, tensors, moved)[1])

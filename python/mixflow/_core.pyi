@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 # (address, shape, strides in elements)
-Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
+_Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
 
 FAMILIES: tuple[str, ...]
 BASES: tuple[str, ...]
@@ -18,7 +18,7 @@ def map(
     family: int,
     base: int,
     is_double: bool,
-    operands: Sequence[Operand],
+    operands: Sequence[_Operand],
     device: int,
     stream: int,
 ) -> None: ...
@@ -29,7 +29,7 @@ def map_backward(
     family: int,
     base: int,
     is_double: bool,
-    operands: Sequence[Operand],
+    operands: Sequence[_Operand],
     device: int,
     stream: int,
 ) -> None: ...

@@ -240,23 +240,21 @@ def _check(name: str, x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor,
 def _apply(
     x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    transforms = torch._C._functorch.peek_interpreter_stack() is not None
-    leaves = torch.is_grad_enabled() and (
-        x.requires_grad or logits.requires_grad or loc.requires_grad or log_scale.requires_grad
-    )
     if torch.compiler.is_compiling():
-        if (transforms and torch.is_grad_enabled()) or _is_differentiated_in_graph():
+        if _is_differentiated_in_graph(torch.is_grad_enabled()):
             return _written_out(x, logits, loc, log_scale, family, base, inverse)
         return cast("tuple[Tensor, Tensor]", _Map.apply(x, logits, loc, log_scale, family, base, inverse))
-    if transforms or forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return cast("tuple[Tensor, Tensor]", _MapWithJvp.apply(x, logits, loc, log_scale, family, base, inverse))
-    if leaves:
+    if torch.is_grad_enabled() and (
+        x.requires_grad or logits.requires_grad or loc.requires_grad or log_scale.requires_grad
+    ):
         return cast("tuple[Tensor, Tensor]", _EagerMap.apply(x, logits, loc, log_scale, family, base, inverse))
     return _run_map(x, logits, loc, log_scale, family, base, inverse)
 
 
 @torch.compiler.assume_constant_result
-def _is_differentiated_in_graph() -> bool:
+def _is_differentiated_in_graph(grad_enabled: bool) -> bool:
     """Whether ``torch.func`` or forward mode differentiate inside the function that is being compiled.
 
     There Dynamo ignores what a Function says of its derivatives, and they would come out as zero (pytorch#192985,
@@ -264,8 +262,13 @@ def _is_differentiated_in_graph() -> bool:
     (pytorch#129845).
     """
     kinds = torch._C._functorch.TransformType
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    return forward_ad._current_level >= 0 or any(level.key() in (kinds.Grad, kinds.Jvp) for level in stack)
+    keys = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    return (
+        forward_ad._current_level >= 0
+        or kinds.Grad in keys
+        or kinds.Jvp in keys
+        or (grad_enabled and kinds.Vmap in keys)
+    )
 
 
 def _written_out(

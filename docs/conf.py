@@ -12,12 +12,8 @@ def rates() -> str:
     """The groups of the benchmark that compare with a rival, as Markdown."""
     document = json.loads(RESULTS.read_text())
     machine = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
-    lines = [
-        f"{machine}; {document['unit']}.",
-        "",
-        "| case | mixflow | rival | its rate | ratio |",
-        "|---|--:|---|--:|--:|",
-    ]
+    heading = ["| case | mixflow | rival | its rate | ratio |", "| --- | --: | --- | --: | --: |"]
+    lines = [f"{machine}; {document['unit']}.", "", *heading]
     for rows in document["groups"].values():
         for row in rows:
             if row.get("ratio") and row.get("contender_rate"):

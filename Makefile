@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(shell find csrc python -type f -not -name '*.pyc')
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench accuracy stress lint format clean
+.PHONY: demo test bench accuracy stress docs lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out output
@@ -24,11 +24,15 @@ accuracy: $(VENV)/.installed
 stress: $(VENV)/.installed
 	$(BIN)/python bench/inverse.py
 
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs output/docs
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest mixflow._core
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
@@ -37,7 +41,7 @@ format: $(VENV)/.installed
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test,lint,docs]"
 	touch $@
 
 clean:

@@ -26,6 +26,7 @@ void to_extents(const py::tuple& values, Extents& extents) {
 // (address, shape, strides in elements)
 void to_array(const py::tuple& fields, Array& array) {
   array.data = reinterpret_cast<void*>(fields[0].cast<uintptr_t>());
+  if (array.data == nullptr) throw std::invalid_argument("operands: expected tensors with memory of their own");
   to_extents(fields[1], array.shape);
   to_extents(fields[2], array.stride);
 }

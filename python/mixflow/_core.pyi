@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 # (address, shape, strides in elements)
-Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
+_Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
 
 FAMILIES: tuple[str, ...]
 BASES: tuple[str, ...]
@@ -18,7 +18,7 @@ def map(
     family: int,
     base: int,
     is_double: bool,
-    operands: Sequence[Operand],
+    operands: Sequence[_Operand],
     device: int,
     stream: int,
 ) -> None: ...
@@ -29,16 +29,16 @@ def map_backward(
     family: int,
     base: int,
     is_double: bool,
-    operands: Sequence[Operand],
+    operands: Sequence[_Operand],
     device: int,
     stream: int,
 ) -> None: ...
 
 # operands: lower, upper, logits, loc, log_scale, output
-def interval(family: int, is_double: bool, operands: Sequence[Operand], device: int, stream: int) -> None: ...
+def interval(family: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int) -> None: ...
 
 # operands: grad, lower, upper, logits, loc, log_scale, grad_lower, grad_upper, grad_logits, grad_loc, grad_log_scale
-def interval_backward(family: int, is_double: bool, operands: Sequence[Operand], device: int, stream: int) -> None: ...
+def interval_backward(family: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int) -> None: ...
 
 # A special function of the core over contiguous numbers, for the tests that measure its error.
 def special(name: str, is_double: bool, size: int, input: int, output: int) -> None: ...

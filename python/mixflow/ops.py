@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -30,6 +31,7 @@ Tensors: TypeAlias = tuple[Tensor, ...]
 _FAMILY_INDEX = {name: index for index, name in enumerate(FAMILIES)}
 _BASE_INDEX = {name: index for index, name in enumerate(BASES)}
 _PLAIN = (Tensor, torch.nn.Parameter)
+_ARRAYS = (np.ndarray, np.generic)
 _PARAMETERS = ("logits", "loc", "log_scale")
 _HALF = (torch.float16, torch.bfloat16)
 _FULL = (torch.float32, torch.float64)
@@ -44,7 +46,9 @@ def cdf_transform(
     ``G`` the CDF of ``base``. Both tails keep full relative accuracy, however far out ``x`` lies.
 
     Args:
-        x: Elements to transform, shape ``(...)``; a torch tensor or a numpy array, like all the others.
+        x: Elements to transform, shape ``(...)``; a torch tensor or a numpy array, like all the others. Arrays are used
+            where they lie, read-only ones too; only those with negative strides, foreign byte order or unaligned
+            elements are copied.
         logits: Unnormalised log-weights, shape ``(..., K)``. Batch axes of the parameters broadcast against ``x``, and
             nothing is expanded in memory: ``(K,)``, ``(D, K)`` against ``(N, D)`` and ``(N, D, K)`` all work.
         loc: Locations of the components, ``(..., K)``, in the units of ``x``.
@@ -54,9 +58,9 @@ def cdf_transform(
 
     Returns:
         ``z`` and ``ladj = log |dz/dx|`` in nats, both of the broadcast shape ``(...)``, in the dtype of ``x``. float32
-        and float64 are computed as such; float16 and bfloat16 are computed in float32. For torch tensors both are
-        differentiable in every argument. ``x = +-inf`` gives ``z = +-inf`` (0 or 1 for the uniform base), NaN gives
-        NaN for that element alone.
+        and float64 are computed as such; float16 and bfloat16 are computed in float32. That is so under
+        ``torch.autocast``, too, which changes no dtype here. For torch tensors both are differentiable in every
+        argument. ``x = +-inf`` gives ``z = +-inf`` (0 or 1 for the uniform base), NaN gives NaN for that element alone.
 
     Raises:
         TypeError: An argument is not a floating-point tensor or array, or float64 is mixed with another dtype.
@@ -160,7 +164,7 @@ def discretized_log_prob(
 
 def _call(op: _Op, names: tuple[str, ...], arrays: tuple[Array, ...], family: str, *options: Any) -> tuple[Array, ...]:
     """Check, convert, compute: of the elements, which are called so, and logits, loc and log_scale."""
-    if isinstance(arrays[0], np.ndarray):
+    if isinstance(arrays[0], _ARRAYS):
         tensors = tuple(_from_numpy(n, a) for n, a in zip((*names, *_PARAMETERS), arrays, strict=True))
         with torch.no_grad():
             return tuple(t.numpy() for t in _call(op, names, tensors, family, *options))
@@ -175,14 +179,31 @@ def _call(op: _Op, names: tuple[str, ...], arrays: tuple[Array, ...], family: st
 
 
 def _from_numpy(name: str, array: object) -> Tensor:
-    if not isinstance(array, np.ndarray):
+    """``array`` as a tensor of the same memory, if torch can hold it: native, aligned, no negative strides."""
+    if not isinstance(array, _ARRAYS) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a numpy array, like the others; got {type(array).__name__}")
     dtype = array.dtype.newbyteorder("=")
     if dtype not in (np.float32, np.float64, np.float16):
         raise TypeError(f"{name}: expected a float16, float32 or float64 array; got {array.dtype}")
-    native = array.astype(dtype, copy=False)
-    usable = native.flags.writeable and all(stride >= 0 for stride in native.strides)
-    return torch.from_numpy(native if usable else native.copy())
+    native = np.asarray(array, dtype)
+    strides = native.strides
+    if not native.flags.aligned or any(stride < 0 or stride % dtype.itemsize for stride in strides):
+        native = native.copy()
+    return torch.from_numpy(native if native.flags.writeable else np.asarray(_Unlocked(native)))
+
+
+class _Unlocked:
+    """A read-only array as numpy's interface presents it, but for the flag: torch warns of it, and nothing writes."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+        self.array = array  # whose memory it is
+
+
+def _same(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two shapes are one; Python compares the sizes of unlike lengths, too, which a graph would guard."""
+    return len(a) == len(b) and a == b
 
 
 def _plain_on_cpu(tensors: Tensors) -> bool:
@@ -202,12 +223,16 @@ def _plainly_right(tensors: Tensors) -> bool:
         return False
     x, *others, logits, loc, log_scale = tensors
     for other in others:
-        if other.dtype is not torch.float32 or other.shape != x.shape:
+        if other.dtype is not torch.float32 or not _same(other.shape, x.shape):
+            return False
+    for tensor in tensors:
+        if tensor.layout is not torch.strided:
             return False
     shape = logits.shape
     return (
         x.dtype is logits.dtype is loc.dtype is log_scale.dtype is torch.float32
-        and shape == loc.shape == log_scale.shape
+        and _same(shape, loc.shape)
+        and _same(shape, log_scale.shape)
         and len(shape) > 0
         and shape[-1] > 0
         and _fits(shape, x.shape)
@@ -216,7 +241,7 @@ def _plainly_right(tensors: Tensors) -> bool:
 
 def _fits(shape: Sequence[int], batch: Sequence[int]) -> bool:
     """Whether parameters of ``shape`` broadcast against elements of shape ``batch`` as they are, in its last axes."""
-    return len(shape) == 1 or shape[:-1] == batch[1 - len(shape) :]
+    return len(shape) == 1 or _same(shape[:-1], batch[1 - len(shape) :])
 
 
 def check_mixture(logits: Tensor, loc: Tensor, log_scale: Tensor, family: str, base: str = BASES[0]) -> None:
@@ -229,7 +254,11 @@ def _check(names: tuple[str, ...], tensors: Tensors, family: str, base: str = BA
     arguments = dict(zip((*names, *_PARAMETERS), tensors, strict=True))
     for key, tensor in arguments.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{key}: expected a torch tensor, like {name}; got {type(tensor).__name__}")
+            wanted = "torch tensor or a numpy array" if key == name else f"torch tensor, like {name}"
+            raise TypeError(f"{key}: expected a {wanted}; got {type(tensor).__name__}")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = f"a nested tensor of layout {tensor.layout}" if tensor.is_nested else tensor.layout
+            raise TypeError(f"{key}: expected a dense tensor (layout torch.strided); got {kind}")
         if tensor.dtype not in _FULL and tensor.dtype not in _HALF:
             raise TypeError(f"{key}: expected float16, bfloat16, float32 or float64; got {tensor.dtype}")
         if (tensor.dtype == torch.float64) != (x.dtype == torch.float64):
@@ -313,9 +342,10 @@ def _batch_shape(elements: Sequence[Tensor], parameters: Sequence[Tensor]) -> tu
     x, (logits, loc, log_scale) = elements[0], parameters
     shape = logits.shape
     if (
-        shape == loc.shape == log_scale.shape
+        _same(shape, loc.shape)
+        and _same(shape, log_scale.shape)
         and _fits(shape, x.shape)
-        and (len(elements) == 1 or all(e.shape == x.shape for e in elements))
+        and (len(elements) == 1 or all(_same(e.shape, x.shape) for e in elements))
     ):
         return tuple(x.shape)
     return tuple(torch.broadcast_shapes(*(e.shape for e in elements), *(p.shape[:-1] for p in parameters)))
@@ -323,18 +353,18 @@ def _batch_shape(elements: Sequence[Tensor], parameters: Sequence[Tensor]) -> tu
 
 def _parameter_shape(parameters: Sequence[Tensor]) -> tuple[int, ...]:
     logits, loc, log_scale = parameters
-    if logits.shape == loc.shape == log_scale.shape:
+    if _same(logits.shape, loc.shape) and _same(logits.shape, log_scale.shape):
         return tuple(logits.shape)
     return tuple(torch.broadcast_shapes(*(p.shape for p in parameters)))
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Contiguous, of this shape; ``empty_like`` takes half the time of ``new_empty``."""
-    return torch.empty_like(like) if like.shape == shape and like.is_contiguous() else like.new_empty(shape)
+    return torch.empty_like(like) if _same(like.shape, shape) and like.is_contiguous() else like.new_empty(shape)
 
 
 def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return grad if grad.shape == shape else grad.sum_to_size(shape)
+    return grad if _same(grad.shape, shape) else grad.sum_to_size(shape)
 
 
 def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Tensors) -> None:
@@ -355,12 +385,44 @@ def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Tensors
 
 
 def _skips_dispatch(tensors: Tensors) -> bool:
-    """Whether nothing but the CPU kernel would see a call: no mode, no subclass. Torch's dispatch takes 15 us."""
-    return torch._C._len_torch_dispatch_stack() == 0 and _plain_on_cpu(tensors)
+    """Whether nothing but the CPU kernel would see a call: no mode, no subclass. Torch's dispatch takes 15 us.
+
+    It is needed where the memory is not the tensor: for a view that stands for its negative (``z.conj().imag``). And
+    ``torch.jit.trace`` records only what is dispatched.
+    """
+    if torch._C._len_torch_dispatch_stack() != 0 or torch._C._get_tracing_state() is not None:
+        return False
+    for tensor in tensors:  # noqa: SIM110
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.is_neg():
+            return False
+    return True
+
+
+def _is_plain_seed(grad: Tensor | None) -> bool:
+    """Whether a gradient that autograd hands over is its memory; ``is_grads_batched`` hands over one without."""
+    return type(grad) is Tensor and not grad.is_neg() and not torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _in_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@torch.compiler.assume_constant_result
+def _is_differentiated_in_graph(grad_enabled: bool) -> bool:
+    """Whether ``torch.func`` or forward mode differentiate inside the function that is being compiled.
+
+    There Dynamo ignores what a Function says of its derivatives, and they would come out as zero (pytorch#192985,
+    pytorch#193279). Nor does ``vmap`` in a graph show what requires a gradient, or map a Function that has one
+    (pytorch#129845).
+    """
+    kinds = torch._C._functorch.TransformType
+    keys = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    return (
+        forward_ad._current_level >= 0
+        or kinds.Grad in keys
+        or kinds.Jvp in keys
+        or (grad_enabled and kinds.Vmap in keys)
+    )
 
 
 def _align(info: Any, in_dims: Sequence[int | None], tensors: Tensors, component_axes: tuple[int, ...]) -> Tensors:
@@ -398,6 +460,7 @@ class _Op:
         backward_kernel: Of the core.
         indices: What the kernels take first, from the options.
         gradient: From the options to what ``backward_kernel`` computes, in differentiable torch operations.
+        written_out: The op itself in torch's own operations, whose derivatives any transform of ``torch.func`` knows.
         points: From all inputs and the outputs to the elements that the gradient is a function of.
     """
 
@@ -412,11 +475,12 @@ class _Op:
         backward_kernel: Callable[..., None],
         indices: Callable[..., tuple[int, ...]],
         gradient: Callable[..., Callable[..., Tensors]],
+        written_out: Callable[..., Tensors],
         points: Callable[[tuple[Any, ...], Tensors], Tensors],
     ) -> None:
         self.elements, self.outputs, self.tensors = elements, outputs, elements + 3
         self.kernel, self.backward_kernel, self.indices = kernel, backward_kernel, indices
-        self.gradient, self.points = gradient, points
+        self.gradient, self.written_out, self.points = gradient, written_out, points
 
         parameters = ", ".join(f"Tensor {p}" for p in _PARAMETERS)
         inputs = ", ".join(f"Tensor x{i}" for i in range(elements))
@@ -431,15 +495,19 @@ class _Op:
             _library.impl(f"{name}_backward", self.compute_backward, key)
         torch.library.register_fake(f"mixflow::{name}", self.fake, lib=_library)
         torch.library.register_fake(f"mixflow::{name}_backward", self.fake_backward, lib=_library)
-        torch.library.register_vmap(f"mixflow::{name}", self.vmap, lib=_library)
-        torch.library.register_vmap(f"mixflow::{name}_backward", self.vmap_backward, lib=_library)
         self.torch_op = getattr(torch.ops.mixflow, name)
         self.torch_backward = getattr(torch.ops.mixflow, f"{name}_backward")
+        torch.library.register_vmap(f"mixflow::{name}", self.vmap_torch_op, lib=_library)
+        torch.library.register_vmap(
+            f"mixflow::{name}_backward", functools.partial(self.vmap_backward, self.torch_backward), lib=_library
+        )
         self.backward, self.eager, self.compiled, self.functional = _functions(name)
         _OPS[name] = self
 
     def __call__(self, *args: Any) -> Tensors:
         if torch.compiler.is_compiling():
+            if _is_differentiated_in_graph(torch.is_grad_enabled()):
+                return self.written_out(*args)
             return cast(Tensors, self.compiled.apply(*args))
         if forward_ad._current_level >= 0 or _in_functorch():
             return cast(Tensors, self.functional.apply(*args))
@@ -493,15 +561,21 @@ class _Op:
             return (*by_elements, *(_sum_to(g, shape) for g in grads[self.elements :]))
         return (*by_elements, *(g.new_zeros(shape) for g in grads[self.elements :]))
 
-    def vmap(self, info: Any, in_dims: Any, *args: Any) -> Any:
+    def vmap_torch_op(self, info: Any, in_dims: Any, *args: Any) -> Any:
+        outputs, dims = self.vmap(lambda *a: self.as_tuple(self.torch_op(*a)), info, in_dims, *args)
+        return self.as_result(outputs), self.as_result(dims)  # type: ignore[arg-type]
+
+    def vmap(self, run: Callable[..., Tensors], info: Any, in_dims: Any, *args: Any) -> tuple[Tensors, tuple[int, ...]]:
         n = self.tensors
         tensors = _align(info, in_dims[:n], args[:n], (0,) * self.elements + (1,) * 3)
-        return self.torch_op(*tensors, *args[n:]), self.as_result((0,) * self.outputs)  # type: ignore[arg-type]
+        return run(*tensors, *args[n:]), (0,) * self.outputs
 
-    def vmap_backward(self, info: Any, in_dims: Any, *args: Any) -> Any:
+    def vmap_backward(
+        self, run: Callable[..., Tensors], info: Any, in_dims: Any, *args: Any
+    ) -> tuple[Tensors, tuple[int, ...]]:
         n = self.outputs + self.tensors
         tensors = _align(info, in_dims[:n], args[:n], (0,) * (n - 3) + (1,) * 3)
-        grads = self.torch_backward(*tensors, *args[n:])
+        grads = run(*tensors, *args[n:])
         own_axes = max(t.dim() - (d is not None) for t, d in zip(args[n - 3 : n], in_dims[n - 3 : n], strict=True))
         by_parameters = (g.reshape(g.shape[:1] + g.shape[g.dim() - own_axes :]) for g in grads[self.elements :])
         return (*grads[: self.elements], *by_parameters), (0,) * self.tensors
@@ -509,6 +583,18 @@ class _Op:
 
 # By name: what a Function closes over must be known to Dynamo, which knows names and globals, but no object of ours.
 _OPS: dict[str, _Op] = {}
+
+
+# Torch turns forward mode off while the jvp of a Function runs, so that jvp of jvp loses its second derivatives
+# (pytorch#197867). Turned on again, it must not see the tangents of the level that jvp itself is computing.
+
+
+def _forward_mode_of_outer_levels() -> AbstractContextManager[Any]:
+    return forward_ad._set_fwd_grad_enabled(True)
+
+
+def _primals(tensors: Tensors) -> Tensors:
+    return tuple(cast(Tensor, forward_ad.unpack_dual(t).primal) for t in tensors)
 
 
 def _functions(name: str) -> tuple[Any, Any, Any, Any]:
@@ -538,7 +624,7 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
             run = op.torch_backward
         elif torch.is_grad_enabled() or _in_functorch():
             run = op.backward.apply
-        elif _skips_dispatch(saved) and all(type(g) is Tensor for g in seeds):
+        elif _skips_dispatch(saved) and all(map(_is_plain_seed, seeds)):
             run = op.compute_backward
         else:
             run = op.torch_backward
@@ -546,7 +632,9 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
         return (*(_sum_to(g, shape) for g, shape in zip(results, ctx.shapes, strict=True)), *none)
 
     class Backward(torch.autograd.Function):
-        generate_vmap_rule = True
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+            return _OPS[name].vmap_backward(Backward.apply, info, in_dims, *args)
 
         @staticmethod
         def forward(*args: Any) -> Tensors:
@@ -566,11 +654,12 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Tensors:
-            # Seeds are often expanded, and a tangent cannot be written into memory that its elements share.
-            tensors = tuple(t.contiguous() for t in ctx.saved_tensors)
-            given = tangents[: len(tensors)]
-            moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, given, strict=True))
-            return cast(Tensors, torch.func.jvp(_OPS[name].gradient(*ctx.options), tensors, moved)[1])
+            with _forward_mode_of_outer_levels():
+                # Seeds are often expanded, and a tangent cannot be written into memory that its elements share.
+                tensors = tuple(t.contiguous() for t in _primals(ctx.saved_tensors))
+                given = tangents[: len(tensors)]
+                moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, given, strict=True))
+                return cast(Tensors, torch.func.jvp(_OPS[name].gradient(*ctx.options), tensors, moved)[1])
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -597,6 +686,12 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
     class Functional(Compiled):
         """Apart, since Dynamo cannot trace a Function that defines jvp."""
 
+        generate_vmap_rule = False  # under the generated one, saved tensors hide their tangents
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+            return _OPS[name].vmap(Functional.apply, info, in_dims, *args)
+
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
             ctx.save_for_forward(*save(ctx, inputs, output))
@@ -604,18 +699,20 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Tensors:
             """Rows of the Jacobian, from an unreduced backward pass for each output, times the tangents."""
-            op, saved = _OPS[name], ctx.saved_tensors
-            points, parameters = saved[: op.elements], saved[op.elements :]
-            shape = _batch_shape(points, parameters)
-            expanded = [p.expand(*shape, p.shape[-1]) for p in parameters]
-            one, zero = points[0].new_ones(()), points[0].new_zeros(())
-            results = []
-            for i in range(op.outputs):
-                seeds = [one if i == j else zero for j in range(op.outputs)]
-                row = Backward.apply(*seeds, *points, *expanded, *ctx.options)
-                products = [None if t is None else g * t for g, t in zip(row, tangents[: op.tensors], strict=True)]
-                terms = [p.sum(-1) if i >= op.elements else p for i, p in enumerate(products) if p is not None]
-                results.append(functools.reduce(torch.add, terms))
+            op = _OPS[name]
+            with _forward_mode_of_outer_levels():
+                saved = _primals(ctx.saved_tensors)
+                points, parameters = saved[: op.elements], saved[op.elements :]
+                shape = _batch_shape(points, parameters)
+                expanded = [p.expand(*shape, p.shape[-1]) for p in parameters]
+                one, zero = points[0].new_ones(()), points[0].new_zeros(())
+                results = []
+                for i in range(op.outputs):
+                    seeds = [one if i == j else zero for j in range(op.outputs)]
+                    row = Backward.apply(*seeds, *points, *expanded, *ctx.options)
+                    products = [None if t is None else g * t for g, t in zip(row, tangents[: op.tensors], strict=True)]
+                    terms = [p.sum(-1) if i >= op.elements else p for i, p in enumerate(products) if p is not None]
+                    results.append(functools.reduce(torch.add, terms))
             return tuple(results)
 
     return Backward, Eager, Compiled, Functional
@@ -648,6 +745,14 @@ def _map_gradient(family: str, base: str, inverse: bool) -> Callable[..., Tensor
     return gradient
 
 
+def _map_written_out(x: Tensor, *rest: Any) -> Tensors:
+    *parameters, family, base, inverse = rest
+    if not inverse:
+        return reference.cdf_transform(x, *parameters, family=family, base=base)
+    root, _ = torch.ops.mixflow.map(*(t.detach() for t in (x, *parameters)), family, base, True)
+    return reference.solved_inverse(root, x, *parameters, family=family, base=base)
+
+
 _MAP = _Op(
     "map",
     elements=1,
@@ -657,6 +762,7 @@ _MAP = _Op(
     backward_kernel=_core.map_backward,
     indices=_map_indices,
     gradient=_map_gradient,
+    written_out=_map_written_out,
     points=lambda inputs, outputs: (outputs[0] if inputs[-1] else inputs[0],),  # x, in either direction
 )
 
@@ -679,5 +785,6 @@ _INTERVAL = _Op(
     backward_kernel=_core.interval_backward,
     indices=lambda family: (_FAMILY_INDEX[family],),
     gradient=_interval_gradient,
+    written_out=lambda *args: (reference.discretized_log_prob(*args[:-1], family=args[-1]),),
     points=lambda inputs, outputs: inputs[:2],
 )

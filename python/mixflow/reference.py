@@ -305,7 +305,14 @@ def cdf_transform_inverse(
     with torch.no_grad():
         logit = start.to_logit(z.double())
         root = _bisect(logit, logits.double(), loc.double(), log_scale.double(), component).to(z.dtype)
+    return solved_inverse(root, z, logits, loc, log_scale, family=family, base=base)
 
+
+def solved_inverse(
+    root: Tensor, z: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, *, family: str, base: str
+) -> tuple[Tensor, Tensor]:
+    """What :func:`cdf_transform_inverse` returns, of a solution ``root`` that is a constant."""
+    component, start = FAMILIES[family], BASES[base]
     solved = root.isfinite()
     # Elements without a finite solution take part as harmless numbers, so that their gradients are zero, not
     # NaN.

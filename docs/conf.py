@@ -1,0 +1,36 @@
+"""Sphinx: pages in Markdown, the API from docstrings, the table of rates from the last benchmark."""
+
+import json
+from pathlib import Path
+
+import mixflow
+
+RESULTS = Path(__file__).parent.parent / "bench" / "results" / "cpu.json"
+
+
+def rates() -> str:
+    """The groups of the benchmark that compare with a rival, as Markdown."""
+    document = json.loads(RESULTS.read_text())
+    machine = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
+    heading = ["| case | mixflow | rival | its rate | ratio |", "| --- | --: | --- | --: | --: |"]
+    lines = [f"{machine}; {document['unit']}.", "", *heading]
+    for rows in document["groups"].values():
+        for row in rows:
+            if row.get("ratio") and row.get("contender_rate"):
+                cells = f"{row['rate']:.3g} | {row['contender']} | {row['contender_rate']:.3g} | {row['ratio']:.3g}"
+                lines.append(f"| {row['case']} | {cells} |")
+    return "\n".join(lines)
+
+
+project = "mixflow"
+author = copyright = "the mixflow authors"
+version = release = mixflow.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["substitution"]
+myst_heading_anchors = 3
+myst_substitutions = {"rates": rates()}
+suppress_warnings = ["myst.header"]  # a page that includes a section of the README starts below its title
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
+html_theme = "furo"
+html_title = "mixflow"

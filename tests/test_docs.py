@@ -1,0 +1,34 @@
+"""The Python of the README and of every page of docs/ runs as it stands, block after block."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if BLOCK.search(page.read_text())]
+
+
+def test_there_are_pages():
+    assert {page.name for page in PAGES} >= {"README.md", "recipes.md", "distributions.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# torch's own tracing instantiates the Function class, which torch itself deprecates.
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    # What readers have: a table on disk and loaders of batches.
+    np.save("data.npy", np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32))
+    loader = torch.utils.data.DataLoader(torch.randn(200, 5), batch_size=50)
+    namespace = {"loader": loader, "held_out_loader": loader}
+    text = page.read_text()
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start(1))
+        exec(compile("\n" * line + block[1], str(page), "exec"), namespace)

@@ -117,6 +117,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("BASES") = to_tuple(base_names());
   m.attr("SPECIAL_FUNCTIONS") = to_tuple(special_function_names());
   m.attr("__version__") = MIXFLOW_VERSION;
+  m.attr("BUILD") = MIXFLOW_BUILD;
   m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"), py::arg("operands"),
         py::arg("device"), py::arg("stream"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
@@ -130,6 +131,7 @@ PYBIND11_MODULE(_core, m) {
         return run_bare_loop(is_double ? Dtype::float64 : Dtype::float32, components, elements, threads);
       },
       py::arg("is_double"), py::arg("components"), py::arg("elements"), py::arg("threads"));
+  m.def("cpu_builds", [] { return to_tuple(cpu_builds()); });
   m.def("cpu_capabilities", [] { return to_tuple(cpu_capabilities()); });
   m.def("cpu_capability", &cpu_capability);
   m.def("has_openmp", &has_openmp);

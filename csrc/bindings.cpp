@@ -50,7 +50,15 @@ void execute(const Call& call, int device, int64_t stream) {
   check_parameters(call);
   Problem problem = make_problem(call);
   py::gil_scoped_release release;
-  if (device < 0) return run_on_cpu(problem, static_cast<int>(stream));
+  if (device < 0) {
+    try {
+      return run_on_cpu(problem, static_cast<int>(stream));
+    } catch (const std::bad_alloc&) {
+      py::gil_scoped_acquire acquire;
+      PyErr_Format(PyExc_MemoryError, "logits: not enough memory to work with %d components", problem.components);
+      throw py::error_already_set();
+    }
+  }
 #if defined(MIXFLOW_CUDA)
   run_on_cuda(problem, device, reinterpret_cast<void*>(stream));
 #else

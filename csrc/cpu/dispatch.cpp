@@ -1,5 +1,7 @@
 #include "dispatch.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
@@ -37,14 +39,15 @@ struct Build {
 // Worst first.
 std::vector<Build> builds() {
   std::vector<Build> all{{{"baseline", baseline::run_piece, baseline::run_special, baseline::bare_loop}, true}};
-#if defined(MIXFLOW_HAS_X86_BUILDS)
-  __builtin_cpu_init();
-  bool has_fma = __builtin_cpu_supports("fma");
+#if defined(MIXFLOW_HAS_avx2)
   all.push_back({{"avx2", avx2::run_piece, avx2::run_special, avx2::bare_loop},
-                 has_fma && __builtin_cpu_supports("avx2")});
+                 __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")});
+#endif
+#if defined(MIXFLOW_HAS_avx512)
   all.push_back({{"avx512", avx512::run_piece, avx512::run_special, avx512::bare_loop},
-                 has_fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")});
+                 __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                     __builtin_cpu_supports("avx512bw")});
 #endif
   return all;
 }
@@ -100,11 +103,14 @@ void write_gradients(const Problem& problem, int64_t outer, const double* sums) 
     write_gradients<double>(problem, outer, sums);
 }
 
+// OpenMP's threads do not survive a fork, and libgomp waits for them forever: a child works alone.
+bool is_forked_child = false;
+[[maybe_unused]] const int fork_is_noticed = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
+
 template <class F>
 void parallel_for(int64_t count, int threads, F f) {
 #if defined(_OPENMP)
-  // No parallel region for one thread or one piece: a forked child must not enter libgomp.
-  if (threads > 1 && count > 1 && has_openmp()) {
+  if (threads > 1 && count > 1 && has_openmp() && !is_forked_child) {
     std::exception_ptr error;  // an exception must not leave the parallel region
 #pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(std::min<int64_t>(threads, count)))
     for (int64_t i = 0; i < count; ++i) {

@@ -17,7 +17,7 @@ HEAVY |= {"sklearn", "torch._dynamo", "torch._inductor", "zuko"}
 
 def run(code, **environment):
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=os.environ | environment
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=os.environ | environment
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -66,14 +66,14 @@ mixflow.load("model").sample(3)
 
 
 FORK = """
-import os, torch, mixflow
+import os, numpy as np, torch, mixflow
 torch.set_num_threads(2)
 arguments = torch.randn(100_000), torch.zeros(3), torch.randn(3), torch.zeros(3)
 expected = mixflow.cdf_transform(*arguments)  # starts the threads, which a fork leaves behind
 child = os.fork()
-if child == 0:
-    same = all(map(torch.equal, expected, mixflow.cdf_transform(*arguments)))
-    os._exit(0 if same else 1)
+if child == 0:  # where torch's own operations on many elements would wait for them forever
+    found = mixflow.cdf_transform(*arguments)
+    os._exit(0 if all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(found, expected)) else 1)
 _, status = os.waitpid(child, 0)
 assert os.waitstatus_to_exitcode(status) == 0
 assert all(map(torch.equal, expected, mixflow.cdf_transform(*arguments)))

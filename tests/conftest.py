@@ -6,7 +6,7 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests of the ops put their tensors: cpu or cuda")
-    parser.addoption("--release", action="store_true", help="also the long forms of tests, as `make release-check` does")
+    parser.addoption("--release", action="store_true", help="also the long forms of tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

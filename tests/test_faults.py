@@ -305,7 +305,11 @@ def test_long_csv_files_of_every_dialect(tmp_path, rows, start, cell, end):
 @pytest.mark.parametrize("name", ["data.csv.gz", "data.csv", "data.npy"])
 def test_compressed_files_are_refused_by_name_and_by_content(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(b"a\n1\n2\n"))
-    expected = {"data.csv.gz": "expected a file ending in .csv", "data.csv": "not a csv file in UTF-8", "data.npy": "not a npy file"}
+    expected = {
+        "data.csv.gz": "expected a file ending in .csv",
+        "data.csv": "not a csv file in UTF-8",
+        "data.npy": "not a npy file",
+    }
     with pytest.raises(TableError, match=expected[name]):
         read_table(tmp_path / name)
 

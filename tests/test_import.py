@@ -62,7 +62,9 @@ mixflow.fit(flow, torch.randn(100), epochs=1, progress=False)
 mixflow.save(flow, "model")
 mixflow.load("model").sample(3)
 """
-    run(f"import os; os.chdir({str(tmp_path)!r})\n{code}", HOME="/proc", XDG_CACHE_HOME="/proc", XDG_CONFIG_HOME="/proc")
+    run(
+        f"import os; os.chdir({str(tmp_path)!r})\n{code}", HOME="/proc", XDG_CACHE_HOME="/proc", XDG_CONFIG_HOME="/proc"
+    )
 
 
 FORK = """

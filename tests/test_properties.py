@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import EPSILON, FAMILY_AND_BASE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mixflow
+from cases import EPSILON, FAMILY_AND_BASE
 from mixflow.ops import inverse_diagnostics
 
 # derandomize: the same examples in every run, so that CI fails for a change and not for its luck.

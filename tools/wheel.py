@@ -17,6 +17,7 @@ import contextlib
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MEGABYTES = 25  # a wheel may have at most
+IMPORT_MILLISECONDS = 50  # importing it may take beyond importing torch
 SYSTEM_LIBRARIES = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6", "libpthread.so.0", "libdl.so.2"}
 SYSTEM_LIBRARIES |= {"librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 
@@ -85,7 +87,9 @@ def empty_environment(wheel: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         python = Path(folder, "bin", "python")
         constraints = ROOT / "constraints.txt"
         run(python, "-m", "pip", "install", "--quiet", "-c", constraints, f"mixflow[test] @ {wheel.resolve().as_uri()}")
-        bare = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CC", "CXX", "LD_"))}
+        bare = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CC", "CXX", "LD_"))
+        }
         yield python, bare | {"PATH": str(python.parent)}
 
 
@@ -104,6 +108,25 @@ print("one OpenMP runtime:", *openmp_runtimes())
 """
 
 
+IMPORT = """
+import time
+import numpy, torch
+start = time.perf_counter()
+import mixflow
+print(1000 * (time.perf_counter() - start))
+"""
+
+
+def import_milliseconds(python: Path, environment: dict[str, str]) -> float:
+    """What importing mixflow adds to importing torch: the median of nine processes, after one that fills the caches."""
+    times = []
+    for _ in range(10):
+        command = [str(python), "-c", IMPORT]
+        said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        times.append(float(said))
+    return statistics.median(times[1:])
+
+
 def try_out(wheel: Path, pytest_arguments: list[str]) -> None:
     with empty_environment(wheel) as (python, environment), tempfile.TemporaryDirectory() as elsewhere:
         for compiler in ("cc", "gcc", "g++", "clang", "cmake", "nvcc", "ninja"):
@@ -112,6 +135,9 @@ def try_out(wheel: Path, pytest_arguments: list[str]) -> None:
             code = SINGLE_RUNTIME.format(imports=imports, prefix=str(python.parents[1]))
             run(python, "-c", code, cwd=elsewhere, env=environment)
         run(python, "-m", "mixflow", "info", cwd=elsewhere, env=environment)
+        milliseconds = import_milliseconds(python, environment)
+        print(f"import: {milliseconds:.0f} ms beyond torch's own", flush=True)
+        assert milliseconds <= IMPORT_MILLISECONDS
         tests = pytest_arguments or ["--quiet", "tests", "--pyargs", "mixflow"]
         run(python, "-m", "pytest", *tests, cwd=ROOT, env=environment)
 

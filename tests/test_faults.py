@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import os
 import random
 import re
 import resource
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_no_room_for_the_temporary_copy_of_a_csv_file(tmp_path, capsys):
     assert names(tmp_path) == ["data.csv"]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
 @pytest.mark.parametrize("case", WRITERS)
 def test_a_folder_that_cannot_be_written_to_is_said_at_once(fitted, tmp_path, capsys, monkeypatch, case):
     def not_reached(*_, **__):

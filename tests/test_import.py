@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_work_on_the_cpu_never_asks_for_cuda():
     run(NO_CUDA)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
 def test_a_home_that_cannot_be_written_to(tmp_path):
     code = """
 import torch, mixflow

@@ -1,6 +1,6 @@
 """Build the wheel as it is shipped, and prove that it works where nothing but Python is.
 
-    wheel.py build [--out dist]     sdist; from it the wheel; repaired to the oldest manylinux that this C library allows
+    wheel.py build [--out dist]     sdist; from it the wheel, repaired to the oldest manylinux that it fits
     wheel.py check WHEEL_OR_FOLDER  what is in it: size, linked libraries, typing marker, licence
     wheel.py try WHEEL [-- PYTEST]  install it into an empty environment and run the tests there, no compiler on PATH
 

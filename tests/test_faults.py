@@ -279,6 +279,19 @@ def test_forged_checkpoints_with_a_checksum_are_refused(tmp_path, change, messag
         mixflow.fit(flow, data, epochs=1, progress=False, checkpoint=path, resume=True)
 
 
+def test_every_flipped_bit_of_a_checkpoint_s_numbers_is_noticed(tmp_path):
+    path, data = tmp_path / "checkpoint", torch.linspace(-2, 2, 100)
+    checkpoint_of(path, data)
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for position in range(start, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged, its contents do not match its checksum"):
+            mixflow.fit(mixflow.flows.univariate(3), data, epochs=1, progress=False, checkpoint=path, resume=True)
+
+
 # -- csv files -----------------------------------------------------------------------------------------------
 
 

@@ -118,7 +118,7 @@ print(1000 * (time.process_time() - start))
 
 
 def import_milliseconds(python: Path, environment: dict[str, str]) -> float:
-    """What importing mixflow adds to importing torch, in processor time, which other work on the machine hardly changes.
+    """What importing mixflow adds to importing torch, in processor time, which other work hardly changes.
 
     The median of nine processes, after one that fills the caches.
     """

@@ -39,6 +39,9 @@ struct Build {
 // Worst first.
 std::vector<Build> builds() {
   std::vector<Build> all{{{"baseline", baseline::run_piece, baseline::run_special, baseline::bare_loop}, true}};
+#if defined(MIXFLOW_HAS_avx2) || defined(MIXFLOW_HAS_avx512)
+  __builtin_cpu_init();
+#endif
 #if defined(MIXFLOW_HAS_avx2)
   all.push_back({{"avx2", avx2::run_piece, avx2::run_special, avx2::bare_loop},
                  __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")});

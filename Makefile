@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(shell find csrc python -type f -not -name '*.pyc')
-CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench accuracy stress docs lint format clean
+.PHONY: demo test bench accuracy stress docs wheel sanitize fuzz coverage release-check lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out output
@@ -27,6 +27,45 @@ stress: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs output/docs
 
+# The wheel of this machine and the sdist, in dist/.
+wheel: $(VENV)/.release
+	$(BIN)/python tools/wheel.py build --out dist
+
+# Random calls of the kernels under sanitizers. The thread sanitizer sees the callers' threads; OpenMP's it does not know.
+CASES ?= 1000
+CAPABILITIES := $(if $(shell grep -m1 -w avx2 /proc/cpuinfo 2>/dev/null),baseline avx2,baseline)
+sanitize: build/address/fuzz build/thread/fuzz
+	for capability in $(CAPABILITIES); do MIXFLOW_CPU_CAPABILITY=$$capability build/address/fuzz --cases $(CASES) || exit 1; done
+	build/thread/fuzz --cases $(CASES) --callers 4
+
+# For minutes, from a new seed.
+SECONDS ?= 300
+fuzz: build/address/fuzz
+	build/address/fuzz --seconds $(SECONDS) --seed $$(date +%s)
+
+build/%/fuzz: CMakeLists.txt CMakePresets.json $(CPP) $(VENV)/.cmake
+	PATH="$(abspath $(BIN)):$$PATH" cmake --preset $* -G Ninja
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset $*
+	touch $@
+
+# Lines of Python and C++ that the tests reach, and whether every error message is among them.
+COVERAGE := build/coverage
+coverage: $(VENV)/.release
+	rm -rf $(COVERAGE)/site && find $(COVERAGE) -name '*.gcda' -delete 2>/dev/null; true
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(COVERAGE)/site . \
+	  -C build-dir=$(COVERAGE)/cmake -C install.strip=false -C cmake.define.MIXFLOW_CUDA=OFF \
+	  -C cmake.define.MIXFLOW_INSTRUMENT=--coverage -C cmake.define.MIXFLOW_X86_BUILDS=avx2
+	PYTHONPATH=$(abspath $(COVERAGE)/site) $(BIN)/python -m coverage run -m pytest -q tests --pyargs mixflow
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage json --quiet -o $(COVERAGE)/python.json
+	$(BIN)/python -m coverage report --skip-covered
+	$(BIN)/gcovr --root . --filter csrc/ --gcov-ignore-parse-errors=all --json $(COVERAGE)/native.json --txt - $(COVERAGE)/cmake
+	$(BIN)/python tools/raised.py $(COVERAGE)/python.json $(COVERAGE)/native.json
+
+# All that a release must pass, in an hour or so; ends with a summary.
+release-check: $(VENV)/.release
+	$(BIN)/python tools/release_check.py
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +81,15 @@ format: $(VENV)/.installed
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test,lint,docs]"
+	touch $@
+
+$(VENV)/.release: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test,lint,release]"
+	touch $@
+
+$(VENV)/.cmake: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cmake ninja
 	touch $@
 
 clean:

@@ -51,7 +51,15 @@ void execute(const Call& call, int device, int64_t stream) {
   check_parameters(call);
   Problem problem = make_problem(call);
   py::gil_scoped_release release;
-  if (device < 0) return run_on_cpu(problem, static_cast<int>(stream));
+  if (device < 0) {
+    try {
+      return run_on_cpu(problem, static_cast<int>(stream));
+    } catch (const std::bad_alloc&) {
+      py::gil_scoped_acquire acquire;
+      PyErr_Format(PyExc_MemoryError, "logits: not enough memory to work with %d components", problem.components);
+      throw py::error_already_set();
+    }
+  }
 #if defined(MIXFLOW_CUDA)
   run_on_cuda(problem, device, reinterpret_cast<void*>(stream));
 #else
@@ -131,6 +139,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("BASES") = to_tuple(base_names());
   m.attr("SPECIAL_FUNCTIONS") = to_tuple(special_function_names());
   m.attr("__version__") = MIXFLOW_VERSION;
+  m.attr("BUILD") = MIXFLOW_BUILD;
   m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"), py::arg("operands"),
         py::arg("device"), py::arg("stream"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
@@ -148,6 +157,7 @@ PYBIND11_MODULE(_core, m) {
         return run_bare_loop(is_double ? Dtype::float64 : Dtype::float32, components, elements, threads);
       },
       py::arg("is_double"), py::arg("components"), py::arg("elements"), py::arg("threads"));
+  m.def("cpu_builds", [] { return to_tuple(cpu_builds()); });
   m.def("cpu_capabilities", [] { return to_tuple(cpu_capabilities()); });
   m.def("cpu_capability", &cpu_capability);
   m.def("has_openmp", &has_openmp);

@@ -510,7 +510,7 @@ def test_a_refused_fit_leaves_the_flow_as_it_was(tmp_path):
             draw(100),
             r"another flow: best.data_to_base.extra: expected shape \(4,\), got \(3,\)",
         ),
-        (hand_built(), garbled, draw(100), "damaged, its settings or history"),
+        (hand_built(), garbled, draw(100), "damaged, its contents do not match its checksum"),
         (hand_built(), other, draw(100), "not a mixflow checkpoint"),
         (hand_built(), tmp_path / "none" / "c", draw(100), "cannot write here"),
         (hand_built(), tmp_path, draw(100), "this is a directory"),

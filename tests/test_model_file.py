@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import mixflow
 from mixflow import flows, transforms
-from mixflow.model_file import _digest
+from mixflow.tensor_file import sign
 
 
 @pytest.fixture
@@ -36,9 +36,7 @@ def rewrite(path, *, tensors=None, resign=True, **metadata):
         metadata = file.metadata() | metadata
     tensors = old | (tensors or {})
     tensors = {name: value for name, value in tensors.items() if value is not None}
-    if resign:
-        metadata["sha256"] = _digest(metadata["flow"], tensors)
-    save_file(tensors, path, metadata)
+    save_file(tensors, path, sign(metadata, tensors) if resign else metadata)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,5 +1,7 @@
 #include "dispatch.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
@@ -7,6 +9,17 @@
 #include <stdexcept>
 
 #include "kernels.h"
+
+#if defined(MIXFLOW_OPENMP_OF_TORCH)
+// What GCC makes of the pragma below, found in the runtime that torch has loaded, if it has one (see CMakeLists.txt).
+asm(".weak GOMP_parallel\n"
+    ".weak GOMP_loop_nonmonotonic_dynamic_start\n"
+    ".weak GOMP_loop_nonmonotonic_dynamic_next\n"
+    ".weak GOMP_loop_end_nowait\n"
+    ".weak GOMP_critical_start\n"
+    ".weak GOMP_critical_end\n");
+extern "C" __attribute__((weak)) void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned);
+#endif
 
 namespace mixflow {
 namespace {
@@ -18,15 +31,34 @@ struct Capability {
   BareLoop bare_loop;
 };
 
-std::vector<Capability> available() {
-  std::vector<Capability> found{{"baseline", baseline::run_piece, baseline::run_special, baseline::bare_loop}};
-#if defined(MIXFLOW_HAS_X86_BUILDS)
+struct Build {
+  Capability capability;
+  bool runs;  // on this processor
+};
+
+// Worst first.
+std::vector<Build> builds() {
+  std::vector<Build> all{{{"baseline", baseline::run_piece, baseline::run_special, baseline::bare_loop}, true}};
+#if defined(MIXFLOW_HAS_avx2) || defined(MIXFLOW_HAS_avx512)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    found.push_back({"avx2", avx2::run_piece, avx2::run_special, avx2::bare_loop});
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
-    found.push_back({"avx512", avx512::run_piece, avx512::run_special, avx512::bare_loop});
 #endif
+#if defined(MIXFLOW_HAS_avx2)
+  all.push_back({{"avx2", avx2::run_piece, avx2::run_special, avx2::bare_loop},
+                 __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")});
+#endif
+#if defined(MIXFLOW_HAS_avx512)
+  all.push_back({{"avx512", avx512::run_piece, avx512::run_special, avx512::bare_loop},
+                 __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                     __builtin_cpu_supports("avx512bw")});
+#endif
+  return all;
+}
+
+std::vector<Capability> available() {
+  std::vector<Capability> found;
+  for (const auto& build : builds())
+    if (build.runs) found.push_back(build.capability);
   return found;
 }
 
@@ -74,11 +106,14 @@ void write_gradients(const Problem& problem, int64_t outer, const double* sums) 
     write_gradients<double>(problem, outer, sums);
 }
 
+// OpenMP's threads do not survive a fork, and libgomp waits for them forever: a child works alone.
+bool is_forked_child = false;
+[[maybe_unused]] const int fork_is_noticed = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
+
 template <class F>
 void parallel_for(int64_t count, int threads, F f) {
 #if defined(_OPENMP)
-  // No parallel region for one thread or one piece: a forked child must not enter libgomp.
-  if (threads > 1 && count > 1) {
+  if (threads > 1 && count > 1 && has_openmp() && !is_forked_child) {
     std::exception_ptr error;  // an exception must not leave the parallel region
 #pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(std::min<int64_t>(threads, count)))
     for (int64_t i = 0; i < count; ++i) {
@@ -130,6 +165,12 @@ void run_per_element(const Problem& problem, int threads, RunPiece run) {
 
 }  // namespace
 
+std::vector<std::string> cpu_builds() {
+  std::vector<std::string> names;
+  for (const auto& build : builds()) names.emplace_back(build.capability.name);
+  return names;
+}
+
 std::vector<std::string> cpu_capabilities() {
   std::vector<std::string> names;
   for (const auto& capability : available()) names.emplace_back(capability.name);
@@ -141,7 +182,9 @@ std::string cpu_capability() {
 }
 
 bool has_openmp() {
-#if defined(_OPENMP)
+#if defined(MIXFLOW_OPENMP_OF_TORCH)
+  return GOMP_parallel != nullptr;
+#elif defined(_OPENMP)
   return true;
 #else
   return false;

@@ -8,11 +8,12 @@
 
 namespace mixflow {
 
-// Instruction sets this build carries and this processor has, worst first, and the one in use:
-// the best, or the one named by the environment variable MIXFLOW_CPU_CAPABILITY.
+// Instruction sets that this build carries, worst first, those of them that this processor has, and the one in use: the
+// best, or the one named by the environment variable MIXFLOW_CPU_CAPABILITY.
+std::vector<std::string> cpu_builds();
 std::vector<std::string> cpu_capabilities();
 std::string cpu_capability();
-bool has_openmp();
+bool has_openmp();  // otherwise all runs on one thread
 
 // Runs on at most `threads` threads. The result does not depend on their number.
 void run_on_cpu(const Problem& problem, int threads);

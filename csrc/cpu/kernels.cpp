@@ -40,7 +40,9 @@ struct WidePerElement<T, Op::inverse> {
 template <class T>
 struct Scratch {
   T* data;
-  explicit Scratch(int64_t count) : data(static_cast<T*>(aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {}
+  explicit Scratch(int64_t count) : data(static_cast<T*>(aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {
+    if (data == nullptr && count > 0) throw std::bad_alloc();
+  }
   ~Scratch() { free(data); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .files import PathLike, replace_file
+from . import tensor_file
+from .files import PathLike
 from .flows import Flow
 from .history import History
+from .tensor_file import Contents
 
 __all__ = ["Contents", "Run", "read_file", "weights"]
 
-FORMAT = "mixflow checkpoint 2"
-
-Contents = tuple[dict[str, str], dict[str, Tensor]]
+FORMAT = "mixflow checkpoint 3"
 
 
 def weights(flow: Flow) -> dict[str, Tensor]:
@@ -57,17 +55,18 @@ class Run:
             "settings": json.dumps(self.settings),
             "history": json.dumps(self.history.to_dict()),
         }
-        with replace_file(path) as temporary:
-            temporary.write_bytes(to_bytes({name: value.contiguous() for name, value in tensors.items()}, metadata))
+        tensor_file.write(path, metadata, tensors)
 
     def check(self, path: PathLike, contents: Contents) -> None:
         """ValueError if what :func:`read_file` found in ``path`` is not a checkpoint of this run."""
         metadata, tensors = contents
         if metadata.get("format") != FORMAT:
             raise ValueError(f"checkpoint: {path} is not a mixflow checkpoint of this version")
+        if not tensor_file.is_intact(contents):
+            raise ValueError(f"checkpoint: {path} is damaged, its contents do not match its checksum")
         try:
-            written, _ = json.loads(metadata["settings"]), _history(metadata)
-        except (ValueError, KeyError, RecursionError) as error:
+            written, _ = dict(json.loads(metadata["settings"])), _history(metadata)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"checkpoint: {path} is damaged, its settings or history cannot be read") from error
         for name, value in self.settings.items():
             if written.get(name) != value:
@@ -76,7 +75,11 @@ class Run:
                 )
         own = weights(self.flow)
         shapes = {f"{part}.{name}": value.shape for part in ("weights", "best") for name, value in own.items()}
-        found = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
+        for index, parameter in enumerate(self.flow.parameters()):
+            if parameter.requires_grad:  # Adam's two moments and its count of steps
+                prefix, shape = f"optimizer.{index}", parameter.shape
+                shapes |= {f"{prefix}.step": torch.Size(), f"{prefix}.exp_avg": shape, f"{prefix}.exp_avg_sq": shape}
+        found = {name: value.shape for name, value in tensors.items()}
         for name in sorted(shapes.keys() | found.keys()):
             if shapes.get(name) != found.get(name):
                 expected, got = (tuple(of[name]) if name in of else "none" for of in (shapes, found))
@@ -101,9 +104,8 @@ class Run:
 def read_file(path: PathLike) -> Contents:
     """The metadata and the tensors of a safetensors file, for :class:`Run`; ValueError if it is none."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        return tensor_file.read(path)
+    except ValueError as error:
         raise ValueError(f"checkpoint: {path} is damaged or not a checkpoint ({error})") from error
 
 

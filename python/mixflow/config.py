@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import _core
+
+PREFIX = "MIXFLOW_"
+# Every environment variable that mixflow reads; README.md says what they do.
+VARIABLES = ("MIXFLOW_CPU_CAPABILITY",)
 
 
 class Config(dict[str, object]):
@@ -15,16 +22,23 @@ class Config(dict[str, object]):
 
     def __str__(self) -> str:
         width = max(map(len, self))
-        return "\n".join(f"{key:<{width}}  {value}" for key, value in self.items())
+        return "\n".join(f"{key:<{width}}  {_text(value)}" for key, value in self.items())
 
 
 def show_config() -> Config:
-    """Versions, CPU and CUDA capabilities compiled and in use, and threads.
+    """Versions, CPU and CUDA capabilities compiled and in use, threads, and environment: what a bug report needs.
 
     Returns:
-        A dict that prints readably. ``cpu_capability`` is the instruction set in use, the best that this build and
-        this processor share unless the environment variable ``MIXFLOW_CPU_CAPABILITY`` names another of
-        ``cpu_capabilities``. ``cuda_compiled`` lists the architectures in this build.
+        A dict that prints readably. ``build`` is the compiler, the build type and the flags. ``cpu_compiled`` lists the
+        instruction sets in this build, ``cpu_capabilities`` those of them that this processor has, ``cpu_capability``
+        the one in use: the best, unless the environment variable ``MIXFLOW_CPU_CAPABILITY`` names another;
+        ``cpu_chosen_by`` says which. ``openmp`` says whether several threads can be used, ``openmp_runtimes`` lists
+        the loaded libraries that bring them (Linux only). ``cuda_compiled`` lists the architectures in this build,
+        ``cuda_usable`` says whether there is a device for it, too. ``environment`` holds the variables that start with
+        ``MIXFLOW_``, those that mixflow does not know included.
+
+    Raises:
+        RuntimeError: ``MIXFLOW_CPU_CAPABILITY`` names an instruction set that this build or processor lacks.
 
     Example:
         >>> import mixflow
@@ -39,10 +53,40 @@ def show_config() -> Config:
         torch=torch.__version__,
         numpy=np.__version__,
         platform=platform.platform(),
+        build=_core.BUILD,
         cpu_capability=_core.cpu_capability(),
+        cpu_chosen_by=VARIABLES[0] if os.environ.get(VARIABLES[0]) else "best of build and processor",
         cpu_capabilities=_core.cpu_capabilities(),
+        cpu_compiled=_core.cpu_builds(),
         openmp=_core.has_openmp(),
+        openmp_runtimes=openmp_runtimes(),
         threads=torch.get_num_threads(),
         cuda_compiled=architectures or "no",
         cuda_usable=bool(architectures) and torch.cuda.is_available(),
+        cuda_of_torch=torch.version.cuda or "no",
+        environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIX)},
     )
+
+
+def openmp_runtimes() -> tuple[str, ...]:
+    """The OpenMP runtimes that this process has loaded, as file names; empty where there is no ``/proc``.
+
+    Example:
+        >>> from mixflow.config import openmp_runtimes
+        >>> isinstance(openmp_runtimes(), tuple)
+        True
+
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return ()
+    return tuple(sorted(set(re.findall(r"/(lib(?:gomp|omp|iomp5)\b[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE))))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        value = [f"{name}={content}" for name, content in value.items()]
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

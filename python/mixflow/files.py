@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 __all__ = ["check_space", "check_writable", "replace_file"]
 
 PathLike = str | os.PathLike[str]
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing alone, often without a file name
 
 
 @contextmanager
@@ -27,8 +30,8 @@ def replace_file(path: PathLike) -> Iterator[Path]:
         path: the file to create or replace.
 
     Raises:
-        OSError: the directory is missing or not writable, or ``path`` is a directory, a device or anything
-            else but a file.
+        OSError: the directory is missing or not writable, ``path`` is a directory, a device or anything
+            else but a file, or the disk is full.
 
     Example:
         >>> import pathlib, tempfile
@@ -49,6 +52,10 @@ def replace_file(path: PathLike) -> Iterator[Path]:
         if mode is not None:
             temporary.chmod(mode)
         temporary.replace(target)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,17 +7,14 @@ weights in the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .files import PathLike, replace_file
+from . import tensor_file
+from .files import PathLike
 from .flows import RECIPES, Flow
 
 __all__ = ["load", "save"]
@@ -61,15 +58,8 @@ def save(flow: Flow, path: PathLike) -> None:
             "flow: expected notes that come back from JSON as they are, with strings for keys and lists for sequences; "
             f"got {flow.notes!r}"
         )
-    tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "flow": description,
-        "sha256": _digest(description, tensors),
-    }
-    with replace_file(path) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata))
+    metadata = {"format": FORMAT, "version": VERSION, "flow": description}
+    tensor_file.write(path, metadata, flow.state_dict())
 
 
 def load(path: PathLike) -> Flow:
@@ -84,7 +74,10 @@ def load(path: PathLike) -> Flow:
         OSError: the file cannot be read.
 
     """
-    metadata, tensors = _read(path)
+    try:
+        metadata, tensors = contents = tensor_file.read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a mixflow model, this safetensors file is something else")
     if metadata.get("version") != VERSION:
@@ -92,10 +85,9 @@ def load(path: PathLike) -> Flow:
             f"{path}: expected format version {VERSION}, got {metadata.get('version')!r}; "
             "it was written by another version of mixflow"
         )
-    description = metadata.get("flow", "")
-    if metadata.get("sha256") != _digest(description, tensors):
+    if not tensor_file.is_intact(contents):
         raise ValueError(f"{path}: damaged, its contents do not match its checksum")
-    name, arguments, notes = _parse(path, description)
+    name, arguments, notes = _parse(path, metadata.get("flow", ""))
     if name not in RECIPES:
         raise ValueError(f"{path}: expected a flow among {', '.join(RECIPES)}; got {name!r}")
     try:
@@ -110,16 +102,6 @@ def load(path: PathLike) -> Flow:
     flow.load_state_dict(tensors, assign=True)
     flow.notes = notes
     return flow
-
-
-def _read(path: PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with Path(path).open("rb"):
-        pass  # for the operating system's own error: safe_open says the same less clearly
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: truncated, damaged or not a safetensors file ({error})") from error
 
 
 def _parse(path: PathLike, description: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -144,12 +126,3 @@ def _check_tensors(path: PathLike, flow: Flow, tensors: dict[str, Tensor]) -> No
     dtypes = {value.dtype for value in tensors.values()}
     if len(dtypes) != 1 or not dtypes.pop().is_floating_point:
         raise ValueError(f"{path}: expected tensors of one floating-point dtype")
-
-
-def _digest(description: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(description.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -146,9 +146,15 @@ def map_table(path: PathLike, columns: Sequence[str] | None = None) -> Table:
     with tempfile.TemporaryFile() as file:
         rows = 0
         for table in iter_table(path, columns):
-            file.write(np.ascontiguousarray(table.values).data)
+            try:
+                file.write(np.ascontiguousarray(table.values).data)
+                file.flush()
+            except OSError as error:
+                raise OSError(
+                    f"{path}: no room for a temporary copy in {tempfile.gettempdir()} ({error.strerror}); "
+                    "choose another folder by TMPDIR, or save the data as .npy"
+                ) from error
             rows += len(table.values)
-        file.flush()
         values = np.memmap(file, dtype=np.float64, mode="r", shape=(rows, len(table.columns)))
     return Table(table.columns, values, table.named)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,3 +249,24 @@ def test_cases_have_names_of_their_own_and_rivals_that_exist():
     assert len(set(names)) == len(names)
     for *_, targets in cases.COMPARISONS:
         assert set(targets) <= set(rivals.RIVALS)
+
+
+def test_flows_are_compared_with_zuko_s(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(300, 3)).cumsum(axis=1)
+    np.savetxt(tmp_path / "walk.csv", rows, delimiter=",", header="a,b,c", comments="")
+    script = Path(__file__).parent.parent / "bench" / "flows.py"
+    command = [sys.executable, script, tmp_path / "walk.csv", "--seconds", "1.5", "--only", "tables", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "flows.json").read_text())
+    runs = {run["flow"]: run for run in written["flows"]}
+    assert set(runs) == {"GF", "NSF", "MAF", "gaussianization", "coupling", "autoregressive"}
+    for run in runs.values():
+        # The truth is three standard normals, which nobody beats on average by more than luck with 30 rows.
+        assert run["validation"] == max(score for _, score in run["curve"]) < -1.5
+        assert run["table"] == "walk"
+    best = {ours: max(runs[f]["test"] for f in runs if f.islower() == ours) for ours in (True, False)}
+    judgements = {row["case"]: row for row in written["judgements"]}
+    row = judgements["walk: best test log_prob, best of zuko as target"]
+    assert (row["value"], row["target"], row["reached"]) == (best[True], best[False], best[True] >= best[False])
+    assert f"{sum(row['reached'] for row in judgements.values())} of 3 reached." in done.stdout

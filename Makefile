@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(shell find csrc python -type f -not -name '*.pyc')
 CPP := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench accuracy stress docs wheel sanitize fuzz coverage release-check lint format clean
+.PHONY: demo test bench bench-flows accuracy stress docs wheel sanitize fuzz coverage release-check lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out output
@@ -17,6 +17,10 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt zuko || echo "no zuko: its rows stay empty"
 	$(BIN)/python bench/ops.py
+
+# Flows against zuko's on tables of your own, DATA="a.csv b.csv", two minutes a flow; without DATA, against known truths.
+bench-flows: $(VENV)/.installed
+	$(BIN)/python bench/flows.py $(DATA)
 
 accuracy: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python bench/accuracy.py

@@ -407,7 +407,6 @@ def _in_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-@torch.compiler.assume_constant_result
 def _is_differentiated_in_graph(grad_enabled: bool) -> bool:
     """Whether ``torch.func`` or forward mode differentiate inside the function that is being compiled.
 
@@ -423,6 +422,10 @@ def _is_differentiated_in_graph(grad_enabled: bool) -> bool:
         or kinds.Jvp in keys
         or (grad_enabled and kinds.Vmap in keys)
     )
+
+
+# What torch.compiler.assume_constant_result sets; that would import Dynamo, which takes two seconds, with the package.
+_is_differentiated_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _align(info: Any, in_dims: Sequence[int | None], tensors: Tensors, component_axes: tuple[int, ...]) -> Tensors:

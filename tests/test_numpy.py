@@ -49,13 +49,13 @@ LAYOUTS = {
 def watch(monkeypatch):
     """The addresses that reach the core."""
     seen = []
-    core = ops._core.map
+    core = ops._MAP.kernel
 
     def spy(inverse, family, base, is_double, operands, device, stream):
         seen.extend(address for address, _, _ in operands)
         core(inverse, family, base, is_double, operands, device, stream)
 
-    monkeypatch.setattr(ops._core, "map", spy)
+    monkeypatch.setattr(ops._MAP, "kernel", spy)
     return seen
 
 

@@ -403,6 +403,14 @@ def _is_plain_seed(grad: Tensor | None) -> bool:
     return type(grad) is Tensor and not grad.is_neg() and not torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
+def _needs_gradient(tensors: Tensors) -> bool:
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
+
+
 def _in_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -511,18 +519,21 @@ class _Op:
         if torch.compiler.is_compiling():
             if _is_differentiated_in_graph(torch.is_grad_enabled()):
                 return self.written_out(*args)
-            return cast(Tensors, self.compiled.apply(*args))
+            # Of a Function without gradients Dynamo traces forward alone, and hands it a context that it does not take.
+            function = self.compiled.apply if _needs_gradient(args[: self.tensors]) else self.apply_torch_op
+            return cast(Tensors, function(*args))
         if forward_ad._current_level >= 0 or _in_functorch():
             return cast(Tensors, self.functional.apply(*args))
-        if torch.is_grad_enabled():
-            for tensor in args[: self.tensors]:
-                if tensor.requires_grad:
-                    return cast(Tensors, self.eager.apply(*args))
+        if _needs_gradient(args[: self.tensors]):
+            return cast(Tensors, self.eager.apply(*args))
         return self.run(*args)
 
     def run(self, *args: Any) -> Tensors:
         direct = _skips_dispatch(args[: self.tensors])
-        return self.as_tuple(self.compute(*args) if direct else self.torch_op(*args))
+        return self.as_tuple(self.compute(*args)) if direct else self.apply_torch_op(*args)
+
+    def apply_torch_op(self, *args: Any) -> Tensors:
+        return self.as_tuple(self.torch_op(*args))
 
     def as_tuple(self, result: Any) -> Tensors:
         return (result,) if self.outputs == 1 else result
@@ -565,7 +576,7 @@ class _Op:
         return (*by_elements, *(g.new_zeros(shape) for g in grads[self.elements :]))
 
     def vmap_torch_op(self, info: Any, in_dims: Any, *args: Any) -> Any:
-        outputs, dims = self.vmap(lambda *a: self.as_tuple(self.torch_op(*a)), info, in_dims, *args)
+        outputs, dims = self.vmap(self.apply_torch_op, info, in_dims, *args)
         return self.as_result(outputs), self.as_result(dims)  # type: ignore[arg-type]
 
     def vmap(self, run: Callable[..., Tensors], info: Any, in_dims: Any, *args: Any) -> tuple[Tensors, tuple[int, ...]]:
@@ -678,7 +689,7 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
 
         @staticmethod
         def forward(*args: Any) -> Tensors:
-            return _OPS[name].as_tuple(_OPS[name].torch_op(*args))
+            return _OPS[name].apply_torch_op(*args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:

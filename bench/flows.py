@@ -70,7 +70,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One flow on one table; ``curve`` is the validation log_prob over the seconds since the start."""
+    """One flow on one table; ``curve`` is the best validation log_prob so far over the seconds since the start."""
 
     table: str
     flow: str
@@ -138,8 +138,8 @@ def run(name: str, path: str, flow: str, seconds: float) -> Outcome:
     start = time.perf_counter()
     model, curve = (train_ours if flow in OURS else train_rival)(flow, parts, start, seconds)
     spent = time.perf_counter() - start
-    best, test = max(score for _, score in curve), mean_log_prob(model, parts[2])
-    return Outcome(name, flow, count(model), spent, len(curve), best, test, curve)
+    records = [curve[i] for i in range(len(curve)) if all(score < curve[i][1] for _, score in curve[:i])]
+    return Outcome(name, flow, count(model), spent, len(curve), records[-1][1], mean_log_prob(model, parts[2]), records)
 
 
 def train_ours(kind: str, parts: Parts, start: float, seconds: float) -> tuple[nn.Module, list[tuple[float, float]]]:
@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     with replace_file(arguments.out / "flows.json") as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.write_text(json.dumps(document) + "\n")
     print(f"wrote {arguments.out / 'flows.json'}")
     return 0
 

@@ -136,6 +136,12 @@ def test_learning_rate_rises_and_then_falls_along_a_half_cosine():
     assert np.argmax(history.lr) == 2
 
 
+def test_the_default_learning_rate_is_smaller_for_networks():
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    for flow, lr in ((flows.gaussianization(2, 2), 0.02), (flows.coupling(2, 1, 2, (4,)), 0.005)):
+        assert mixflow.fit(flow, x, epochs=1, progress=False).lr == pytest.approx([0.1 * lr])
+
+
 def test_learning_rate_falls_within_an_epoch(monkeypatch):
     rates = []
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .checkpoint import Contents, Run, read_file, weights
 from .checks import check_integer, check_seed
+from .conditioners import Inputs
 from .files import PathLike, check_writable
 from .flows import Flow, like
 from .history import History
@@ -39,7 +40,7 @@ def fit(
     validation: float | Data | tuple[Data, Data] = 0.1,
     epochs: int = 200,
     batch_size: int | None = None,
-    lr: float = 0.02,
+    lr: float | None = None,
     weight_decay: float = 0.0,
     max_grad_norm: float = 10.0,
     patience: int = 30,
@@ -76,7 +77,7 @@ def fit(
         epochs: passes over the training rows at most.
         batch_size: rows per step, in all processes together; by default an eighth of the training rows, but 64 at
             least and 4096 at most.
-        lr: the highest learning rate.
+        lr: the highest learning rate; by default 0.02, and 0.005 where networks make parameters.
         weight_decay: the decoupled weight decay of AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101).
         max_grad_norm: the norm that gradients are clipped to; ``inf`` for none.
         patience: epochs without improvement to wait for.
@@ -112,6 +113,7 @@ def fit(
         5
 
     """
+    lr = (0.005 if any(isinstance(m, Inputs) for m in flow.modules()) else 0.02) if lr is None else lr
     settings = _check_settings(epochs, batch_size, lr, weight_decay, max_grad_norm, patience, seed)
     _check_trainable(flow)
     if resume and checkpoint is None:

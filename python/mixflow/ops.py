@@ -277,8 +277,8 @@ def _check(names: tuple[str, ...], tensors: Tensors, family: str, base: str = BA
             raise ValueError(
                 f"{key}: expected shape (..., {logits.shape[-1]}), like logits; got {tuple(parameter.shape)}"
             )
-    shape: tuple[int, ...] = ()
-    for key in names:
+    shape = tuple(x.shape) if names else ()
+    for key in names[1:]:
         try:
             shape = torch.broadcast_shapes(shape, arguments[key].shape)
         except RuntimeError:

@@ -207,7 +207,6 @@ model = (folder / "file").read_bytes(), load_model
 (folder / "file").unlink()
 load_checkpoint()
 checkpoint = (folder / "file").read_bytes(), load_checkpoint
-mixflow.cdf_transform(x, *(p[:1] for p in parameters))  # torch imports more at a first call
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
 watching = False

@@ -29,7 +29,7 @@ stress: $(VENV)/.installed
 	$(BIN)/python bench/inverse.py
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs output/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 # The wheel of this machine and the sdist, in dist/.
 wheel: $(VENV)/.release

@@ -15,7 +15,6 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests --pyargs mixflow
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt zuko || echo "no zuko: its rows stay empty"
 	$(BIN)/python bench/ops.py
 
 # Flows against zuko's on tables of your own, DATA="a.csv b.csv", two minutes a flow; without DATA, against known truths.

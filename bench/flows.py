@@ -138,7 +138,10 @@ def run(name: str, path: str, flow: str, seconds: float) -> Outcome:
     start = time.perf_counter()
     model, curve = (train_ours if flow in OURS else train_rival)(flow, parts, start, seconds)
     spent = time.perf_counter() - start
-    records = [curve[i] for i in range(len(curve)) if all(score < curve[i][1] for _, score in curve[:i])]
+    records = curve[:1]
+    for point in curve:
+        if point[1] > records[-1][1]:
+            records.append(point)
     return Outcome(name, flow, count(model), spent, len(curve), records[-1][1], mean_log_prob(model, parts[2]), records)
 
 
@@ -175,7 +178,8 @@ def train_rival(kind: str, parts: Parts, start: float, seconds: float) -> tuple[
     train, validation, _ = parts
     flow = getattr(zuko.flows, kind)(train.shape[1], **RIVALS[kind])
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
-    best, curve = copy.deepcopy(flow.state_dict()), [(time.perf_counter() - start, mean_log_prob(flow, validation))]
+    best, best_score = copy.deepcopy(flow.state_dict()), mean_log_prob(flow, validation)
+    curve = [(time.perf_counter() - start, best_score)]
     while (spent := time.perf_counter() - start) < seconds:
         for rows in torch.randperm(len(train)).split(256):
             for group in optimizer.param_groups:
@@ -190,8 +194,8 @@ def train_rival(kind: str, parts: Parts, start: float, seconds: float) -> tuple[
         score = mean_log_prob(flow, validation)
         if not math.isfinite(score):  # NaN for good: what was best until then counts
             break
-        if score > max(s for _, s in curve):
-            best = copy.deepcopy(flow.state_dict())
+        if score > best_score:
+            best, best_score = copy.deepcopy(flow.state_dict()), score
         curve.append((time.perf_counter() - start, score))
     flow.load_state_dict(best)
     return flow, curve

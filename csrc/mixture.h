@@ -107,21 +107,28 @@ MIXFLOW_FN Shares<V> shares_within_reach(V distance, const Component<V>& c) {
 
 template <class Family, bool with_slope, bool keep, class V, class Parameters>
 MIXFLOW_FN Sums<V> linear_sums(V x, const Parameters& parameters) {
-  return sum_components<with_slope, V>(parameters, [&](int k, const Component<V>& c, Sums<V>& sums) {
-    V distance = within_reach(x, c);
-    Shares<V> shares = with_slope ? shares_within_reach<Family>(distance, c) : Family::shares(distance, c);
-    if constexpr (keep) parameters.keep(k, shares);
-    sums.lower = fma(c.weight, shares.lower, sums.lower);
-    sums.upper = fma(c.weight, shares.upper, sums.upper);
-    if constexpr (with_slope) {
-      V density = c.density_weight * shares.density;
-      V score = Family::score(distance * c.inv_scale, shares.lower, shares.upper);
-      sums.density += density;
-      sums.density_slope = fma(density * (c.inv_scale * parameters.smallest_scale), score, sums.density_slope);
-    } else {
-      sums.density = fma(c.density_weight, shares.density, sums.density);
-    }
-  });
+  if constexpr (exceeds_registers<V>) {
+    static_assert(!keep);
+    auto half = parameters.half();
+    auto a = linear_sums<Family, with_slope, false>(x.a, half), b = linear_sums<Family, with_slope, false>(x.b, half);
+    return {{a.lower, b.lower}, {a.upper, b.upper}, {a.density, b.density}, {a.density_slope, b.density_slope}};
+  } else {
+    return sum_components<with_slope, V>(parameters, [&](int k, const Component<V>& c, Sums<V>& sums) {
+      V distance = within_reach(x, c);
+      Shares<V> shares = with_slope ? shares_within_reach<Family>(distance, c) : Family::shares(distance, c);
+      if constexpr (keep) parameters.keep(k, shares);
+      sums.lower = fma(c.weight, shares.lower, sums.lower);
+      sums.upper = fma(c.weight, shares.upper, sums.upper);
+      if constexpr (with_slope) {
+        V density = c.density_weight * shares.density;
+        V score = Family::score(distance * c.inv_scale, shares.lower, shares.upper);
+        sums.density += density;
+        sums.density_slope = fma(density * (c.inv_scale * parameters.smallest_scale), score, sums.density_slope);
+      } else {
+        sums.density = fma(c.density_weight, shares.density, sums.density);
+      }
+    });
+  }
 }
 
 template <class Family, class V>
@@ -165,25 +172,27 @@ struct Evaluation {
   bool all_linear;
 };
 
+template <class V>
+struct ShiftedSums {
+  Sums<V> sums;
+  Shifts<V> shift;
+};
+
 template <class Family, bool with_slope, class V, class Parameters>
-MIXFLOW_RARE Evaluation<V> with_shifted_sums(V x, const Parameters& parameters, Evaluation<V> at) {
+MIXFLOW_RARE ShiftedSums<V> shifted_sums(V x, const Parameters& parameters) {
   Shifts<V> shift = largest_exponents<Family>(x, parameters);
-  Sums<V> sums = sum_components<with_slope, V>(parameters, [&](int, const Component<V>& c, Sums<V>& block) {
-    Terms<V> term = shifted_terms<Family>(x, c, shift);
-    block.lower += term.lower;
-    block.upper += term.upper;
-    block.density += term.density;
-    if constexpr (with_slope)
-      block.density_slope =
-          fma(term.density * (c.inv_scale * parameters.smallest_scale), term.score, block.density_slope);
-  });
-  at.shift = {select<V>(at.linear, V{}, shift.lower), select<V>(at.linear, V{}, shift.upper),
-              select<V>(at.linear, V{}, shift.density)};
-  at.sums.lower = select<V>(at.linear, at.sums.lower, sums.lower);
-  at.sums.upper = select<V>(at.linear, at.sums.upper, sums.upper);
-  at.sums.density = select<V>(at.linear, at.sums.density, sums.density);
-  at.sums.density_slope = select<V>(at.linear, at.sums.density_slope, sums.density_slope);
-  return at;
+  return {sum_components<with_slope, V>(parameters,
+                                        [&](int, const Component<V>& c, Sums<V>& block) {
+                                          Terms<V> term = shifted_terms<Family>(x, c, shift);
+                                          block.lower += term.lower;
+                                          block.upper += term.upper;
+                                          block.density += term.density;
+                                          if constexpr (with_slope)
+                                            block.density_slope =
+                                                fma(term.density * (c.inv_scale * parameters.smallest_scale),
+                                                    term.score, block.density_slope);
+                                        }),
+          shift};
 }
 
 template <class Family, bool with_slope, bool keep, class V, class Parameters>
@@ -194,7 +203,17 @@ MIXFLOW_FN Evaluation<V> evaluate(V x, const Parameters& parameters) {
   at.linear = (at.sums.lower >= Range::smallest) & (at.sums.upper >= Range::smallest) &
               (at.sums.density >= parameters.density_floor) & (at.sums.density <= Range::largest);
   at.all_linear = all(at.linear);
-  if (!at.all_linear) at = with_shifted_sums<Family, with_slope>(x, parameters, at);
+  if (!at.all_linear) {
+    // Field by field, and nothing of `at` is passed on as a whole: it would live in memory from its beginning.
+    ShiftedSums<V> other = shifted_sums<Family, with_slope>(x, parameters);
+    at.shift.lower = select<V>(at.linear, V{}, other.shift.lower);
+    at.shift.upper = select<V>(at.linear, V{}, other.shift.upper);
+    at.shift.density = select<V>(at.linear, V{}, other.shift.density);
+    at.sums.lower = select<V>(at.linear, at.sums.lower, other.sums.lower);
+    at.sums.upper = select<V>(at.linear, at.sums.upper, other.sums.upper);
+    at.sums.density = select<V>(at.linear, at.sums.density, other.sums.density);
+    at.sums.density_slope = select<V>(at.linear, at.sums.density_slope, other.sums.density_slope);
+  }
   return at;
 }
 

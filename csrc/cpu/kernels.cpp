@@ -12,29 +12,15 @@ namespace mixflow {
 namespace MIXFLOW_ARCH {
 namespace {
 
-// Lanes of a shared parameter set: as many packs at a time as there are registers for. Against one pack, the forward
-// ops gain 10 to 20 %, the others 10 to 30 %.
-#if defined(__AVX512F__)
+// Lanes of a shared parameter set: two packs, for which there are registers; four in the forward op, whose last steps
+// are one long chain of dependent instructions.
 template <class T, Op op>
 using Wide = typename WideOf<Pack<T>, op == Op::forward ? 2 : 1>::type;
-#elif defined(__AVX2__) || defined(__aarch64__)
-template <class T, Op op>
-using Wide = typename WideOf<Pack<T>, op == Op::forward ? 1 : 0>::type;
-#else
-template <class T, Op op>
-using Wide = Pack<T>;
-#endif
 
-// Lanes over parameter sets, which take the L1 cache: more than one pack at a time pays only where it is read again and
-// again.
+// Lanes over parameter sets, which take the L1 cache: more than one pack at a time pays only where little is kept of
+// each set.
 template <class T, Op op>
-struct WidePerElement {
-  using type = Pack<T>;
-};
-template <class T>
-struct WidePerElement<T, Op::inverse> {
-  using type = Wide<T, Op::inverse>;
-};
+using WidePerElement = typename WideOf<Pack<T>, op == Op::forward || op == Op::inverse ? 1 : 0>::type;
 
 // Scratch of one piece. malloc, since the size depends on the number of components.
 template <class T>
@@ -94,6 +80,16 @@ struct Prepared {
   static MIXFLOW_FN void set(V& to, V x) { to = x; }
   static MIXFLOW_FN void set(T& to, V x) { to = first_lane(x); }
   MIXFLOW_FN V total_weight() const { return total; }
+
+  // The same set for half of the lanes. What differs between lanes is not in it.
+  MIXFLOW_FN auto half() const {
+    static_assert(shared);
+    Prepared<decltype(V::a), true> half;
+    half.stored = stored;
+    half.components = components;
+    half.smallest_scale = smallest_scale.a;
+    return half;
+  }
 
   MIXFLOW_FN bool has_kept(int k) const { return k < kKept; }
   MIXFLOW_FN Shares<V> kept(int k) const { return shares[k]; }
@@ -197,7 +193,10 @@ MIXFLOW_FN Prepared<V, shared> prepare(const Problem& problem, const Lanes<V>& l
   gather_columns(problem, lanes, problem.log_scale, kLogScale, log_scale);
   V largest = -infinity<V>();
   for (int k = 0; k < problem.components; ++k) largest = max(largest, logits[k]);
-  Prepared<V, shared> prepared{space.stored.data, space.shares.data, problem.components, {}, {}, {}, {}};
+  Prepared<V, shared> prepared;
+  prepared.stored = space.stored.data;
+  prepared.shares = space.shares.data;
+  prepared.components = problem.components;
   V total{}, largest_inv_scale{};
   for (int k = 0; k < problem.components; ++k) {
     Component<V> c = make_component<Family>(logits[k] - largest, loc[k], log_scale[k]);
@@ -330,7 +329,7 @@ void run_op(const Problem& problem, const Piece& piece) {
   if (problem.inner.size >= kSharedLength)
     run_shared<Family, op, Wide<T, op>>(problem, piece);
   else
-    run_per_element<Family, op, typename WidePerElement<T, op>::type>(problem, piece);
+    run_per_element<Family, op, WidePerElement<T, op>>(problem, piece);
 }
 
 template <class Family, class T>

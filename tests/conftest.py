@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+import mixflow
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where tests of the ops put their tensors: cpu or cuda")
+    parser.addoption("--device", default="cpu", help="where tests that take a device put their tensors: cpu or cuda")
     parser.addoption("--release", action="store_true", help="also the long forms of tests")
 
 
@@ -22,7 +24,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
-    name = request.config.getoption("--device")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine")
-    return torch.device(name)
+    chosen = torch.device(request.config.getoption("--device"))
+    if chosen.type != "cuda":
+        return chosen
+    if not mixflow.show_config()["cuda_usable"]:
+        pytest.skip("needs a CUDA device and a build with CUDA kernels, see mixflow info")
+    return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)

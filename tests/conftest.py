@@ -13,6 +13,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "release: the long form of a test, left out without --release")
+    # Advice that torch gives where it meets a card.
+    for advice in ("Attempting to run cuBLAS, but there was no current CUDA context", "TensorFloat32 tensor cores"):
+        config.addinivalue_line("filterwarnings", f"ignore:{advice}:UserWarning")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -23,10 +26,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
+def card() -> torch.device:
+    """The current CUDA device."""
+    if not mixflow.show_config()["cuda_usable"]:
+        pytest.skip("needs a CUDA device and a build with CUDA kernels, see mixflow info")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
     chosen = torch.device(request.config.getoption("--device"))
     if chosen.type != "cuda":
         return chosen
-    if not mixflow.show_config()["cuda_usable"]:
-        pytest.skip("needs a CUDA device and a build with CUDA kernels, see mixflow info")
-    return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
+    current: torch.device = request.getfixturevalue("card")
+    return current if chosen.index is None else chosen

@@ -18,6 +18,7 @@ import mixflow
 from cases import EPSILON, FAMILY_AND_BASE, arguments, to_base_range
 from mixflow import flows, ops, reference
 from mixflow.bench.memory import beyond_outputs_on_cuda
+from mixflow.cli import main
 
 GIB = 2**30
 DTYPES = [torch.float32, torch.float64]
@@ -436,3 +437,13 @@ def test_fit_score_sample_and_save(card, tmp_path):
     mixflow.save(flow, tmp_path / "model")
     loaded = mixflow.load(tmp_path / "model")
     torch.testing.assert_close(loaded.log_prob(drawn.cpu()), flow.log_prob(drawn).cpu(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "only", ["Forward: forward + ladj, gaussian", "Inverse: ", "Forward and backward: ", "Peak memory"]
+)
+def test_benchmark(card, only, tmp_path, capsys):
+    options = ["--quick", "--n", "4096", "--device", "cuda", "--only", only, "--out", str(tmp_path)]
+    assert main(["bench", *options]) == 0
+    assert torch.cuda.get_device_name(card) in capsys.readouterr().out
+    assert (tmp_path / "cuda.json").exists()

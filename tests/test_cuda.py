@@ -416,6 +416,25 @@ def test_distributed_data_parallel(card):
     run(DISTRIBUTED)
 
 
+TOGETHER = """
+import numpy as np, torch, mixflow
+torch.manual_seed(0)
+flow = mixflow.flows.univariate(3)
+mixflow.fit(flow, np.random.default_rng(0).normal(size=500), device="cuda", epochs=2, progress=False)
+mixflow.save(flow, "model")
+"""
+
+
+def test_one_process_for_each_of_two_cards(card, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    (tmp_path / "fit.py").write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "fit.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert mixflow.load(tmp_path / "model").log_prob(torch.zeros(1)).isfinite().all()
+
+
 def test_fit_score_sample_and_save(card, tmp_path):
     generator = np.random.default_rng(0)
     data = generator.normal(size=(4000, 3)).astype(np.float32) ** 3

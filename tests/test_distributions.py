@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-import zuko
 from torch import nn
 from torch.distributions import (
     Categorical,
@@ -515,6 +514,8 @@ def test_a_transformed_base_is_the_mixture(family, device):
 
 def test_drops_into_zuko():
     """As the elementwise map of an autoregressive flow, with parameters from zuko's network, and trained."""
+    import zuko
+
     torch.manual_seed(0)
     flow = zuko.flows.MAF(
         features=3, context=2, transforms=2, hidden_features=(16,), univariate=MixtureCDFTransform, shapes=[(4,)] * 3

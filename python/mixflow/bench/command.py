@@ -27,7 +27,8 @@ _QUICK_SIZE = 2**12
 
 def add_arguments(parser: argparse.ArgumentParser, out: Path | None = None) -> None:
     """Give ``parser`` the options of :func:`run`; ``out`` is the default of ``--out``."""
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose table or name contains TEXT")
+    only = "only the cases whose table or name contains TEXT; may be repeated"
+    parser.add_argument("--only", action="append", metavar="TEXT", help=only)
     sizes = f"2^20, on CUDA 2^24, with --quick {_QUICK_SIZE}"
     parser.add_argument("--n", type=int, help=f"elements of the main cases (default: {sizes})")
     parser.add_argument("--components", type=int, default=8, metavar="K", help="default: %(default)s")
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     """
     settings = _settings(arguments)
-    cases = _chosen(arguments.only, settings.device.type)
+    cases = _chosen(arguments.only or [""], settings.device.type)
     if arguments.out is None:
         _measure(settings, cases)
         return 0
@@ -114,10 +115,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(n, arguments.components, _DTYPES[arguments.dtype], threads, device, arguments.quick)
 
 
-def _chosen(only: str, device: str) -> list[Case]:
+def _chosen(only: list[str], device: str) -> list[Case]:
     there = [case for case in CASES if case.device in ("", device)]
-    chosen = [case for case in there if only.lower() in f"{case.group}: {case.name}".lower()]
-    if not chosen:
-        groups = ", ".join(dict.fromkeys(case.group for case in there))
-        raise ValueError(f"only: expected a part of the name of a table ({groups}) or case; got {only!r}")
-    return chosen
+    wanted = {text: [c for c in there if text.lower() in f"{c.group}: {c.name}".lower()] for text in only}
+    for text, found in wanted.items():
+        if not found:
+            groups = ", ".join(dict.fromkeys(case.group for case in there))
+            raise ValueError(f"only: expected a part of the name of a table ({groups}) or case; got {text!r}")
+    return [case for case in there if any(case in found for found in wanted.values())]

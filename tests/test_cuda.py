@@ -47,6 +47,7 @@ def same(actual, expected):
 
 
 def needs_memory(card, gib):
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(card)[0]
     if free < gib * GIB:
         pytest.skip(f"needs {gib} GiB of free memory on the card; there are {free / GIB:.1f}")
@@ -94,8 +95,8 @@ def test_so_does_the_op_itself(card, op, monkeypatch):
 def scales(z, ladj, base):
     """What the bounds of docs/how-exact.md are multiplied by, for the value and for ladj."""
     log_g = reference.BASES[base].log_prob(z)
-    size = torch.where(z > 0, z * (1 + z.log().abs()), 1.0) if base == "uniform" else z.abs()
-    return size.clamp(min=1), 1 + (ladj + log_g).abs() + log_g.abs()
+    size = z * z.log().abs().clamp(min=1) if base == "uniform" else z.abs().clamp(min=1)
+    return size, 1 + (ladj + log_g).abs() + log_g.abs()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -227,6 +228,24 @@ def test_nothing_synchronises(card, op, layout):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
+@pytest.mark.parametrize("recipe", ["gaussianization", "coupling", "autoregressive"])
+def test_training_steps_do_not_synchronise(card, recipe):
+    x = torch.randn(64, 3, device=card)
+    flow = getattr(flows, recipe)(3, layers=2, components=4).to(card)
+    flow.initialize(x)
+
+    def step():
+        return torch.autograd.grad(-flow.log_prob(x).mean(), list(flow.parameters()))
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def captured(step, card):
     """A graph of ``step`` and the results that its replays fill."""
     side = torch.cuda.Stream(card)
@@ -261,7 +280,7 @@ def test_graphs_are_captured_and_replayed(card, op, layout, gradients):
 def test_a_flow_trains_in_a_graph(card):
     torch.manual_seed(0)
     x = torch.randn(256, 3, device=card)
-    flow, twin = (flows.gaussianization(3, layers=2, components=4).to(card) for _ in range(2))
+    flow, twin = (flows.coupling(3, layers=2, components=4, hidden=(16,)).to(card) for _ in range(2))
     flow.initialize(x)
     twin.load_state_dict(flow.state_dict())
 
@@ -328,7 +347,7 @@ def test_memory_is_the_results_and_torch_s(card, op):
 
 def test_more_than_2_31_elements(card):
     """x repeats without memory of its own; so do the results, then, for each set of parameters."""
-    needs_memory(card, 24)
+    needs_memory(card, 28)
     generator = torch.Generator().manual_seed(0)
     width, rows = 2**12, 2**19 + 1
     x = torch.randn(width, generator=generator).to(card)
@@ -357,7 +376,7 @@ def test_gradients_of_more_than_2_31_bytes(card, layout):
             for part in mine.view(copies, *other.shape).split(2**12):
                 assert (part == other).all()
         else:  # sums, of which there are as many terms as copies
-            torch.testing.assert_close(mine / copies, other, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(mine / copies, other, rtol=1e-4, atol=1e-5 * period)
 
 
 @pytest.mark.parametrize("which", range(4), ids=["x", "logits", "loc", "log_scale"])

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import mixflow
 from mixflow.bench import command
 from mixflow.bench.cases import CASES, COMPARISONS
 
@@ -60,7 +61,9 @@ def test_without_torch_it_says_so(gpu, monkeypatch, capsys):
 def test_an_unknown_step_is_refused(gpu, card, tmp_path, capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--only", "bild", "--out", str(tmp_path)])
-    assert "--only: expected some of build, tests, card, sanitizer, benchmark; got bild" in capsys.readouterr().err
+    assert (
+        "--only: expected some of build, info, tests, card, sanitizer, benchmark; got bild" in capsys.readouterr().err
+    )
 
 
 def test_steps_lose_nothing_to_each_other(gpu, tmp_path):
@@ -114,9 +117,12 @@ def test_the_report_ends_with_the_tables(gpu, card, works, tmp_path, monkeypatch
     assert gpu.main(["--out", str(tmp_path), "--only", "benchmark"]) == 0
 
 
-def test_the_steps_name_what_is_there(gpu, card, tmp_path):
-    build, tests, _, sanitizer, benchmark = gpu.all_steps(tmp_path, (9, 0))
+def test_the_steps_name_what_is_there(gpu, card, tmp_path, monkeypatch):
+    build, info, tests, _, sanitizer, benchmark = gpu.all_steps(tmp_path, (9, 0))
     assert build.environment["CUDAARCHS"] == "90"
+    monkeypatch.setattr(mixflow, "show_config", lambda: {"cuda_usable": False})
+    with pytest.raises(AssertionError, match="it has no CUDA kernels"):
+        exec(info.commands[0][-1])
     assert all((ROOT / part).is_file() for part in tests.commands[0] if part.endswith(".py"))
     assert sanitizer.missing or sanitizer.commands
     chosen = command._chosen(list(gpu.BENCHMARKS), "cuda")

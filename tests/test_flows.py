@@ -195,7 +195,7 @@ def bent(n, features, seed=0, device="cpu"):
 
 def build(name, device="cpu", **more):
     torch.manual_seed(0)
-    flow = (WITHOUT_BASE.get(name) or RECIPES[name])(**more).to(device, torch.float64)
+    flow = (WITHOUT_BASE.get(name) or RECIPES[name])(**more).double().to(device)
     x = bent(500, flow.features, device=device)
     flow.initialize(x, x[:, : flow.context] if flow.context else None)
     with torch.no_grad():

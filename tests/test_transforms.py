@@ -164,7 +164,7 @@ def test_gradients_are_those_of_finite_differences(case, transform, device):
 def test_copies_are_the_same_transform(case, transform, device):
     x, context = inputs(transform, 5, case=case, device=device)
     expected = transform(x, context)
-    fresh = CASES[case]().to(device, torch.float64)
+    fresh = CASES[case]().double().to(device)
     fresh.load_state_dict(transform.state_dict())
     for copied in (copy.deepcopy(transform), pickle.loads(pickle.dumps(transform)), fresh):
         assert all(map(torch.equal, copied(x, context), expected))
@@ -173,7 +173,7 @@ def test_copies_are_the_same_transform(case, transform, device):
 
 def test_initialize_leaves_a_transform_that_works(case, device):
     torch.manual_seed(0)
-    transform = CASES[case]().to(device, torch.float64)
+    transform = CASES[case]().double().to(device)
     x, context = inputs(transform, 200, case=case, device=device)
     transform.initialize(x, context)
     z, ladj = transform(x, context)
@@ -208,12 +208,12 @@ def test_mixture_starts_with_a_component_in_each_cluster(family, device):
     generator = torch.Generator().manual_seed(0)
     centre = torch.tensor([-9.0, -1.0, 3.0, 7.0], dtype=torch.float64)
     x = centre.repeat(500)[:, None] + 0.1 * torch.randn(2000, 1, generator=generator, dtype=torch.float64)
-    transform = transforms.MixtureCDF(2, 4, family=family, base="uniform").to(device, torch.float64)
+    transform = transforms.MixtureCDF(2, 4, family=family, base="uniform").double().to(device)
     transform.initialize(torch.cat([x, 10.0 * x], dim=1)[torch.randperm(2000, generator=generator)].to(device))
     expected = torch.stack([centre, 10.0 * centre]).to(device)
     torch.testing.assert_close(transform.loc.detach(), expected, rtol=0.0, atol=0.2)
     true = torch.distributions.Normal(0.0, 0.1).entropy().item() + math.log(4.0)
-    own = transforms.MixtureCDF(1, 4, family=family, base="uniform").to(device, torch.float64)
+    own = transforms.MixtureCDF(1, 4, family=family, base="uniform").double().to(device)
     own.initialize(x.to(device))
     assert mean_log_density(own, x.to(device)) == pytest.approx(-true, abs=0.05)
 

@@ -275,6 +275,8 @@ def test_what_is_measured_on_a_card_can_be_measured():
         rows = case.measure(settings)
         assert rows
         assert all(row.ratio is not None or row.note for row in rows), case.name
+        if case.name == "forward + ladj, logistic, per element":
+            assert rows[-1].note == "108 bytes an element"
 
 
 def test_a_limit_is_computed_and_says_from_what(monkeypatch, tmp_path, capsys):

@@ -164,6 +164,7 @@ def against(
                 else:
                     contenders.append(_rival(name_of_rival, rival, settings, work, family, inputs, own, name))
                     place[name_of_rival] = len(contenders) - 1
+                    notes[name_of_rival] = rival.note(work, inputs[0])
             except Absent as reason:
                 notes[name_of_rival] = str(reason)
         seconds = race(contenders, settings)
@@ -172,7 +173,7 @@ def against(
             place[limit] = len(contenders) - 1
             seconds = np.column_stack([seconds, np.full(len(seconds), value)])
         return [
-            rate_row(name, contenders, seconds, 0, place[rival], target, notes.get(rival, ""))
+            rate_row(name, contenders, seconds, 0, place[rival], target, notes[rival])
             if rival in place
             else RateRow(name, _rate(seconds[:, 0]), rival, target=target, note=notes[rival])
             for rival, target in targets.items()

@@ -32,6 +32,7 @@ class Rival:
         elements: At most so many are given to it on a CPU; the slowest are timed on fewer than mixflow.
         elements_on_cuda: The same on a CUDA device, which so few would leave idle.
         comparable: Whether it returns the same as mixflow.
+        note: What the table says of it.
 
     """
 
@@ -39,6 +40,7 @@ class Rival:
     elements: int | None = None
     elements_on_cuda: int | None = None
     comparable: bool = True
+    note: Callable[[Work, Inputs], str] = lambda work, inputs: ""
 
     def most(self, settings: Settings) -> int | None:
         """How many elements are given to it at most."""
@@ -148,6 +150,10 @@ def _copy(settings: Settings, work: Work, family: str) -> Call:
     return call
 
 
+def _bytes_an_element(work: Work, inputs: Inputs) -> str:
+    return f"{work.bytes_moved(inputs) / inputs.x.numel():g} bytes an element"
+
+
 _SPECIAL_PER_CLOCK = 16  # of a multiprocessor, since compute capability 3: the throughput table of the CUDA guide
 _SPECIAL_PER_COMPONENT, _SPECIAL_PER_ELEMENT = 2, 5
 
@@ -191,6 +197,6 @@ RIVALS: dict[str, Rival | Limit] = {
     "zuko": Rival(_zuko),
     "bare loop, same arithmetic": Rival(_bare_loop, comparable=False),
     "plain read, same bytes": Rival(_read, comparable=False),
-    "copy, same bytes": Rival(_copy, comparable=False),
+    "copy, same bytes": Rival(_copy, comparable=False, note=_bytes_an_element),
     "special functions alone": Limit(_special_functions),
 }

@@ -3,14 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+import mixflow
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where tests of the ops put their tensors: cpu or cuda")
+    parser.addoption("--device", default="cpu", help="where tests that take a device put their tensors: cpu or cuda")
     parser.addoption("--release", action="store_true", help="also the long forms of tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "release: the long form of a test, left out without --release")
+    # Advice that torch gives where it meets a card.
+    for advice in ("Attempting to run cuBLAS, but there was no current CUDA context", "TensorFloat32 tensor cores"):
+        config.addinivalue_line("filterwarnings", f"ignore:{advice}:UserWarning")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -21,8 +26,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
+def card() -> torch.device:
+    """The current CUDA device."""
+    if not mixflow.show_config()["cuda_usable"]:
+        pytest.skip("needs a CUDA device and a build with CUDA kernels, see mixflow info")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
-    name = request.config.getoption("--device")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine")
-    return torch.device(name)
+    chosen = torch.device(request.config.getoption("--device"))
+    if chosen.type != "cuda":
+        return chosen
+    current: torch.device = request.getfixturevalue("card")
+    return current if chosen.index is None else chosen

@@ -55,9 +55,9 @@ def test_truth_does_not_underflow():
 
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize("family", truth.FAMILIES)
-def test_bounds(family, dtype):
+def test_bounds(family, dtype, device):
     cases = truth.sample(dtype, family, 192, seed=7)
-    table = truth.measure(cases, {"mixflow": OPS}, seed=7)
+    table = truth.measure(cases, {"mixflow": OPS}, seed=7, device=device)
     assert len(table) == 2 * len(truth.BASES)
     assert all(row.keys() == truth.BOUNDS.keys() for row in table.values())
     failures = truth.broken(table)
@@ -113,17 +113,18 @@ def neighbours(x, count, number):
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
 @pytest.mark.parametrize("components", [1, 3])
-def test_no_seams(components, family, base, dtype):
+def test_no_seams(components, family, base, dtype, device):
     """Over consecutive numbers around every switch, z rises as it should, up to its error bound."""
     number, eps = NUMBER[dtype], truth.EPSILON[dtype]
     parameters = [[float(number(v)) for v in p[:components]] for p in MODERATE]
-    arrays = [np.array(p, dtype=number) for p in parameters]
+    tensors = [torch.tensor(p, dtype=truth.DTYPES[dtype], device=device) for p in parameters]
     seen = set()
     for name, level, sign in seam_levels(family, dtype, parameters[2]):
         centre = find_seam(level, sign, parameters, family)
         # The core finds itself at the seam a few roundings of the exponent earlier or later.
         x = neighbours(number(centre), 256, number)
-        z, ladj = mixflow.cdf_transform(x, *arrays, family=family, base=base)
+        results = mixflow.cdf_transform(torch.tensor(x, device=device), *tensors, family=family, base=base)
+        z, ladj = (t.cpu().numpy() for t in results)
         at = truth.to_base(truth.mixture(float(x[128]), *parameters, family), base)
         if not truth.in_reach(at, base) or (base == "uniform" and at.z < truth.MIN_NORMAL[dtype]):
             continue
@@ -149,32 +150,26 @@ def test_no_seams(components, family, base, dtype):
 
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
-def test_gradients_are_finite_in_far_tails(family, base, dtype):
-    x = torch.tensor([s * v for v in (10.0, 40.0, 1e2, 1e3, 1e4, 1e6) for s in (-1, 1)], dtype=truth.DTYPES[dtype])
-    out = truth.evaluate(
-        lambda *t: mixflow.cdf_transform(*t, family=family, base=base), (x, *map(torch.tensor, MODERATE_AS[dtype]))
-    )
+def test_gradients_are_finite_in_far_tails(family, base, dtype, device):
+    kind = truth.DTYPES[dtype]
+    x = torch.tensor([s * v for v in (10.0, 40.0, 1e2, 1e3, 1e4, 1e6) for s in (-1, 1)], dtype=kind, device=device)
+    parameters = [torch.tensor(p, dtype=kind, device=device) for p in MODERATE]
+    out = truth.evaluate(lambda *t: mixflow.cdf_transform(*t, family=family, base=base), (x, *parameters))
     flat = [v for grads in out.gradients for g in grads for v in np.ravel(g)]
     assert np.isfinite(flat).all()
     if base == "uniform":
         return  # dx/du is infinite where u is 0 or 1
     ends = 1e3 if base == "normal" else 1e4
-    z = torch.tensor([-ends, -0.1 * ends, -1.0, 0.0, 1.0, 0.1 * ends, ends], dtype=truth.DTYPES[dtype])
-    out = truth.evaluate(
-        lambda *t: mixflow.cdf_transform_inverse(*t, family=family, base=base),
-        (z, *map(torch.tensor, MODERATE_AS[dtype])),
-    )
+    z = torch.tensor([-ends, -0.1 * ends, -1.0, 0.0, 1.0, 0.1 * ends, ends], dtype=kind, device=device)
+    out = truth.evaluate(lambda *t: mixflow.cdf_transform_inverse(*t, family=family, base=base), (z, *parameters))
     flat = [v for grads in out.gradients for g in grads for v in np.ravel(g)]
     assert np.isfinite(flat).all()
-
-
-MODERATE_AS = {dtype: [np.array(p, dtype=number) for p in MODERATE] for dtype, number in NUMBER.items()}
 
 
 @pytest.mark.parametrize("direction", OPS)
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
-def test_gradients_of_a_dead_component_are_exactly_zero(family, base, dtype, direction):
+def test_gradients_of_a_dead_component_are_exactly_zero(family, base, dtype, direction, device):
     kind = truth.DTYPES[dtype]
     x = torch.tensor([-300.0, -5.0, 0.5, 5.0, 300.0], dtype=kind)
     if direction == "inverse" and base == "uniform":
@@ -188,7 +183,8 @@ def test_gradients_of_a_dead_component_are_exactly_zero(family, base, dtype, dir
         torch.tensor([0.0, 0.0, -10.0, 0.5, 10.0], dtype=kind),
     ]
     out = truth.evaluate(
-        lambda *t: OPS[direction](*t, family=family, base=base), (x, *(p.expand(5, 5) for p in parameters))
+        lambda *t: OPS[direction](*t, family=family, base=base),
+        (x.to(device), *(p.to(device).expand(5, 5) for p in parameters)),
     )
     for grads in out.gradients:
         assert np.isfinite(grads[0]).all()
@@ -204,7 +200,7 @@ def test_gradients_of_a_dead_component_are_exactly_zero(family, base, dtype, dir
 
 @pytest.mark.parametrize("x", [0.4, -3.0, 12.0])
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
-def test_hessian_vector_products(family, base, x):
+def test_hessian_vector_products(family, base, x, device):
     """Double backward in float64, on the scale of the terms that a row of the Hessian adds up, times L."""
     rng = np.random.default_rng(5)
     point = [x, *MODERATE[0], *MODERATE[1], *MODERATE[2]]
@@ -215,8 +211,8 @@ def test_hessian_vector_products(family, base, x):
         z, ladj = mixflow.cdf_transform(vector[0], vector[1:4], vector[4:7], vector[7:], family=family, base=base)
         return weights[0] * z + weights[1] * ladj
 
-    vector = torch.tensor(point, dtype=torch.float64)
-    _, got = torch.autograd.functional.hvp(loss, vector, torch.tensor(direction))
+    vector = torch.tensor(point, dtype=torch.float64, device=device)
+    _, got = torch.autograd.functional.hvp(loss, vector, torch.tensor(direction, device=device))
     exact = truth.hessian_vector_product(point, direction, family, base, weights)
     columns = [
         truth.hessian_vector_product(point, np.eye(len(point))[j] * direction[j], family, base, weights)
@@ -231,11 +227,11 @@ def test_hessian_vector_products(family, base, x):
 @pytest.mark.parametrize("direction", OPS)
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
-def test_jvp(family, base, dtype, direction):
+def test_jvp(family, base, dtype, direction, device):
     """Forward mode, on the sum of the scales of the partial derivatives."""
     number, kind = NUMBER[dtype], truth.DTYPES[dtype]
     rng = np.random.default_rng(6)
-    parameters = [[float(v) for v in p] for p in MODERATE_AS[dtype]]
+    parameters = [[float(number(v)) for v in p] for p in MODERATE]
     for start in (0.4, -3.0, 12.0):
         x = float(number(start))
         if direction == "inverse":
@@ -244,11 +240,11 @@ def test_jvp(family, base, dtype, direction):
                 continue
         tangent = [float(number(v)) for v in rng.normal(size=10)]
         pieces = (tangent[0], tangent[1:4], tangent[4:7], tangent[7:])
-        primals = tuple(torch.tensor(v, dtype=kind) for v in (x, *parameters))
+        primals = tuple(torch.tensor(v, dtype=kind, device=device) for v in (x, *parameters))
         (value, _), tangents = torch.func.jvp(
             lambda *t: OPS[direction](*t, family=family, base=base),
             primals,
-            tuple(torch.tensor(v, dtype=kind) for v in pieces),
+            tuple(torch.tensor(v, dtype=kind, device=device) for v in pieces),
         )
         mix = truth.mixture(x if direction == "forward" else value.item(), *parameters, family)
         exact = truth.gradients(mix, truth.to_base(mix, base), truth.EPSILON[dtype])

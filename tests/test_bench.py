@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixflow
 from mixflow.bench import baselines, cases, rivals, works
@@ -179,6 +182,19 @@ def test_contenders_take_turns_with_the_threads_they_ask_for():
     assert {entry[2] for entry in log} == {1, 2}, "inputs are taken in turn"
 
 
+class Copies(TorchDispatchMode):
+    """Notes the bytes of every copy."""
+
+    def __init__(self, copied):
+        super().__init__()
+        self.copied = copied
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.copy_.default:
+            self.copied.append(args[0].nbytes)
+        return func(*args, **(kwargs or {}))
+
+
 def contenders(*names, components=(1,)):
     padded = [*components, *[1] * (len(names) - len(components))]
     return [
@@ -245,10 +261,60 @@ def test_rivals_are_right_in_float64(family):
 
 
 def test_cases_have_names_of_their_own_and_rivals_that_exist():
-    names = [(case.group, case.name) for case in CASES]
-    assert len(set(names)) == len(names)
-    for *_, targets in cases.COMPARISONS:
-        assert set(targets) <= set(rivals.RIVALS)
+    for device in ("cpu", "cuda"):
+        names = [(case.group, case.name) for case in CASES if case.device in ("", device)]
+        assert len(set(names)) == len(names)
+        for *_, targets in cases.COMPARISONS[device]:
+            assert set(targets) <= set(rivals.RIVALS)
+
+
+def test_what_is_measured_on_a_card_can_be_measured():
+    """Here on the CPU, for want of a card: all but the clock."""
+    settings = Settings(n=256, quick=True)
+    for case in [case for case in CASES if case.device == "cuda"]:
+        rows = case.measure(settings)
+        assert rows
+        assert all(row.ratio is not None or row.note for row in rows), case.name
+        if case.name == "forward + ladj, logistic, per element":
+            assert rows[-1].note == "108 bytes an element"
+
+
+def test_a_limit_is_computed_and_says_from_what(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(rivals.RIVALS, "eager linear", rivals.Limit(lambda settings, work: (1e-6, "one a microsecond")))
+    assert main([*QUICK, FORWARD, "--out", str(tmp_path)]) == 0
+    assert "eager linear: one a microsecond" in capsys.readouterr().out
+    row = json.loads((tmp_path / "cpu.json").read_text())["groups"]["Forward"][1]
+    assert (row["contender"], row["contender_rate"]) == ("eager linear", pytest.approx(1.0))
+    assert row["ratio"] == pytest.approx(row["rate"], rel=0.5)  # the medians of a ratio and of a rate
+
+
+def test_the_limit_of_special_functions(monkeypatch):
+    limit = rivals.RIVALS[cases.SPECIAL]
+    properties = SimpleNamespace(multi_processor_count=100, clock_rate=2_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    card = Settings(components=8, device=torch.device("cuda"))
+    seconds, said = limit.seconds(card, works.FORWARD)
+    assert 1 / seconds == pytest.approx(100 * 16 * 2e9 / 21)
+    assert said == "100 multiprocessors x 16 x 2.00 GHz / 21 special functions an element"
+    del properties.clock_rate
+    for settings, reason in (
+        (card, "does not tell the clock"),
+        (replace(card, dtype=torch.float64), "know float32 alone"),
+        (Settings(), "CPUs have no units"),
+    ):
+        with pytest.raises(rivals.Absent, match=reason):
+            limit.seconds(settings, works.FORWARD)
+
+
+@pytest.mark.parametrize(("work", "numbers"), [(works.FORWARD, 18), (works.FORWARD_BACKWARD, 34)])
+def test_copies_are_of_the_bytes_that_the_work_moves(work, numbers):
+    [inputs] = work.inputs(Settings(), 64, 5, "logistic", "per element")
+    assert work.bytes_moved(inputs) == 4 * 64 * numbers
+    copied = []
+    copy = rivals.RIVALS[cases.COPY].build(Settings(), work, "logistic")
+    with Copies(copied):
+        copy(inputs)
+    assert copied == [4 * 64 * numbers // 2]
 
 
 def test_flows_are_compared_with_zuko_s(tmp_path):

@@ -41,9 +41,10 @@ def interval_arguments(layout, dtype, device="cpu"):
 
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize("family", truth.FAMILIES)
-def test_bounds(family, dtype):
+def test_bounds(family, dtype, device):
     """4 eps of 1 + |log P| for the value, 64 eps of the terms that are added for gradients."""
-    table = truth.measure_bins(truth.sample_bins(dtype, family, 225, seed=3), mixflow.discretized_log_prob)
+    bins = truth.sample_bins(dtype, family, 225, seed=3)
+    table = truth.measure_bins(bins, mixflow.discretized_log_prob, device)
     assert table.keys() == {(figure, kind) for figure in truth.BIN_BOUNDS for kind in truth.BIN_KINDS}
     for (figure, kind), worst in table.items():
         assert worst.error <= truth.BIN_BOUNDS[figure], f"{figure}, {kind}: {worst.error:.3g} eps; {worst.note}"
@@ -101,13 +102,14 @@ def test_the_oracle_agrees_with_high_precision(family):
 
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_a_narrow_bin_has_the_density_times_its_width(family, dtype):
+def test_a_narrow_bin_has_the_density_times_its_width(family, dtype, device):
     """Over one ulp at x, F(upper) - F(lower) is zero or one ulp of 1; here the density is right to the last digits."""
     number = np.dtype(dtype).type
     lower = np.concatenate([s * np.logspace(-2, 1.5, 200) for s in (-1, 1)]).astype(number)
     upper = np.nextafter(lower, number(math.inf))
     parameters = [np.array(p, dtype=number) for p in ([0.3, -0.7, 0.1], [-1.0, 0.25, 1.5], [-0.5, 0.0, -1.0])]
-    got = mixflow.discretized_log_prob(lower, upper, *parameters, family=family).astype(np.float64)
+    tensors = [torch.tensor(a, device=device) for a in (lower, upper, *parameters)]
+    got = mixflow.discretized_log_prob(*tensors, family=family).cpu().numpy().astype(np.float64)
     density = mixflow.cdf_transform(
         0.5 * lower.astype(np.float64) + 0.5 * upper, *(p.astype(np.float64) for p in parameters), family=family,
         base="uniform",

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-import zuko
 from torch import nn
 from torch.distributions import (
     Categorical,
@@ -36,16 +35,17 @@ VALUES = ("log_prob", "cdf", "log_cdf", "log_sf")
 LOGITS, LOC, LOG_SCALE = [0.3, -1.0, 0.9], [-2.0, 0.5, 3.0], [-0.5, 0.7, 0.1]
 
 
-def moderate(dtype=torch.float64, family="gaussian", requires_grad=False, **options):
-    tensors = [torch.tensor(v, dtype=dtype).requires_grad_(requires_grad) for v in (LOGITS, LOC, LOG_SCALE)]
+def moderate(dtype=torch.float64, family="gaussian", requires_grad=False, device="cpu", **options):
+    values = LOGITS, LOC, LOG_SCALE
+    tensors = [torch.tensor(v, dtype=dtype, device=device).requires_grad_(requires_grad) for v in values]
     return Mixture(*tensors, family=family, **options)
 
 
-def batched(dtype=torch.float64, family="gaussian"):
+def batched(dtype=torch.float64, family="gaussian", device="cpu"):
     """Of batch shape (4, 3), from parameters none of which has it."""
     g = torch.Generator().manual_seed(1)
     shapes = (5,), (4, 1, 5), (3, 5)
-    return Mixture(*(torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes), family=family)
+    return Mixture(*(torch.randn(s, generator=g, dtype=torch.float64).to(device, dtype) for s in shapes), family=family)
 
 
 def scipy_mixture(family):
@@ -61,15 +61,15 @@ def scipy_mixture(family):
 
 
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_agrees_with_scipy(family):
-    ours, theirs = moderate(family=family), scipy_mixture(family)
-    x = torch.linspace(-12, 12, 49, dtype=torch.float64)
-    mine = [getattr(ours, name)(x).numpy() for name in VALUES]
-    its = [getattr(theirs, name)(x.numpy()) for name in ("logpdf", "cdf", "logcdf", "logccdf")]
+def test_agrees_with_scipy(family, device):
+    ours, theirs = moderate(family=family, device=device), scipy_mixture(family)
+    x = torch.linspace(-12, 12, 49, dtype=torch.float64, device=device)
+    mine = [getattr(ours, name)(x).cpu().numpy() for name in VALUES]
+    its = [getattr(theirs, name)(x.cpu().numpy()) for name in ("logpdf", "cdf", "logcdf", "logccdf")]
     for name, a, b in zip(VALUES, mine, its, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12, err_msg=name)
-    u = torch.tensor([1e-9, 0.01, 0.3, 0.5, 0.9, 1 - 1e-9], dtype=torch.float64)
-    np.testing.assert_allclose(ours.icdf(u).numpy(), theirs.icdf(u.numpy()), rtol=1e-6)
+    u = torch.tensor([1e-9, 0.01, 0.3, 0.5, 0.9, 1 - 1e-9], dtype=torch.float64, device=device)
+    np.testing.assert_allclose(ours.icdf(u).cpu().numpy(), theirs.icdf(u.cpu().numpy()), rtol=1e-6)
     np.testing.assert_allclose(ours.mean.item(), theirs.mean(), rtol=1e-12)
     np.testing.assert_allclose(ours.variance.item(), theirs.variance(), rtol=1e-12)
     np.testing.assert_allclose(ours.stddev.item(), theirs.standard_deviation(), rtol=1e-12)
@@ -77,11 +77,11 @@ def test_agrees_with_scipy(family):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_agrees_with_mixture_same_family(dtype):
-    ours = batched(dtype)
+def test_agrees_with_mixture_same_family(dtype, device):
+    ours = batched(dtype, device=device)
     theirs = MixtureSameFamily(Categorical(logits=ours.logits), Normal(ours.loc, ours.log_scale.exp()))
     assert (ours.batch_shape, ours.event_shape) == (theirs.batch_shape, theirs.event_shape)
-    x = 3 * torch.randn(50, 4, 3, dtype=dtype)
+    x = 3 * torch.randn(50, 4, 3, dtype=dtype, device=device)
     bound = {"rtol": 64 * EPSILON[dtype], "atol": 64 * EPSILON[dtype]}
     torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x), **bound)
     torch.testing.assert_close(ours.cdf(x), theirs.cdf(x), **bound)
@@ -91,11 +91,11 @@ def test_agrees_with_mixture_same_family(dtype):
 
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize("family", truth.FAMILIES)
-def test_both_tails_in_full_accuracy(family, dtype):
+def test_both_tails_in_full_accuracy(family, dtype, device):
     """Where MixtureSameFamily's cdf is 0 or 1 and its log -inf or 0."""
-    m = moderate(truth.DTYPES[dtype], family)
+    m = moderate(truth.DTYPES[dtype], family, device=device)
     parameters = [p.double().tolist() for p in (m.logits, m.loc, m.log_scale)]
-    x = torch.tensor([-1000.0, -30.0, -3.0, 0.0, 3.0, 30.0, 1000.0], dtype=truth.DTYPES[dtype])
+    x = torch.tensor([-1000.0, -30.0, -3.0, 0.0, 3.0, 30.0, 1000.0], dtype=truth.DTYPES[dtype], device=device)
     mine = {name: getattr(m, name)(x).tolist() for name in VALUES}
     for i, value in enumerate(x.tolist()):
         exact = truth.forward(value, *parameters, family, "logistic")
@@ -108,9 +108,9 @@ def test_both_tails_in_full_accuracy(family, dtype):
             assert abs(got - expected) <= allowed + truth.MIN_NORMAL[dtype], (name, value, got, mp.nstr(expected, 20))
 
 
-def test_ends_and_nan():
-    m = moderate(validate_args=False)
-    x = torch.tensor([-math.inf, math.inf, math.nan], dtype=torch.float64)
+def test_ends_and_nan(device):
+    m = moderate(device=device, validate_args=False)
+    x = torch.tensor([-math.inf, math.inf, math.nan], dtype=torch.float64, device=device)
     expected = {
         "log_prob": [-math.inf, -math.inf, math.nan],
         "cdf": [0.0, 1.0, math.nan],
@@ -118,9 +118,9 @@ def test_ends_and_nan():
         "log_sf": [0.0, -math.inf, math.nan],
     }
     for name, values in expected.items():
-        torch.testing.assert_close(getattr(m, name)(x), torch.tensor(values).double(), equal_nan=True, rtol=0, atol=0)
-    u = torch.tensor([0.0, 1.0, -0.1, 1.1, math.nan], dtype=torch.float64)
-    expected = torch.tensor([-math.inf, math.inf, math.nan, math.nan, math.nan], dtype=torch.float64)
+        torch.testing.assert_close(getattr(m, name)(x), x.new_tensor(values), equal_nan=True, rtol=0, atol=0)
+    u = x.new_tensor([0.0, 1.0, -0.1, 1.1, math.nan])
+    expected = x.new_tensor([-math.inf, math.inf, math.nan, math.nan, math.nan])
     torch.testing.assert_close(m.icdf(u), expected, equal_nan=True)
 
 
@@ -158,8 +158,8 @@ def integrated_entropy(m):
     ],
     ids=["overlapping", "one inside another", "scales 1:1e6", "far apart"],
 )
-def test_entropy(loc, log_scale, family):
-    m = Mixture(torch.tensor(LOGITS).double(), torch.tensor(loc).double(), torch.tensor(log_scale).double(), family)
+def test_entropy(loc, log_scale, family, device):
+    m = Mixture(*(torch.tensor(v).double().to(device) for v in (LOGITS, loc, log_scale)), family)
     assert m.entropy().item() == pytest.approx(integrated_entropy(m), abs=1e-10)
     single = Mixture(*(p.float() for p in m._parameters), family)
     assert single.entropy().item() == pytest.approx(integrated_entropy(m), abs=1e-4 if loc[0] > -1e6 else 0.1)
@@ -180,19 +180,19 @@ def test_entropy_of_one_component_and_of_a_batch():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_samples_follow_the_mixture(family, dtype):
+def test_samples_follow_the_mixture(family, dtype, device):
     # Kolmogorov-Smirnov: at this bound a right sampler fails once in 10^7 seeds; this seed is fixed.
     torch.manual_seed(3)
-    m = moderate(dtype, family)
-    u = m.cdf(m.sample((100_000,))).double().sort().values
+    m = moderate(dtype, family, device=device)
+    u = m.cdf(m.sample((100_000,))).double().sort().values.cpu()
     steps = torch.arange(1, len(u) + 1, dtype=torch.float64) / len(u)
     assert (u - steps).abs().max() < 2.9 / math.sqrt(len(u))
 
 
-def test_samples_reach_both_tails_alike():
+def test_samples_reach_both_tails_alike(device):
     """A float32 probability ends at 1 - 2^-24; a hundred million samples would all lie within 17.3 of a logistic."""
     torch.manual_seed(0)
-    zero = torch.zeros(1)
+    zero = torch.zeros(1, device=device)
     x = Mixture(zero, zero, zero, "logistic").sample((1 << 22,))
     fine = x[x > 10]  # e^-10 2^22 = 190 are expected here
     assert 120 < len(fine) < 280
@@ -200,12 +200,12 @@ def test_samples_reach_both_tails_alike():
     assert x.isfinite().all()
 
 
-def test_rsample_differentiates_implicitly():
+def test_rsample_differentiates_implicitly(device):
     torch.manual_seed(0)
-    m = moderate(requires_grad=True)
+    m = moderate(requires_grad=True, device=device)
     leaves = list(m._parameters)
     x = m.rsample((200,))
-    weights = torch.randn(200, dtype=torch.float64)
+    weights = torch.randn(200, dtype=torch.float64, device=device)
     grads = torch.autograd.grad((x * weights).sum(), leaves, retain_graph=True)
     # F(x; theta) stays as it was drawn: dx/dtheta = -(dF/dtheta) / f
     fixed = x.detach()
@@ -216,20 +216,20 @@ def test_rsample_differentiates_implicitly():
 
 
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_rsample_is_twice_differentiable(family):
+def test_rsample_is_twice_differentiable(family, device):
     def run(*parameters):
         torch.manual_seed(5)
         return Mixture(*parameters, family=family).rsample((3,))
 
-    leaves = moderate(requires_grad=True)._parameters
+    leaves = moderate(requires_grad=True, device=device)._parameters
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", [*VALUES, "icdf", "mean", "variance", "entropy"])
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_everything_is_differentiable(family, name):
-    value = torch.tensor([0.1, 0.7], dtype=torch.float64, requires_grad=True)
+def test_everything_is_differentiable(family, name, device):
+    value = torch.tensor([0.1, 0.7], dtype=torch.float64, device=device, requires_grad=True)
 
     def run(value, *parameters):
         attribute = getattr(Mixture(*parameters, family=family), name)
@@ -237,14 +237,14 @@ def test_everything_is_differentiable(family, name):
             return attribute
         return attribute() if name == "entropy" else attribute(value)
 
-    leaves = (value, *moderate(requires_grad=True)._parameters)
+    leaves = (value, *moderate(requires_grad=True, device=device)._parameters)
     assert torch.autograd.gradcheck(run, leaves, atol=1e-5)
     assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True, atol=1e-4)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(half):
-    m = moderate(half)
+def test_half_precision(half, device):
+    m = moderate(half, device=device)
     x = m.rsample((5,))
     assert x.dtype == m.log_prob(x).dtype == m.mean.dtype == half
 
@@ -312,14 +312,14 @@ def test_bad_values_get_one_clear_error():
 
 
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_discretized_log_prob(family):
-    m = batched(family=family)
-    x = torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(9, 1, 1)
+def test_discretized_log_prob(family, device):
+    m = batched(family=family, device=device)
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64, device=device).reshape(9, 1, 1)
     lower = torch.where(x == -1, -math.inf, x - 0.125)
     upper = torch.where(x == 1, math.inf, x + 0.125)
     got = m.discretized_log_prob(x, lower, upper)
     assert got.shape == (9, 4, 3)
-    torch.testing.assert_close(got.logsumexp(0), torch.zeros(4, 3).double(), rtol=0, atol=1e-14)
+    torch.testing.assert_close(got.logsumexp(0), x.new_zeros(4, 3), rtol=0, atol=1e-14)
     torch.testing.assert_close(got.exp(), m.cdf(upper) - m.cdf(lower))
     torch.testing.assert_close(m.discretized_log_prob(x[3:4], -0.375, -0.125), got[3:4])
 
@@ -397,14 +397,14 @@ def test_pyro():
 # ------------------------------------------------------------------------------------------------------ transform
 
 
-def transform_of(family="gaussian", base="normal", layout="shared", dtype=torch.float64, **options):
-    x, *parameters = arguments(layout, dtype)
+def transform_of(family="gaussian", base="normal", layout="shared", dtype=torch.float64, device="cpu", **options):
+    x, *parameters = arguments(layout, dtype, device)
     return MixtureCDFTransform(*parameters, family=family, base=base, **options), x
 
 
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
-def test_transform_is_what_a_transform_should_be(family, base):
-    t, x = transform_of(family, base)
+def test_transform_is_what_a_transform_should_be(family, base, device):
+    t, x = transform_of(family, base, device=device)
     y = t(x)
     assert t.bijective
     assert t.sign == t.inv.sign == 1
@@ -421,8 +421,8 @@ def test_transform_is_what_a_transform_should_be(family, base):
 
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
-def test_jacobian_agrees_with_autograd(family, base, direction):
-    t, x = transform_of(family, base)
+def test_jacobian_agrees_with_autograd(family, base, direction, device):
+    t, x = transform_of(family, base, device=device)
     if direction == "inverse":
         t, x = t.inv, to_base_range(x, base)
     x = x.requires_grad_()
@@ -497,10 +497,10 @@ def test_transform_refuses_what_the_op_refuses():
 
 
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_a_transformed_base_is_the_mixture(family):
-    m = batched(family=family)
+def test_a_transformed_base_is_the_mixture(family, device):
+    m = batched(family=family, device=device)
     t = MixtureCDFTransform(*m._parameters, family=family)
-    standard = Normal(torch.zeros(4, 3).double(), torch.ones(4, 3).double())
+    standard = Normal(torch.zeros_like(m.mean), torch.ones_like(m.mean))
     for cache_size in (0, 1):
         flow = TransformedDistribution(standard, [t.with_cache(cache_size).inv])
         x = flow.rsample((5,))
@@ -514,6 +514,8 @@ def test_a_transformed_base_is_the_mixture(family):
 
 def test_drops_into_zuko():
     """As the elementwise map of an autoregressive flow, with parameters from zuko's network, and trained."""
+    import zuko
+
     torch.manual_seed(0)
     flow = zuko.flows.MAF(
         features=3, context=2, transforms=2, hidden_features=(16,), univariate=MixtureCDFTransform, shapes=[(4,)] * 3

@@ -12,7 +12,7 @@ import mixflow
 from mixflow import flows, transforms
 
 
-def shaped(family="gaussian", base="normal", context=0):
+def shaped(family="gaussian", base="normal", context=0, device="cpu"):
     """A univariate flow in float64 that is neither standard nor symmetric."""
     torch.manual_seed(0)
     flow = flows.univariate(components=3, family=family, base=base, context=context).double()
@@ -21,16 +21,16 @@ def shaped(family="gaussian", base="normal", context=0):
     for value in state.values():
         value += 0.4 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
     flow.load_state_dict(state)
-    return flow
+    return flow.to(device)
 
 
 CASES = [(family, base) for family in mixflow.FAMILIES for base in mixflow.BASES]
 
 
 @pytest.mark.parametrize(("family", "base"), CASES)
-def test_density_integrates_to_one(family, base):
-    flow = shaped(family, base)
-    x = torch.linspace(-60.0, 60.0, 60_001, dtype=torch.float64)
+def test_density_integrates_to_one(family, base, device):
+    flow = shaped(family, base, device=device)
+    x = torch.linspace(-60.0, 60.0, 60_001, dtype=torch.float64, device=device)
     with torch.no_grad():
         p = flow.log_prob(x).exp()
     assert abs(torch.trapezoid(p, x).item() - 1.0) < 1e-6
@@ -45,13 +45,13 @@ def test_density_does_not_depend_on_the_base(family):
 
 
 @pytest.mark.parametrize(("family", "base"), CASES)
-def test_samples_follow_the_density(family, base):
-    flow = shaped(family, base)
+def test_samples_follow_the_density(family, base, device):
+    flow = shaped(family, base, device=device)
     x = flow.sample(50_000, seed=3).squeeze(-1)
-    grid = torch.linspace(-80.0, 80.0, 160_001, dtype=torch.float64)
+    grid = torch.linspace(-80.0, 80.0, 160_001, dtype=torch.float64, device=device)
     with torch.no_grad():
         cdf = torch.cumulative_trapezoid(flow.log_prob(grid).exp(), grid)
-    F = np.interp(x.sort().values.numpy(), grid[1:].numpy(), cdf.numpy())
+    F = np.interp(*(t.cpu().numpy() for t in (x.sort().values, grid[1:], cdf)))
     # Kolmogorov-Smirnov at a chance of 10^-7; the seed is fixed.
     assert np.abs(F - np.arange(1, len(F) + 1) / len(F)).max() < 2.9 / math.sqrt(len(F))
 
@@ -97,8 +97,8 @@ def test_log_prob_is_in_the_units_of_the_data():
     torch.testing.assert_close(difference, torch.full_like(x, math.log(1000.0)))
 
 
-def test_seeds_and_generators():
-    flow = shaped()
+def test_seeds_and_generators(device):
+    flow = shaped(device=device)
     state = torch.get_rng_state()
     first = flow.sample(10, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
@@ -106,14 +106,14 @@ def test_seeds_and_generators():
     assert first.dtype == torch.float64
     assert torch.equal(first, flow.sample(10, seed=1))
     assert not torch.equal(first, flow.sample(10, seed=2))
-    assert torch.equal(first, flow.sample(10, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(first, flow.sample(10, generator=torch.Generator(device).manual_seed(1)))
     assert not torch.equal(flow.sample(10), flow.sample(10))
     assert flow.sample(0).shape == (0, 1)
 
 
-def test_sampling_with_a_context():
-    flow = shaped(context=2)
-    one = torch.tensor([1.0, -1.0], dtype=torch.float64)
+def test_sampling_with_a_context(device):
+    flow = shaped(context=2, device=device)
+    one = torch.tensor([1.0, -1.0], dtype=torch.float64, device=device)
     shared = flow.sample(20, one, seed=0)
     torch.testing.assert_close(shared, flow.sample(20, one.expand(20, 2), seed=0))
     assert not torch.allclose(shared, flow.sample(20, -one, seed=0))
@@ -137,17 +137,17 @@ def test_sampling_a_flow_without_parameters(dtype):
 
 
 @pytest.mark.parametrize(("family", "base"), CASES)
-def test_infinite_data_have_density_zero_and_leave_the_other_gradients_alone(family, base):
-    flow = shaped(family, base)
-    finite = torch.tensor([0.5, -2.0], dtype=torch.float64, requires_grad=True)
+def test_infinite_data_have_density_zero_and_leave_the_other_gradients_alone(family, base, device):
+    flow = shaped(family, base, device=device)
+    finite = torch.tensor([0.5, -2.0], dtype=torch.float64, device=device, requires_grad=True)
     expected = flow.log_prob(finite)
     grads = torch.autograd.grad(expected.sum(), [finite, *flow.parameters()])
-    x = torch.tensor([0.5, math.inf, -math.inf, -2.0], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([0.5, math.inf, -math.inf, -2.0], dtype=torch.float64, device=device, requires_grad=True)
     log_prob = flow.log_prob(x)
     assert log_prob[1:3].tolist() == [-math.inf, -math.inf]
     assert torch.equal(log_prob[[0, 3]], expected)
     own, *others = torch.autograd.grad(log_prob[[0, 3]].sum(), [x, *flow.parameters()], retain_graph=True)
-    assert torch.equal(own, torch.stack([grads[0][0], *torch.zeros(2).double(), grads[0][1]]))
+    assert torch.equal(own, torch.stack([grads[0][0], *grads[0].new_zeros(2), grads[0][1]]))
     for grad, other in zip(grads[1:], others, strict=True):
         torch.testing.assert_close(other, grad)
     assert all(g.isfinite().all() for g in torch.autograd.grad(log_prob.sum(), [x, *flow.parameters()]))
@@ -185,23 +185,23 @@ RECIPES = {
 WITHOUT_BASE = {"gaussian_mixture": lambda **more: flows.gaussian_mixture(2, 3, **more)}
 
 
-def bent(n, features, seed=0):
+def bent(n, features, seed=0, device="cpu"):
     """Data that are neither standardised nor normal nor independent."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, features, generator=generator, dtype=torch.float64)
     x[:, -1] = 0.5 * x[:, -1] + 0.3 * x[:, 0].square()
-    return 2.0 * x + 5.0
+    return (2.0 * x + 5.0).to(device)
 
 
-def build(name, **more):
+def build(name, device="cpu", **more):
     torch.manual_seed(0)
-    flow = (WITHOUT_BASE.get(name) or RECIPES[name])(**more).double()
-    x = bent(500, flow.features)
+    flow = (WITHOUT_BASE.get(name) or RECIPES[name])(**more).double().to(device)
+    x = bent(500, flow.features, device=device)
     flow.initialize(x, x[:, : flow.context] if flow.context else None)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for value in flow.parameters():
-            value += 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            value += 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype).to(device)
     return flow
 
 
@@ -216,31 +216,32 @@ def name(request):
 
 
 def mass_on_a_grid(flow, context=None):
-    axis = torch.linspace(-20.0, 50.0, {1: 70_001, 2: 701}[flow.features], dtype=torch.float64)
+    points = {1: 70_001, 2: 701}[flow.features]
+    axis = torch.linspace(-20.0, 50.0, points, dtype=torch.float64, device=next(flow.parameters()).device)
     cell = (axis[1] - axis[0]).item() ** flow.features
     x = torch.cartesian_prod(*[axis] * flow.features).reshape(-1, flow.features)
     with torch.no_grad():
         return sum(flow.log_prob(part, context).exp().sum().item() for part in x.split(200_000)) * cell
 
 
-def test_every_density_integrates_to_one(name):
-    assert mass_on_a_grid(build(name)) == pytest.approx(1.0, abs=2e-4)
+def test_every_density_integrates_to_one(name, device):
+    assert mass_on_a_grid(build(name, device)) == pytest.approx(1.0, abs=2e-4)
 
 
-def test_every_conditional_density_integrates_to_one(name):
-    flow = build(name, context=1)
-    one, other = torch.tensor([4.0], dtype=torch.float64), torch.tensor([6.0], dtype=torch.float64)
+def test_every_conditional_density_integrates_to_one(name, device):
+    flow = build(name, device, context=1)
+    one, other = (torch.tensor([v], dtype=torch.float64, device=device) for v in (4.0, 6.0))
     assert mass_on_a_grid(flow, context=one) == pytest.approx(1.0, abs=2e-4)
-    x = bent(5, flow.features)
+    x = bent(5, flow.features, device=device)
     assert not torch.allclose(flow.log_prob(x, one), flow.log_prob(x, other))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_density_of_a_recipe_does_not_depend_on_the_base(name):
-    x = bent(20, RECIPES[name]().features)
-    expected = build(name).log_prob(x)
+def test_the_density_of_a_recipe_does_not_depend_on_the_base(name, device):
+    x = bent(20, RECIPES[name]().features, device=device)
+    expected = build(name, device).log_prob(x)
     for base in mixflow.BASES:
-        flow = build(name, base=base)
+        flow = build(name, device, base=base)
         torch.testing.assert_close(flow.log_prob(x), expected, rtol=1e-9, atol=1e-9)
         z, _ = flow.transform(x)
         torch.testing.assert_close(flow.inverse(z)[0], x, rtol=1e-9, atol=1e-9)
@@ -248,8 +249,8 @@ def test_the_density_of_a_recipe_does_not_depend_on_the_base(name):
             assert ((z > 0.0) & (z < 1.0)).all()
 
 
-def test_samples_of_every_recipe_follow_its_density(name):
-    flow = build(name)
+def test_samples_of_every_recipe_follow_its_density(name, device):
+    flow = build(name, device)
     x = flow.sample(40_000, seed=0)
     assert x.shape == (40_000, flow.features)
     # For any density r: the mean of r(x) / p(x) over samples of p is 1. The normal of half the samples' covariance
@@ -261,28 +262,28 @@ def test_samples_of_every_recipe_follow_its_density(name):
     assert abs(ratio.mean() - 1.0) < 5.0 * error
     # And its moments are those of the density on a grid.
     if flow.features == 1:
-        grid = torch.linspace(-40.0, 80.0, 200_001, dtype=torch.float64)
+        grid = torch.linspace(-40.0, 80.0, 200_001, dtype=torch.float64, device=device)
         with torch.no_grad():
             mean = torch.trapezoid(grid * flow.log_prob(grid).exp(), grid)
         assert abs(x.mean() - mean) < 5.0 * x.std() / len(x) ** 0.5
 
 
-def test_every_recipe_comes_back_from_a_file(name, tmp_path):
-    flow = build(name)
+def test_every_recipe_comes_back_from_a_file(name, tmp_path, device):
+    flow = build(name, device)
     mixflow.save(flow, tmp_path / "m.safetensors")
     state = torch.get_rng_state()
-    loaded = mixflow.load(tmp_path / "m.safetensors")
+    loaded = mixflow.load(tmp_path / "m.safetensors").to(device)
     assert torch.equal(torch.get_rng_state(), state)
     assert loaded.recipe == flow.recipe
-    x = bent(10, flow.features)
+    x = bent(10, flow.features, device=device)
     assert torch.equal(loaded.log_prob(x), flow.log_prob(x))
     assert torch.equal(loaded.sample(10, seed=0), flow.sample(10, seed=0))
 
 
-def test_every_recipe_scores_infinities_and_nan(name):
-    flow = build(name)
+def test_every_recipe_scores_infinities_and_nan(name, device):
+    flow = build(name, device)
     inf, nan = math.inf, math.nan
-    x = bent(5, flow.features)
+    x = bent(5, flow.features, device=device)
     x[0, 0], x[1, -1], x[2, 0] = inf, -inf, nan
     log_prob = flow.log_prob(x)
     assert log_prob.isneginf().tolist() == [True, True, False, False, False]
@@ -294,9 +295,9 @@ def test_every_recipe_scores_infinities_and_nan(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_recipe_scores_far_outliers(name, dtype):
-    flow = build(name).to(dtype)
-    x = bent(3, flow.features).to(dtype)
+def test_every_recipe_scores_far_outliers(name, dtype, device):
+    flow = build(name, device).to(dtype)
+    x = bent(3, flow.features, device=device).to(dtype)
     x[0, 0], x[1, -1] = 1e8, -1e6
     log_prob = flow.log_prob(x)
     assert not log_prob.isnan().any()
@@ -304,9 +305,9 @@ def test_every_recipe_scores_far_outliers(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_recipe_works_in_half_precision(name, dtype):
-    flow = build(name)
-    x = bent(10, flow.features)
+def test_every_recipe_works_in_half_precision(name, dtype, device):
+    flow = build(name, device)
+    x = bent(10, flow.features, device=device)
     expected = flow.log_prob(x)
     low = flow.to(dtype).log_prob(x.to(dtype))
     assert low.dtype == dtype
@@ -351,9 +352,9 @@ def test_gaussianization_is_a_decent_density_before_any_training():
     assert many > -1.4
 
 
-def test_fit_improves_on_the_start():
-    train, test = true_moons(2000, 0), true_moons(2000, 1)
-    flow = flows.gaussianization(2, 4)
+def test_fit_improves_on_the_start(device):
+    train, test = (true_moons(2000, seed).to(device) for seed in (0, 1))
+    flow = flows.gaussianization(2, 4).to(device)
     flow.initialize(train)
     start = flow.log_prob(test).mean().item()
     mixflow.fit(flow, train, epochs=20, progress=False)
@@ -368,23 +369,23 @@ def test_fit_improves_on_the_start():
         (flows.gaussian_mixture, {"components": 2}),
     ],
 )
-def test_a_conditional_density_is_learned(build, sizes):
+def test_a_conditional_density_is_learned(build, sizes, device):
     # The sign of the context decides between two clusters, and its size how far apart they are.
     generator = torch.Generator().manual_seed(0)
     context = 1e3 + 10.0 * torch.randn(3000, 1, generator=generator)
     x = 0.3 * torch.randn(3000, 2, generator=generator) + (context - 1e3) / 10.0 * torch.tensor([1.0, -2.0])
     torch.manual_seed(0)
-    flow = build(2, **sizes, context=1)
+    flow = build(2, **sizes, context=1).to(device)
     history = mixflow.fit(flow, x, context=context, epochs=40, lr=0.01, progress=False)
     entropy = 2.0 * (0.5 * math.log(2.0 * math.pi * math.e) + math.log(0.3))
     assert max(history.validation_log_prob) > -entropy - 0.15
-    drawn = flow.sample(4000, torch.tensor([1010.0]), seed=0)
-    torch.testing.assert_close(drawn.mean(0), torch.tensor([1.0, -2.0]), rtol=0.0, atol=0.1)
+    drawn = flow.sample(4000, torch.tensor([1010.0], device=device), seed=0)
+    torch.testing.assert_close(drawn.mean(0).cpu(), torch.tensor([1.0, -2.0]), rtol=0.0, atol=0.1)
 
 
-def test_gaussian_mixture_is_the_mixture_of_its_parameters():
-    flow = build("gaussian_mixture")
-    x = bent(20, 2)
+def test_gaussian_mixture_is_the_mixture_of_its_parameters(device):
+    flow = build("gaussian_mixture", device)
+    x = bent(20, 2, device=device)
     loc, scale = flow.data_to_base.loc, flow.data_to_base.log_scale.exp()
     factor = flow.log_diagonal.exp().diag_embed()
     factor[:, 1, 0] = flow.lower[:, 0]
@@ -439,14 +440,14 @@ def test_a_million_samples_of_five_features_follow_the_density():
     ("source", "target"), [(s, t) for s in RECIPES for t in ("univariate", "gaussianization", "coupling")]
 )
 @pytest.mark.parametrize("bases", [("normal", "normal"), ("normal", "logistic"), ("logistic", "uniform")])
-def test_transport_carries_one_density_to_the_other(source, target, bases):
-    start, end = build(source, base=bases[0]), build(target, base=bases[1])
+def test_transport_carries_one_density_to_the_other(source, target, bases, device):
+    start, end = build(source, device, base=bases[0]), build(target, device, base=bases[1])
     if start.features != end.features:
         with pytest.raises(ValueError, match=f"target: expected {start.features} features"):
             flows.transport(start, end)
         return
     transform = flows.transport(start, end)
-    x = bent(20, start.features)
+    x = bent(20, start.features, device=device)
     y, ladj = transform(x)
     # The change of variables, exactly: log p(x) = log q(y) + log |det dy/dx|.
     torch.testing.assert_close(start.log_prob(x), end.log_prob(y) + ladj, rtol=1e-8, atol=1e-8)

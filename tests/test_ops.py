@@ -130,10 +130,12 @@ HARD = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
 @pytest.mark.parametrize("case", HARD)
-def test_inverse_of_hard_mixtures(case, family, base, dtype):
-    parameters = [p.to(dtype) for p in HARD[case]]
-    z = to_base_range(5 * torch.randn(len(parameters[0]), generator=torch.Generator().manual_seed(4)), base).to(dtype)
-    x, evaluations, _ = inverse_diagnostics(z, *parameters, family=family, base=base)
+def test_inverse_of_hard_mixtures(case, family, base, dtype, device):
+    parameters = [p.to(device, dtype) for p in HARD[case]]
+    z = 5 * torch.randn(len(parameters[0]), generator=torch.Generator().manual_seed(4))
+    z = to_base_range(z, base).to(device, dtype)
+    x, _ = mixflow.cdf_transform_inverse(z, *parameters, family=family, base=base)
+    _, evaluations, _ = inverse_diagnostics(z.cpu(), *(p.cpu() for p in parameters), family=family, base=base)
     assert evaluations.max() <= (40 if case != "scales over e^+-80" else 150)
     if dtype == torch.float64:  # the oracle is no better than the op: both go through the op's own forward
         back, ladj = mixflow.cdf_transform(x, *parameters, family=family, base=base)
@@ -175,30 +177,35 @@ def test_a_bad_parameter_touches_only_the_elements_that_use_it(which, value, dev
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_parameters_beyond_the_dtype(family, dtype):
+def test_parameters_beyond_the_dtype(family, dtype, device):
     """The table of edges in docs/how-exact.md."""
 
     def both(logits, loc, log_scale, x):
-        tensors = [torch.tensor(t, dtype=dtype) for t in (x, logits, loc, log_scale)]
+        tensors = [torch.tensor(t, dtype=dtype, device=device) for t in (x, logits, loc, log_scale)]
         z, ladj = mixflow.cdf_transform(*tensors, family=family)
-        return z, ladj, inverse_diagnostics(*tensors, family=family)
+        return z, ladj, mixflow.cdf_transform_inverse(*tensors, family=family)[0]
 
     # Half of the mass at infinity: the upper half of z is never reached.
-    z, ladj, (x, _, _) = both([0.0, 0.0], [0.0, math.inf], [0.0, 0.0], [1.0])
+    z, ladj, x = both([0.0, 0.0], [0.0, math.inf], [0.0, 0.0], [1.0])
     assert z < 0
     assert ladj.isfinite()
     assert x.item() == torch.finfo(dtype).max
     # A point mass: right beside it, NaN at it.
-    z, ladj, (x, _, _) = both([0.0, 0.0], [0.0, 0.0], [0.0, -1000.0], [-1.0, 0.0, 1.0])
+    z, ladj, _ = both([0.0, 0.0], [0.0, 0.0], [0.0, -1000.0], [-1.0, 0.0, 1.0])
     torch.testing.assert_close(z[0], -z[2])
     assert z.isnan().tolist() == ladj.isnan().tolist() == [False, True, False]
     for logits in ([-math.inf] * 2, [0.0, math.inf], [0.0, math.nan]):
-        z, ladj, (x, _, _) = both(logits, [0.0, 0.0], [0.0, 0.0], [1.0])
+        z, ladj, x = both(logits, [0.0, 0.0], [0.0, 0.0], [1.0])
         assert z.isnan().all()
         assert ladj.isnan().all()
         assert x.isnan().all()
     for extreme in (-math.inf, -1000.0, 1000.0, math.inf, math.nan):
-        _, _, (_, evaluations, _) = both([0.0, 0.0], [0.0, 1.0], [0.0, extreme], [-3.0, 0.0, 0.1, 3.0])
+        parameters = [0.0, 0.0], [0.0, 1.0], [0.0, extreme]
+        z = [-3.0, 0.0, 0.1, 3.0]
+        both(*parameters, z)  # ends, on any device
+        _, evaluations, _ = inverse_diagnostics(
+            *(torch.tensor(t, dtype=dtype) for t in (z, *parameters)), family=family
+        )
         assert evaluations.max() <= 100
 
 

@@ -69,8 +69,19 @@ def calls(draw, extreme=False):
     return (x, *parameters), {"family": family, "base": base}
 
 
+def on(device, call):
+    """The same call on the device, with the strides that its tensors have."""
+
+    def moved(t):
+        memory = t.as_strided((t.untyped_storage().nbytes() // t.itemsize,), (1,), 0).to(device)
+        return memory.as_strided(t.shape, t.stride(), t.storage_offset())
+
+    arguments, options = call
+    return tuple(map(moved, arguments)), options
+
+
 def same(a, b):
-    return a.dtype == b.dtype and np.array_equal(a.numpy(), b.numpy(), equal_nan=True)
+    return a.dtype == b.dtype and np.array_equal(a.cpu().numpy(), b.cpu().numpy(), equal_nan=True)
 
 
 def batch_independence(call):
@@ -92,14 +103,14 @@ def batch_independence(call):
 
 @bounded
 @given(calls(extreme=False))
-def test_results_belong_to_the_element(call):
-    batch_independence(call)
+def test_results_belong_to_the_element(device, call):
+    batch_independence(on(device, call))
 
 
 @bounded
 @given(calls(extreme=True))
-def test_extreme_results_belong_to_the_element(call):
-    batch_independence(call)
+def test_extreme_results_belong_to_the_element(device, call):
+    batch_independence(on(device, call))
 
 
 def round_trip(call):
@@ -126,8 +137,8 @@ def round_trip(call):
 
 @bounded
 @given(calls(extreme=False))
-def test_round_trip_and_order(call):
-    round_trip(call)
+def test_round_trip_and_order(device, call):
+    round_trip(on(device, call))
 
 
 def sound_gradients(call):
@@ -147,8 +158,8 @@ def sound_gradients(call):
 
 @bounded
 @given(calls(extreme=False))
-def test_gradients_are_sound(call):
-    sound_gradients(call)
+def test_gradients_are_sound(device, call):
+    sound_gradients(on(device, call))
 
 
 def survives(call):
@@ -159,7 +170,7 @@ def survives(call):
     assert z[x.isnan()].isnan().all()
     assert ladj[x.isnan()].isnan().all()
     if z.numel():
-        _, evaluations, _ = inverse_diagnostics(*arguments, **options)
+        _, evaluations, _ = inverse_diagnostics(*(t.cpu() for t in arguments), **options)
         assert evaluations.max() < 4 * (30 + 64)  # the limit in csrc/inverse.h: the search was not cut off
     leaves = [t.detach().clone().requires_grad_() for t in arguments]
     for op in (mixflow.cdf_transform, mixflow.cdf_transform_inverse):
@@ -168,8 +179,8 @@ def survives(call):
 
 @bounded
 @given(calls(extreme=True))
-def test_every_input_is_survived(call):
-    survives(call)
+def test_every_input_is_survived(device, call):
+    survives(on(device, call))
 
 
 MANY = {

@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 
-def some(device="cpu"):
+def some(device):
     """x (6, 3) and parameters (3, 4), sizes that no other axis has."""
     x, *parameters = arguments("per feature", torch.float64, device)
     return x[:6].clone(), *parameters
@@ -70,11 +70,11 @@ def fresh_dynamo():
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_one_graph_for_a_training_step_and_one_for_all_sizes(direction, dynamic):
+def test_one_graph_for_a_training_step_and_one_for_all_sizes(direction, dynamic, device):
     loss = loss_of(OPS[direction])
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend=counter)
-    x, *parameters = some()
+    x, *parameters = some(device)
     sizes = (6, 5, 4, 3) if dynamic else (6,)  # 3 is also the number of features, and 4 that of components
     for size in sizes:
         args = leaves([x[:size], *parameters])
@@ -89,10 +89,10 @@ def test_one_graph_for_a_training_step_and_one_for_all_sizes(direction, dynamic)
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor imports it
-def test_a_flow_trains_in_a_compiled_step(direction):
-    """With inductor, for one direction: it generates C++."""
-    flow = flows.gaussianization(3, layers=2, components=4).double()
-    x = some()[0]
+def test_a_flow_trains_in_a_compiled_step(direction, device):
+    """With inductor, for one direction: it generates C++, or Triton on a card."""
+    flow = flows.gaussianization(3, layers=2, components=4).double().to(device)
+    x = some(device)[0]
 
     def step(x):
         return flow.log_prob(x).mean() if direction == "forward" else flow.inverse(x)[0].square().mean()
@@ -109,7 +109,7 @@ def test_a_flow_trains_in_a_compiled_step(direction):
 
 FUNCTIONAL = {
     "gradient of every sample": lambda loss: vmap(grad(loss, ALL), (0, None, None, None)),
-    "vjp": lambda loss: lambda *args: vjp(loss, *args)[1](torch.ones((), dtype=torch.float64)),
+    "vjp": lambda loss: lambda *args: vjp(loss, *args)[1](args[0].new_ones(())),
     "jvp": lambda loss: lambda *args: jvp(loss, args, args),
     "hessian": lambda loss: hessian(loss, 1),
 }
@@ -117,17 +117,17 @@ FUNCTIONAL = {
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("transform", FUNCTIONAL)
-def test_functional_transforms_inside_a_graph(direction, transform):
+def test_functional_transforms_inside_a_graph(direction, transform, device):
     function = FUNCTIONAL[transform](loss_of(OPS[direction], family="logistic", base="logistic"))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*some()), function(*some()))
+    torch.testing.assert_close(compiled(*some(device)), function(*some(device)))
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("in_dims", [(0, None, None, None), (None, 0, 0, 0)], ids=["elements", "parameters"])
-def test_vmap_inside_a_graph(direction, in_dims):
+def test_vmap_inside_a_graph(direction, in_dims, device):
     op = OPS[direction]
-    x, *parameters = some()
+    x, *parameters = some(device)
     if in_dims[1] == 0:
         parameters = [torch.stack([p, p + 0.1]) for p in parameters]
 
@@ -146,9 +146,9 @@ def test_vmap_inside_a_graph(direction, in_dims):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_a_second_derivative_of_a_graph_is_refused(direction):
+def test_a_second_derivative_of_a_graph_is_refused(direction, device):
     """Torch has none (pytorch#91469); what must not happen is a wrong one."""
-    args = leaves(some())
+    args = leaves(some(device))
     compiled = torch.compile(loss_of(OPS[direction]), fullgraph=True, backend="aot_eager")
     first = torch.autograd.grad(compiled(*args), args, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
@@ -160,11 +160,11 @@ def test_a_second_derivative_of_a_graph_is_refused(direction):
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.filterwarnings("ignore:mixflow..(map|interval). an autograd kernel was not registered:UserWarning")
-def test_every_registered_op_passes_opcheck(direction, requires_grad):
+def test_every_registered_op_passes_opcheck(direction, requires_grad, device):
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mixflow::")}
     ops = {"map", "map_backward", "interval", "interval_backward"}
     assert names == {f"mixflow::{op}" for op in ops}, "give a new op its arguments here"
-    x, *parameters = [t.requires_grad_(requires_grad) for t in leaves(some())]
+    x, *parameters = [t.requires_grad_(requires_grad) for t in leaves(some(device))]
     options = "gaussian", "normal", direction == "inverse"
     torch.library.opcheck(torch.ops.mixflow.map.default, (x, *parameters, *options))
     if not requires_grad:
@@ -190,8 +190,8 @@ class Layer(torch.nn.Module):
 # Dynamo itself fails to trace a Function with leaves and dynamic shapes for a strict export.
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
 @pytest.mark.parametrize("strict", [False, True])
-def test_export(direction, strict):
-    layer, x = Layer(direction).requires_grad_(not strict), some()[0]
+def test_export(direction, strict, device):
+    layer, x = Layer(direction).to(device).requires_grad_(not strict), some(device)[0]
     program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim("rows")}}, strict=strict)
     assert calls_the_op(program.graph_module)
     file = io.BytesIO()
@@ -204,7 +204,7 @@ def test_export(direction, strict):
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_make_fx(direction, mode):
+def test_make_fx(direction, mode, device):
     op, loss = OPS[direction], loss_of(OPS[direction])
 
     def step(*args):
@@ -217,7 +217,7 @@ def test_make_fx(direction, mode):
         "grad": grad(loss, ALL),
         "vmap": lambda *args: vmap(op, (0, None, None, None))(*args),
     }
-    x, *parameters = some()
+    x, *parameters = some(device)
     for function in functions.values():
         graph = make_fx(function, tracing_mode=mode)(x, *parameters)
         torch.testing.assert_close(graph(x + 0.1, *parameters), function(x + 0.1, *parameters))
@@ -227,8 +227,8 @@ def test_make_fx(direction, mode):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_jit_trace_records_the_op(direction):
-    x, *parameters = some()
+def test_jit_trace_records_the_op(direction, device):
+    x, *parameters = some(device)
     traced = torch.jit.trace(lambda x: OPS[direction](x, *parameters), (x,))
     same(traced(x + 0.1), OPS[direction](x + 0.1, *parameters))
 
@@ -236,9 +236,9 @@ def test_jit_trace_records_the_op(direction):
 # ----------------------------------------------------------------------------------------------------------- torch.func
 
 
-def test_nested_vmap(direction):
+def test_nested_vmap(direction, device):
     op = OPS[direction]
-    x, *parameters = some()
+    x, *parameters = some(device)
     xs = torch.stack([x, x + 0.1])
     sets = [torch.stack([p, p + 0.2, p - 0.1]) for p in parameters]
     value, ladj = vmap(vmap(op, (None, 0, 0, 0)), (0, None, None, None))(xs, *sets)
@@ -249,9 +249,9 @@ def test_nested_vmap(direction):
             same((both[0][i, j], both[1][i, j]), op(xs[i], *(s[i] for s in sets)))
 
 
-def test_vmap_axes(direction):
+def test_vmap_axes(direction, device):
     op = OPS[direction]
-    x, *parameters = some()
+    x, *parameters = some(device)
     sets = [torch.stack([p, p + 0.2], -1) for p in parameters]
     value, ladj = vmap(op, (None, -1, -1, -1), out_dims=(1, -1))(x, *sets)
     chunked = vmap(op, (0, None, None, None), chunk_size=4)(x, *parameters)
@@ -260,24 +260,24 @@ def test_vmap_axes(direction):
         same((value[:, i], ladj[..., i]), op(x, *(s[..., i] for s in sets)))
 
 
-def test_an_ensemble_of_modules(direction):
-    modules = [Layer(direction) for _ in range(3)]
+def test_an_ensemble_of_modules(direction, device):
+    modules = [Layer(direction).to(device) for _ in range(3)]
     for i, module in enumerate(modules):
         module.mixture.loc.data += 0.1 * i
     stacked = torch.func.stack_module_state(modules)
     skeleton = copy.deepcopy(modules[0]).to("meta")
-    x = some()[0]
+    x = some(device)[0]
     value, ladj = vmap(lambda p, b: torch.func.functional_call(skeleton, (p, b), (x,)))(*stacked)
     for i, module in enumerate(modules):
         same((value[i], ladj[i]), module(x))
 
 
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
-def test_jvp_against_differences(direction, family, base):
+def test_jvp_against_differences(direction, family, base, device):
     generator = torch.Generator().manual_seed(5)
-    x, *parameters = some()
+    x, *parameters = some(device)
     args = to_base_range(x, base) if direction == "inverse" else x, *parameters
-    step = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in args]
+    step = [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(device) for t in args]
 
     def run(*args):
         return torch.stack(OPS[direction](*args, family=family, base=base))
@@ -290,15 +290,15 @@ def test_jvp_against_differences(direction, family, base):
 
 # torch itself warns so when linearize folds the constants of any graph.
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
-def test_linearize(direction):
-    args = some()
+def test_linearize(direction, device):
+    args = some(device)
     _, push = linearize(OPS[direction], *args)
     torch.testing.assert_close(push(*args), jvp(OPS[direction], args, args)[1])
 
 
-def test_every_way_to_a_hessian(direction):
+def test_every_way_to_a_hessian(direction, device):
     loss = loss_of(OPS[direction])
-    args = [t[:2] for t in some()[:1]] + list(some()[1:])
+    args = [t[:2] for t in some(device)[:1]] + list(some(device)[1:])
     expected = torch.autograd.functional.hessian(loss, tuple(args))
     for outer in (jacrev, jacfwd):
         for inner in (jacrev, jacfwd):
@@ -307,8 +307,8 @@ def test_every_way_to_a_hessian(direction):
     torch.testing.assert_close(of_each.sum(0), expected[2][2])
 
 
-def test_third_derivatives(direction):
-    x, *parameters = (t[0] for t in some())
+def test_third_derivatives(direction, device):
+    x, *parameters = (t[0] for t in some(device))
 
     def forward_mode(f):
         return lambda u: jvp(f, (u,), (torch.ones_like(u),))[1]
@@ -328,33 +328,33 @@ def test_third_derivatives(direction):
 # ----------------------------------------------------------------------------------------------------------- autograd
 
 
-def test_seeds_of_any_kind(direction):
-    args = leaves(some())
+def test_seeds_of_any_kind(direction, device):
+    args = leaves(some(device))
     value, _ = OPS[direction](*args)
 
     def pull(seed, **options):
         return torch.autograd.grad(value, args, seed, retain_graph=True, **options)
 
-    seed = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).T
+    seed = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device).T
     expected = pull(seed.contiguous())
     same(pull(seed), expected)
     same(pull(torch.complex(seed, -seed).conj().imag), expected)
-    same(pull(torch.ones((), dtype=torch.float64).expand(6, 3)), pull(torch.ones(6, 3, dtype=torch.float64)))
+    same(pull(seed.new_ones(()).expand(6, 3)), pull(seed.new_ones(6, 3)))
     batch = pull(torch.stack([seed, 2 * seed]), is_grads_batched=True)
     torch.testing.assert_close([g[0] for g in batch], list(expected))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing(direction, use_reentrant):
-    args = leaves(some())
+def test_checkpointing(direction, use_reentrant, device):
+    args = leaves(some(device))
     loss = loss_of(OPS[direction])
     expected = torch.autograd.grad(loss(*args), args)
     checkpoint(loss, *args, use_reentrant=use_reentrant).backward()
     same([t.grad for t in args], list(expected))
 
 
-def test_a_change_in_place_before_backward_is_noticed(direction):
-    x, *parameters = leaves(some())
+def test_a_change_in_place_before_backward_is_noticed(direction, device):
+    x, *parameters = leaves(some(device))
     moved = parameters[1] * 1
     value, _ = OPS[direction](x, parameters[0], moved, parameters[2])
     moved.add_(1)
@@ -362,8 +362,8 @@ def test_a_change_in_place_before_backward_is_noticed(direction):
         value.sum().backward()
 
 
-def test_inference_mode(direction):
-    args = some()
+def test_inference_mode(direction, device):
+    args = some(device)
     with torch.inference_mode():
         results = OPS[direction](*args)
         assert all(t.is_inference() for t in results)
@@ -376,10 +376,10 @@ def test_inference_mode(direction):
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast(direction, half):
-    x, *parameters = (t.float() for t in some())
-    linear = torch.nn.Linear(3, 3)
-    with torch.autocast("cpu", dtype=half):
+def test_autocast(direction, half, device):
+    x, *parameters = (t.float() for t in some(device))
+    linear = torch.nn.Linear(3, 3, device=device)
+    with torch.autocast(device.type, dtype=half):
         hidden = linear(x)
         assert hidden.dtype == half
         results = OPS[direction](hidden, *parameters)
@@ -394,8 +394,8 @@ def test_autocast(direction, half):
     assert linear.weight.grad.abs().sum() > 0
 
 
-def test_fake_and_meta_tensors(direction):
-    args = some()
+def test_fake_and_meta_tensors(direction, device):
+    args = some(device)
     meta = [t.to("meta").requires_grad_() for t in args]
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(t).requires_grad_() for t in args]
@@ -406,11 +406,12 @@ def test_fake_and_meta_tensors(direction):
         assert [g.shape for g in grads] == [t.shape for t in args]
         assert {r.device for r in results} == {tensors[0].device}
     with FakeTensorMode():
-        assert OPS[direction](torch.empty(5, 1), *[torch.empty(3, 4)] * 3)[0].shape == (5, 3)
+        x, p = torch.empty(5, 1, device=device), torch.empty(3, 4, device=device)
+        assert OPS[direction](x, p, p, p)[0].shape == (5, 3)
 
 
-def test_views_that_are_not_their_memory(direction):
-    x, *parameters = some()
+def test_views_that_are_not_their_memory(direction, device):
+    x, *parameters = some(device)
     negated = torch.complex(x, -x).conj().imag  # x itself, by a flag: the memory holds -x
     assert negated.is_neg()
     same(OPS[direction](negated, *parameters), OPS[direction](x, *parameters))
@@ -421,23 +422,24 @@ def test_views_that_are_not_their_memory(direction):
     same(OPS[direction](x, *flipped), OPS[direction](x, *parameters))
 
 
-def test_tensors_without_dense_memory_are_refused(direction):
-    x, *parameters = some()
+def test_tensors_without_dense_memory_are_refused(direction, device):
+    x, *parameters = some(device)
     name = "x" if direction == "forward" else "z"
     nested = torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged)
     for wrong, kind in ((x.to_sparse(), "torch.sparse_coo"), (nested, "a nested tensor")):
         with pytest.raises(TypeError, match=rf"^{name}: expected a dense tensor .*; got {kind}"):
             OPS[direction](wrong, *parameters)
+    # Torch's dispatch, which every call on another device goes through, gives it memory.
     with pytest.raises(ValueError, match="memory of their own"):
-        OPS[direction](torch._efficientzerotensor(6, 3, dtype=torch.float64), *parameters)
+        OPS[direction](torch._efficientzerotensor(6, 3, dtype=torch.float64), *some("cpu")[1:])
 
 
 class Tagged(torch.Tensor):
     pass
 
 
-def test_subclasses(direction):
-    x, *parameters = some()
+def test_subclasses(direction, device):
+    x, *parameters = some(device)
     op, loss = OPS[direction], loss_of(OPS[direction])
     tagged = op(x.as_subclass(Tagged), *parameters)
     assert all(type(t) is Tagged for t in tagged)
@@ -461,12 +463,12 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_modes(direction):
-    args = leaves(some())
+def test_modes(direction, device):
+    args = leaves(some(device))
     with Recorder() as mode:
         loss_of(OPS[direction])(*args).backward()
     assert {"mixflow.map.default", "mixflow.map_backward.default"} <= set(mode.seen)
-    x, *parameters = some()
+    x, *parameters = some(device)
     with torch.device("meta"):  # a default device is for new tensors, not for results of old ones
         same(OPS[direction](x[0], *parameters), tuple(r[0] for r in OPS[direction](x, *parameters)))
 
@@ -482,24 +484,24 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_copies_and_pickles_of_modules(direction, name):
-    module = MODULES[name]()
+def test_copies_and_pickles_of_modules(direction, name, device):
+    module = MODULES[name]().to(device)
     if direction == "inverse":
         module.requires_grad_(False)
     for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert repr(copied) == repr(module)
         same(copied.state_dict(), module.state_dict())
         assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in module.parameters()}
-        x = some()[0].to(next(module.parameters()).dtype)
+        x = some(device)[0].to(next(module.parameters()).dtype)
         context = [x[:, :1]] if name == "coupling" else []
         run = (lambda m: m(x)) if name == "mixture" else (lambda m: m.log_prob(x, *context))  # noqa: B023
         same(run(copied), run(module))
 
 
-def test_threads_share_ops_and_a_module(direction):
-    layer = Layer(direction)
+def test_threads_share_ops_and_a_module(direction, device):
+    layer = Layer(direction).to(device)
     generator = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(200 + i, 3, dtype=torch.float64, generator=generator) for i in range(24)]
+    inputs = [torch.randn(200 + i, 3, dtype=torch.float64, generator=generator).to(device) for i in range(24)]
 
     def work(x):
         value, ladj = layer(x)

@@ -68,18 +68,18 @@ def build(case):
 
 
 @pytest.fixture
-def transform(case):
-    return build(case)
+def transform(case, device):
+    return build(case).to(device)
 
 
-def inputs(transform, *batch, seed=1, case=""):
+def inputs(transform, *batch, seed=1, case="", device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(*batch, transform.features, generator=generator, dtype=torch.float64)
+    x = torch.randn(*batch, transform.features, generator=generator, dtype=torch.float64).to(device)
     if case in IN_UNIT_INTERVAL:
         x = torch.sigmoid(x)
     if not transform.context:
         return x, None
-    return x, torch.randn(*batch, transform.context, generator=generator, dtype=torch.float64)
+    return x, torch.randn(*batch, transform.context, generator=generator, dtype=torch.float64).to(device)
 
 
 def both_directions(transform, x, context):
@@ -89,8 +89,8 @@ def both_directions(transform, x, context):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
-def test_shapes_and_dtypes(case, transform, batch, dtype):
-    x, context = inputs(transform, *batch, case=case)
+def test_shapes_and_dtypes(case, transform, batch, dtype, device):
+    x, context = inputs(transform, *batch, case=case, device=device)
     context = None if context is None else context.to(dtype)
     for direction, values in both_directions(transform.to(dtype), x.to(dtype), context):
         y, ladj = direction(values, context)
@@ -101,8 +101,8 @@ def test_shapes_and_dtypes(case, transform, batch, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-13)])
-def test_inverse_undoes_forward(case, transform, dtype, tolerance):
-    x, context = inputs(transform, 50, case=case)
+def test_inverse_undoes_forward(case, transform, dtype, tolerance, device):
+    x, context = inputs(transform, 50, case=case, device=device)
     x, context = x.to(dtype), None if context is None else context.to(dtype)
     transform = transform.to(dtype)
     z, ladj = transform(x, context)
@@ -111,22 +111,22 @@ def test_inverse_undoes_forward(case, transform, dtype, tolerance):
     torch.testing.assert_close(inverse_ladj, -ladj, rtol=tolerance, atol=tolerance)
 
 
-def test_ladj_is_the_log_determinant_of_the_jacobian(case, transform):
-    x, context = inputs(transform, case=case)
+def test_ladj_is_the_log_determinant_of_the_jacobian(case, transform, device):
+    x, context = inputs(transform, case=case, device=device)
     for direction, values in both_directions(transform, x, context):
         jacobian = torch.autograd.functional.jacobian(lambda t, d=direction: d(t, context)[0], values)
         _, ladj = direction(values, context)
         torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, ladj.detach(), rtol=1e-9, atol=1e-9)
 
 
-def test_every_parameter_gets_a_gradient(case, transform):
-    x, context = inputs(transform, 20, case=case)
+def test_every_parameter_gets_a_gradient(case, transform, device):
+    x, context = inputs(transform, 20, case=case, device=device)
     z, ladj = transform(x, context)
     if not list(transform.parameters()):
         assert not z.requires_grad
         return
     # Uneven weights: a rotation leaves the plain sum of squares as it is.
-    (z.square() @ torch.arange(1.0, transform.features + 1.0).double() + ladj).sum().backward()
+    (z.square() @ torch.arange(1.0, transform.features + 1.0).to(z) + ladj).sum().backward()
     for name, parameter in transform.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -134,8 +134,8 @@ def test_every_parameter_gets_a_gradient(case, transform):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_gradients_are_those_of_finite_differences(case, transform):
-    x, context = inputs(transform, 2, case=case)
+def test_gradients_are_those_of_finite_differences(case, transform, device):
+    x, context = inputs(transform, 2, case=case, device=device)
     names = [name for name, _ in transform.named_parameters()]
     given = [p.detach().requires_grad_() for p in (*([] if context is None else [context]), *transform.parameters())]
 
@@ -161,20 +161,20 @@ def test_gradients_are_those_of_finite_differences(case, transform):
         assert torch.autograd.gradcheck(outputs, (point, *given), fast_mode=True)
 
 
-def test_copies_are_the_same_transform(case, transform):
-    x, context = inputs(transform, 5, case=case)
+def test_copies_are_the_same_transform(case, transform, device):
+    x, context = inputs(transform, 5, case=case, device=device)
     expected = transform(x, context)
-    fresh = CASES[case]().double()
+    fresh = CASES[case]().double().to(device)
     fresh.load_state_dict(transform.state_dict())
     for copied in (copy.deepcopy(transform), pickle.loads(pickle.dumps(transform)), fresh):
         assert all(map(torch.equal, copied(x, context), expected))
         assert repr(copied) == repr(transform)
 
 
-def test_initialize_leaves_a_transform_that_works(case):
+def test_initialize_leaves_a_transform_that_works(case, device):
     torch.manual_seed(0)
-    transform = CASES[case]().double()
-    x, context = inputs(transform, 200, case=case)
+    transform = CASES[case]().double().to(device)
+    x, context = inputs(transform, 200, case=case, device=device)
     transform.initialize(x, context)
     z, ladj = transform(x, context)
     assert z.isfinite().all()
@@ -204,18 +204,18 @@ def mean_log_density(transform, x):
 
 
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_mixture_starts_with_a_component_in_each_cluster(family):
+def test_mixture_starts_with_a_component_in_each_cluster(family, device):
     generator = torch.Generator().manual_seed(0)
     centre = torch.tensor([-9.0, -1.0, 3.0, 7.0], dtype=torch.float64)
     x = centre.repeat(500)[:, None] + 0.1 * torch.randn(2000, 1, generator=generator, dtype=torch.float64)
-    transform = transforms.MixtureCDF(2, 4, family=family, base="uniform").double()
-    transform.initialize(torch.cat([x, 10.0 * x], dim=1)[torch.randperm(2000, generator=generator)])
-    expected = torch.stack([centre, 10.0 * centre])
+    transform = transforms.MixtureCDF(2, 4, family=family, base="uniform").double().to(device)
+    transform.initialize(torch.cat([x, 10.0 * x], dim=1)[torch.randperm(2000, generator=generator)].to(device))
+    expected = torch.stack([centre, 10.0 * centre]).to(device)
     torch.testing.assert_close(transform.loc.detach(), expected, rtol=0.0, atol=0.2)
     true = torch.distributions.Normal(0.0, 0.1).entropy().item() + math.log(4.0)
-    own = transforms.MixtureCDF(1, 4, family=family, base="uniform").double()
-    own.initialize(x)
-    assert mean_log_density(own, x) == pytest.approx(-true, abs=0.05)
+    own = transforms.MixtureCDF(1, 4, family=family, base="uniform").double().to(device)
+    own.initialize(x.to(device))
+    assert mean_log_density(own, x.to(device)) == pytest.approx(-true, abs=0.05)
 
 
 @pytest.mark.parametrize(("family", "loss"), [("gaussian", 1e-3), ("logistic", 0.02)])
@@ -304,16 +304,17 @@ def test_affine_starts_where_it_is_told_and_actnorm_is_its_name_for_training():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rotation_is_orthogonal_and_its_ladj_exactly_zero(dtype):
+def test_rotation_is_orthogonal_and_its_ladj_exactly_zero(dtype, device):
     for scale in (0.1, 10.0):
-        transform = transforms.Rotation(6).to(dtype)
-        x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
-        transform.initialize(x @ torch.arange(36.0).reshape(6, 6).sin().to(dtype))
+        transform = transforms.Rotation(6).to(device, dtype)
+        x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        transform.initialize(x @ torch.arange(36.0).reshape(6, 6).sin().to(x))
         with torch.no_grad():
-            transform.skew.add_(scale * torch.randn(15, generator=torch.Generator().manual_seed(1)).to(dtype))
+            transform.skew.add_(scale * torch.randn(15, generator=torch.Generator().manual_seed(1)).to(x))
         matrix = transform.matrix
         tolerance = 100.0 * torch.finfo(dtype).eps
-        torch.testing.assert_close(matrix @ matrix.mT, torch.eye(6, dtype=dtype), rtol=0.0, atol=tolerance)
+        identity = torch.eye(6, dtype=dtype, device=device)
+        torch.testing.assert_close(matrix @ matrix.mT, identity, rtol=0.0, atol=tolerance)
         assert transform(x)[1].tolist() == [0.0] * 500
 
 
@@ -392,12 +393,12 @@ def test_networks_start_near_the_identity(kind, family, components):
 
 @pytest.mark.parametrize("case", ["coupling", "coupling-gaussian-masked", "autoregressive", "autoregressive-context"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_networks_leave_outliers_finite(case, dtype):
-    transform = build(case).to(dtype)
+def test_networks_leave_outliers_finite(case, dtype, device):
+    transform = build(case).to(device, dtype)
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter.mul_(3.0)
-    x, context = inputs(transform, 4)
+    x, context = inputs(transform, 4, device=device)
     x = x.to(dtype)
     x[0, 0], x[1, 1], x[2, 2] = 1e6, -1e12, 1e15
     z, ladj = transform(x, None if context is None else context.to(dtype))

@@ -681,10 +681,12 @@ def in_reach(value: Value, base: str) -> bool:
     return bool(size <= REACH[base])
 
 
-def tensors(cases: Sequence[Case]) -> tuple[torch.Tensor, ...]:
-    dtype = DTYPES[cases[0].dtype]
-    x = torch.tensor([c.x for c in cases], dtype=torch.float64).to(dtype)
-    return x, *(torch.tensor([getattr(c, n) for c in cases], dtype=torch.float64).to(dtype) for n in PARAMETERS)
+Device = torch.device | str
+
+
+def tensors(cases: Sequence[Case], device: Device = "cpu") -> tuple[torch.Tensor, ...]:
+    columns = ([getattr(c, n) for c in cases] for n in ("x", *PARAMETERS))
+    return tuple(torch.tensor(c, dtype=torch.float64).to(device, DTYPES[cases[0].dtype]) for c in columns)
 
 
 @dataclass
@@ -759,8 +761,9 @@ def measure(
     bases: Sequence[str] = BASES,
     seed: int = 0,
     differentiate: bool = True,
+    device: Device = "cpu",
 ) -> Table:
-    """Worst errors of every method over the cases, which share dtype and family.
+    """Worst errors of every method over the cases, which share dtype and family, on one device.
 
     methods: name -> {"forward": op, "inverse": op}; an op takes (x, logits, loc, log_scale, family=, base=), and a
     method that has no inverse leaves it out. The inverse is asked for z* rounded to the dtype and, in extreme cases,
@@ -788,9 +791,9 @@ def measure(
                 for name, op in ops.items():
                     bound = functools.partial(op, family=family, base=base)
                     if name == "forward":
-                        _measure_forward(recorder, bound, batch, mixes, values)
+                        _measure_forward(recorder, bound, batch, mixes, values, device)
                     else:
-                        _measure_inverse(recorder, bound, batch, targets)
+                        _measure_inverse(recorder, bound, batch, targets, device)
     return table
 
 
@@ -821,9 +824,14 @@ class Recorder:
 
 
 def _measure_forward(
-    recorder: Recorder, op: Op, batch: Sequence[Case], mixes: Sequence[Mixture], values: Sequence[Value]
+    recorder: Recorder,
+    op: Op,
+    batch: Sequence[Case],
+    mixes: Sequence[Mixture],
+    values: Sequence[Value],
+    device: Device,
 ) -> None:
-    out = evaluate(op, tensors(batch), recorder.differentiate)
+    out = evaluate(op, tensors(batch, device), recorder.differentiate)
     for i, (case, mix, value) in enumerate(zip(batch, mixes, values, strict=True)):
         if not in_reach(value, recorder.base):
             continue
@@ -833,9 +841,11 @@ def _measure_forward(
             recorder.compare_gradients(case, i, gradients(mix, value, EPSILON[case.dtype]), ("z", "ladj"), out)
 
 
-def _measure_inverse(recorder: Recorder, op: Op, batch: Sequence[Case], targets: Sequence[float]) -> None:
-    _, *parameters = tensors(batch)
-    z_in = torch.tensor(targets, dtype=torch.float64).to(parameters[0].dtype)
+def _measure_inverse(
+    recorder: Recorder, op: Op, batch: Sequence[Case], targets: Sequence[float], device: Device
+) -> None:
+    _, *parameters = tensors(batch, device)
+    z_in = torch.tensor(targets, dtype=torch.float64).to(parameters[0])
     out = evaluate(op, (z_in, *parameters), recorder.differentiate)
     for i, (case, z) in enumerate(zip(batch, z_in.tolist(), strict=True)):
         x = out.value[i]
@@ -859,7 +869,7 @@ def _measure_inverse(recorder: Recorder, op: Op, batch: Sequence[Case], targets:
 BIN_BOUNDS = {"log P": 4.0, "grad log P": 64.0}
 
 
-def measure_bins(bins: Sequence[Bin], op: Any) -> dict[tuple[str, str], Worst]:
+def measure_bins(bins: Sequence[Bin], op: Any, device: Device = "cpu") -> dict[tuple[str, str], Worst]:
     """Worst errors by figure and kind; op takes (lower, upper, logits, loc, log_scale, family=)."""
     table: dict[tuple[str, str], Worst] = {}
     by_size: dict[int, list[Bin]] = {}
@@ -867,12 +877,14 @@ def measure_bins(bins: Sequence[Bin], op: Any) -> dict[tuple[str, str], Worst]:
         by_size.setdefault(len(b.logits), []).append(b)
     for batch in by_size.values():
         columns = ([getattr(b, name) for b in batch] for name in (*EDGES, *PARAMETERS))
-        leaves = [torch.tensor(c, dtype=torch.float64).to(DTYPES[batch[0].dtype]).requires_grad_() for c in columns]
+        dtype = DTYPES[batch[0].dtype]
+        leaves = [torch.tensor(c, dtype=torch.float64).to(device, dtype).requires_grad_() for c in columns]
         value = op(*leaves, family=batch[0].family)
-        grads = torch.autograd.grad(value.sum(), leaves)
+        grads = [g.cpu() for g in torch.autograd.grad(value.sum(), leaves)]
+        values = value.tolist()
         for row, b in enumerate(batch):
             exact, expected = log_interval(b.lower, b.upper, b.logits, b.loc, b.log_scale, b.family, b.dtype)
-            entries = [("log P", "", value[row].item(), exact, 1 + abs(exact))]
+            entries = [("log P", "", values[row], exact, 1 + abs(exact))]
             for name, g in zip((*EDGES, *PARAMETERS), grads, strict=True):
                 got = zip(g[row].reshape(-1).tolist(), expected[name], strict=True)
                 entries += [("grad log P", name, mine, *theirs) for mine, theirs in got]

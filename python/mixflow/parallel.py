@@ -69,6 +69,8 @@ class Group:
         if not _is_initialized():
             if not _started_together():
                 return cls()
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # over which nccl sends objects; else all would do so over the first
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
             atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size())

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from . import memory, verify
 from .baselines import BASE_OF
 from .inputs import LAYOUTS, Inputs, Settings
-from .rivals import RIVALS, Absent
+from .rivals import RIVALS, Absent, Limit, Rival
 from .timing import Contender, race
 from .works import FORWARD, FORWARD_BACKWARD, INVERSE, INVERSE_BACKWARD, Call, Work
 
-__all__ = ["CASES", "LIMIT", "MIXFLOW", "READ", "Case", "MemoryRow", "RateRow", "Row", "number"]
+__all__ = ["CASES", "LIMITS", "MIXFLOW", "Case", "MemoryRow", "RateRow", "Row", "number"]
 
 MIXFLOW = "mixflow"
 
@@ -93,9 +93,9 @@ class Case:
 
     Args:
         group: The table in which its rows stand.
-        name: Unique in its group. ``--only`` looks at both.
+        name: Unique in its group on a device. ``--only`` looks at both.
         measure: Returns the rows.
-        needs_cpu: Whether it says something about CPUs alone.
+        device: The type of device that it, or its targets, are about; empty where it is any.
         pictured: Whether it is drawn: mixflow against its rivals.
 
     """
@@ -103,7 +103,7 @@ class Case:
     group: str
     name: str
     measure: Callable[[Settings], list[Row]] = field(repr=False)
-    needs_cpu: bool = False
+    device: str = ""
     pictured: bool = False
 
 
@@ -114,6 +114,7 @@ def rate_row(
     ours: int,
     other: int,
     target: float | None,
+    note: str = "",
 ) -> RateRow:
     """The row of one pair of a race, ``seconds`` per element of shape (rounds, contenders)."""
     ratios = seconds[:, other] / seconds[:, ours]
@@ -125,6 +126,7 @@ def rate_row(
         ratio=float(np.median(ratios)),
         ratio_range=(float(ratios.min()), float(ratios.max())),
         target=target,
+        note=note,
     )
 
 
@@ -140,6 +142,7 @@ def against(
     *,
     n: int | None = None,
     equal_weights: bool = False,
+    device: str = "",
 ) -> Case:
     """Case: mixflow against rivals, on ``n`` elements or as many as the settings say."""
     title = f"{work.name}, {family}, {layout}" + (", equal weights" if equal_weights else "")
@@ -152,32 +155,40 @@ def against(
         work.check(name, inputs[0], family)
         own = work.own(family)
         contenders = [Contender(MIXFLOW, own, inputs, size)]
-        place, absent = {}, {}
-        for rival in targets:
+        place, notes, limits = {}, {}, {}
+        for name_of_rival in targets:
+            rival = RIVALS[name_of_rival]
             try:
-                contenders.append(_rival(rival, settings, work, family, inputs, own, name))
-                place[rival] = len(contenders) - 1
+                if isinstance(rival, Limit):
+                    limits[name_of_rival], notes[name_of_rival] = rival.seconds(settings, work)
+                else:
+                    contenders.append(_rival(name_of_rival, rival, settings, work, family, inputs, own, name))
+                    place[name_of_rival] = len(contenders) - 1
+                    notes[name_of_rival] = rival.note(work, inputs[0])
             except Absent as reason:
-                absent[rival] = str(reason)
+                notes[name_of_rival] = str(reason)
         seconds = race(contenders, settings)
+        for limit, value in limits.items():
+            contenders.append(replace(contenders[0], name=limit))
+            place[limit] = len(contenders) - 1
+            seconds = np.column_stack([seconds, np.full(len(seconds), value)])
         return [
-            RateRow(name, _rate(seconds[:, 0]), rival, target=target, note=absent[rival])
-            if rival in absent
-            else rate_row(name, contenders, seconds, 0, place[rival], target)
+            rate_row(name, contenders, seconds, 0, place[rival], target, notes[rival])
+            if rival in place
+            else RateRow(name, _rate(seconds[:, 0]), rival, target=target, note=notes[rival])
             for rival, target in targets.items()
         ]
 
-    return Case(group, title, measure, pictured=True)
+    return Case(group, title, measure, device, pictured=True)
 
 
 def _rival(
-    name: str, settings: Settings, work: Work, family: str, inputs: Sequence[Inputs], own: Call, case: str
+    name: str, rival: Rival, settings: Settings, work: Work, family: str, inputs: Sequence[Inputs], own: Call, case: str
 ) -> Contender:
-    rival = RIVALS[name]
     call = rival.build(settings, work, family)
-    label, size = name, len(inputs[0].x)
-    if rival.elements is not None and rival.elements < size:
-        size = rival.elements
+    label, size, most = name, len(inputs[0].x), rival.most(settings)
+    if most is not None and most < size:
+        size = most
         label = f"{name}, N = {size:,}"
         inputs = [i.head(size) for i in inputs]
     if rival.comparable:
@@ -223,7 +234,7 @@ def among_itself(
     variants: Callable[[Settings], list[Variant]],
     pairing: Pairing,
     *,
-    needs_cpu: bool = False,
+    device: str = "",
 ) -> Case:
     """Case: variants of mixflow against each other; ``pairing`` makes the rows."""
 
@@ -231,14 +242,14 @@ def among_itself(
         contenders = [v.contender(name) for v in variants(settings)]
         return pairing(name, contenders, race(contenders, settings))
 
-    return Case(group, name, measure, needs_cpu)
+    return Case(group, name, measure, device)
 
 
 def first_against_second(target: float) -> Pairing:
     return lambda case, contenders, seconds: [rate_row(case, contenders, seconds, 0, 1, target)]
 
 
-def each_against_fastest(target: float) -> Pairing:
+def each_against_fastest(target: float | None) -> Pairing:
     def rows(case: str, contenders: Sequence[Contender], seconds: NDArray[np.float64]) -> list[Row]:
         fastest = int(np.median(seconds, axis=0).argmin())
         return [
@@ -336,9 +347,12 @@ LINEAR, COMPILED_LINEAR, SCIPY = "eager linear", "compiled linear", "scipy linea
 BISECTIONS, COMPILED_BISECTIONS = "40 eager bisections", "40 compiled bisections"
 IMPLICIT = "implicit, 40 eager bisections"
 LIMIT, READ = "bare loop, same arithmetic", "plain read, same bytes"
+SPECIAL, COPY = "special functions alone", "copy, same bytes"
+LIMITS = (LIMIT, READ, SPECIAL, COPY)
 
-# work, parameters, rivals with the ratio that is aimed at
-COMPARISONS: list[tuple[str, Work, str, dict[str, float | None]]] = [
+# by device: work, parameters, rivals with the ratio that is aimed at
+Comparison = tuple[str, Work, str, dict[str, float | None]]
+ON_CPU: list[Comparison] = [
     (
         "Forward",
         FORWARD,
@@ -353,6 +367,15 @@ COMPARISONS: list[tuple[str, Work, str, dict[str, float | None]]] = [
     ("Inverse and backward", INVERSE_BACKWARD, "shared", {IMPLICIT: 100}),
     ("Inverse and backward", INVERSE_BACKWARD, "per element", {IMPLICIT: 100}),
 ]
+ON_CUDA: list[Comparison] = [
+    ("Forward", FORWARD, "shared", {LOG: None, COMPILED_LOG: None, SPECIAL: 0.6}),
+    ("Forward", FORWARD, "per element", {LOG: None, COMPILED_LOG: None, COPY: 0.8}),
+    ("Inverse", INVERSE, "shared", {COMPILED_BISECTIONS: 20}),
+    ("Inverse", INVERSE, "per element", {COMPILED_BISECTIONS: 20}),
+    ("Forward and backward", FORWARD_BACKWARD, "shared", {LOG: None, COMPILED_LOG: 5}),
+    ("Forward and backward", FORWARD_BACKWARD, "per element", {LOG: None, COMPILED_LOG: 5, COPY: None}),
+]
+COMPARISONS = {"cpu": ON_CPU, "cuda": ON_CUDA}
 SHAPES = [
     # parameters, N, K
     ("shared", 2**18, 8),
@@ -366,7 +389,12 @@ ALL_WORKS = (FORWARD, FORWARD_BACKWARD, INVERSE, INVERSE_BACKWARD)
 FAMILIES = tuple(BASE_OF)
 
 CASES = [
-    *(against(group, w, f, layout, targets) for group, w, layout, targets in COMPARISONS for f in FAMILIES),
+    *(
+        against(group, w, f, layout, targets, device=device)
+        for device, comparisons in COMPARISONS.items()
+        for group, w, layout, targets in comparisons
+        for f in FAMILIES
+    ),
     *(
         against("One call of 64 elements", w, f, "shared", {LINEAR: target, LOG: None}, n=64)
         for w, target in ((FORWARD, 3.0), (FORWARD_BACKWARD, 4.0))
@@ -384,7 +412,7 @@ CASES = [
             f"{w.name}, {f}, {layout}",
             threads(w, f, layout),
             first_against_second(1.8),
-            needs_cpu=True,
+            device="cpu",
         )
         for w in (FORWARD, FORWARD_BACKWARD, INVERSE)
         for f in FAMILIES
@@ -405,8 +433,15 @@ CASES = [
         for w in (FORWARD, FORWARD_BACKWARD)
     ),
     *(
-        among_itself("Throughput by N", f"{FORWARD.name}, {f}, shared", sizes(f), each_against_fastest(0.85))
+        among_itself(
+            "Throughput by N",
+            f"{FORWARD.name}, {f}, shared",
+            sizes(f),
+            each_against_fastest(target),
+            device=device,
+        )
         for f in FAMILIES
+        for device, target in (("cpu", 0.85), ("cuda", None))  # it takes many elements to fill a card
     ),
     *(
         among_itself("Cost by K", f"{FORWARD.name}, {f}, shared", components(f), each_against_line(0.85))

@@ -20,13 +20,17 @@ from .inputs import Settings
 __all__ = ["add_arguments", "run", "run_cases"]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Elements of the main cases: enough to fill the device, and more than its caches hold.
+_SIZE = {"cpu": 2**20, "cuda": 2**24}
 _QUICK_SIZE = 2**12
 
 
 def add_arguments(parser: argparse.ArgumentParser, out: Path | None = None) -> None:
     """Give ``parser`` the options of :func:`run`; ``out`` is the default of ``--out``."""
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose table or name contains TEXT")
-    parser.add_argument("--n", type=int, help=f"elements of the main cases (default: 2^20; with --quick {_QUICK_SIZE})")
+    only = "only the cases whose table or name contains TEXT; may be repeated"
+    parser.add_argument("--only", action="append", metavar="TEXT", help=only)
+    sizes = f"2^20, on CUDA 2^24, with --quick {_QUICK_SIZE}"
+    parser.add_argument("--n", type=int, help=f"elements of the main cases (default: {sizes})")
     parser.add_argument("--components", type=int, default=8, metavar="K", help="default: %(default)s")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="CPU threads (default: 2, or 1 on a machine with one)")
@@ -44,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         OSError: the results cannot be written.
 
     """
-    settings, cases = _settings(arguments), _chosen(arguments)
+    settings = _settings(arguments)
+    cases = _chosen(arguments.only or [""], settings.device.type)
     if arguments.out is None:
         _measure(settings, cases)
         return 0
@@ -103,16 +108,18 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if device.type == "cuda" and not mixflow.show_config()["cuda_usable"]:
         raise ValueError(f"device: expected one that can be used here, see mixflow info; got {arguments.device}")
     threads = min(2, os.cpu_count() or 1) if arguments.threads is None else arguments.threads
-    n = (_QUICK_SIZE if arguments.quick else 2**20) if arguments.n is None else arguments.n
+    n = (_QUICK_SIZE if arguments.quick else _SIZE[device.type]) if arguments.n is None else arguments.n
     for name, value in (("n", n), ("components", arguments.components), ("threads", threads)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1; got {value}")
     return Settings(n, arguments.components, _DTYPES[arguments.dtype], threads, device, arguments.quick)
 
 
-def _chosen(arguments: argparse.Namespace) -> list[Case]:
-    chosen = [case for case in CASES if arguments.only.lower() in f"{case.group}: {case.name}".lower()]
-    if not chosen:
-        groups = ", ".join(dict.fromkeys(case.group for case in CASES))
-        raise ValueError(f"only: expected a part of the name of a table ({groups}) or case; got {arguments.only!r}")
-    return [case for case in chosen if arguments.device == "cpu" or not case.needs_cpu]
+def _chosen(only: list[str], device: str) -> list[Case]:
+    there = [case for case in CASES if case.device in ("", device)]
+    wanted = {text: [c for c in there if text.lower() in f"{c.group}: {c.name}".lower()] for text in only}
+    for text, found in wanted.items():
+        if not found:
+            groups = ", ".join(dict.fromkeys(case.group for case in there))
+            raise ValueError(f"only: expected a part of the name of a table ({groups}) or case; got {text!r}")
+    return [case for case in there if any(case in found for found in wanted.values())]

@@ -18,6 +18,7 @@ __all__ = ["LAYOUTS", "Inputs", "Settings", "make_inputs", "to_base"]
 
 FEATURES = 64
 _MOST_COPIES = 64
+_CACHE = 2**26  # bytes, where torch does not say
 
 # n -> the shape of x, and the batch shape of the parameters
 LAYOUTS: dict[str, Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]] = {
@@ -109,10 +110,10 @@ def make_inputs(
         (torch.Size([5]), torch.Size([5, 3]))
 
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(settings.device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(settings.device, settings.dtype)
+        return torch.randn(shape, generator=generator, device=settings.device).to(settings.dtype)
 
     shape, batch = LAYOUTS[layout](n)
     logits, loc, log_scale = (draw(*batch, components) for _ in range(3))
@@ -126,7 +127,7 @@ def make_inputs(
     extra = 0
     if settings.device.type == "cuda":
         size = sum(t.nbytes for t in (*first.leaves, *first.seeds))
-        cache = torch.cuda.get_device_properties(settings.device).L2_cache_size
+        cache = getattr(torch.cuda.get_device_properties(settings.device), "L2_cache_size", 0) or _CACHE
         extra = min(_MOST_COPIES, math.ceil(2 * cache / size))
     return [first, *(copy.deepcopy(first) for _ in range(extra))]
 

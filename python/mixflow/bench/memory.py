@@ -13,7 +13,7 @@ from torch import Tensor
 from .inputs import Inputs, Settings
 from .works import WORKS
 
-__all__ = ["beyond_outputs", "measure"]
+__all__ = ["beyond_outputs", "beyond_outputs_on_cuda", "measure"]
 
 _PIECE = 2**16
 
@@ -76,11 +76,12 @@ def _measure(settings: Settings, work: str, family: str, layout: str, n: int, co
 
     call(few)  # starts threads, and imports what is imported late
     if settings.device.type == "cuda":
-        return _cuda_beyond_outputs(lambda: call(many))
+        return beyond_outputs_on_cuda(lambda: call(many))
     return beyond_outputs(lambda: call(many))
 
 
-def _cuda_beyond_outputs(run: Callable[[], Sequence[Tensor]]) -> tuple[int, int]:
+def beyond_outputs_on_cuda(run: Callable[[], Sequence[Tensor]]) -> tuple[int, int]:
+    """The same of the current CUDA device, by what torch allocated there."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -11,13 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from .cases import LIMIT, MIXFLOW, READ, RateRow, number
+from .cases import LIMITS, MIXFLOW, RateRow, number
 
 __all__ = ["rates"]
 
 _COLUMNS = 2
 _BAR = 0.21  # inches
-_COLORS = {MIXFLOW: "tab:blue", LIMIT: "wheat", READ: "wheat"}
+_COLORS = {MIXFLOW: "tab:blue", **dict.fromkeys(LIMITS, "wheat")}
 
 
 def rates(machine: Mapping[str, Any], rows: Sequence[RateRow]) -> Figure:

@@ -27,6 +27,7 @@ _Z, _LADJ, _INVERSE, _GRADIENT = (4 * bound for bound in (4, 4, 16, 64))
 _OWN_ERRORS = {torch.float32: 1, torch.float64: 2}
 _MOST = 2**23  # components of elements
 _CHUNK = 2**16
+_CHUNK_ON_CUDA = 2**20
 
 
 class WrongResult(ArithmeticError):
@@ -87,8 +88,9 @@ def check_gradients(
     summed = [inputs.shared and g is not grads[0] for g in grads]
     off, scale = ([torch.zeros((), dtype=torch.float64, device=g.device) for g in grads] for _ in range(2))
     left = [g.double() for g in grads]
-    for start in range(0, len(inputs.x), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    step = _CHUNK_ON_CUDA if inputs.x.is_cuda else _CHUNK
+    for start in range(0, len(inputs.x), step):
+        rows = slice(start, start + step)
         part = inputs.select(rows)
         point = results[0].detach()[rows] if inverse else part.x
         exact, weight = _exact_gradients(point, part, family, inverse=inverse)

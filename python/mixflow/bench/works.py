@@ -52,6 +52,12 @@ class Work:
         drawn = make_inputs(settings, n, components, layout, gradients=self.backward, equal_weights=equal_weights)
         return [to_base(i, family) for i in drawn] if self.inverse else drawn
 
+    def bytes_moved(self, inputs: Inputs) -> int:
+        """The least that a call reads and writes: arguments and seeds, and two results or the gradients, once each."""
+        arguments = sum(t.nbytes for t in inputs.leaves)
+        written = arguments if self.backward else 2 * inputs.x.nbytes
+        return arguments + sum(s.nbytes for s in inputs.seeds) + written
+
     def check(self, name: str, inputs: Inputs, family: str) -> None:
         """Check what mixflow makes of ``inputs``; raises :class:`mixflow.bench.verify.WrongResult`."""
         results = self.formula(inputs.x, inputs.parameters, family)

@@ -133,7 +133,8 @@ class Rotation(Transform):
         lower = skew.new_zeros(self.features, self.features).index_put((row, column), skew)
         half = 0.5 * (lower - lower.mT)
         one = torch.eye(self.features, dtype=half.dtype, device=half.device)
-        turn: Tensor = torch.linalg.solve(one - half, one + half)
+        # Never singular; to ask whether it is would wait for the device.
+        turn: Tensor = torch.linalg.solve_ex(one - half, one + half).result
         return turn.to(self.start.dtype) @ self.start
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:

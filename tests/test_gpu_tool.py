@@ -1,0 +1,139 @@
+"""tools/gpu.py, which is to work on the first run on a machine with a card: all of it that needs none."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import mixflow
+from mixflow.bench import command
+from mixflow.bench.cases import CASES, COMPARISONS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    spec = importlib.util.spec_from_file_location("gpu", ROOT / "tools" / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu", module)  # where its dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A card, as far as what is asked of it before the steps."""
+    properties = SimpleNamespace(name="A card", major=9, minor=0, total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setenv("CUDACXX", "nvcc")
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_without_a_card_it_says_so(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 1
+    assert capsys.readouterr().err == f"gpu: torch {torch.__version__} finds no CUDA device here\n"
+
+
+def test_without_a_compiler_it_says_so(gpu, card, monkeypatch, capsys):
+    monkeypatch.delenv("CUDACXX")
+    monkeypatch.setattr(gpu, "program", lambda name: "")
+    assert gpu.main([]) == 1
+    assert capsys.readouterr().err.startswith("gpu: nvcc is not there")
+
+
+def test_without_torch_it_says_so(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "has", lambda module: module != "torch")
+    assert gpu.main([]) == 1
+    assert capsys.readouterr().err == f"gpu: {sys.executable} has no torch\n"
+
+
+def test_an_unknown_step_is_refused(gpu, card, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "bild", "--out", str(tmp_path)])
+    assert (
+        "--only: expected some of build, info, tests, card, sanitizer, benchmark; got bild" in capsys.readouterr().err
+    )
+
+
+def test_steps_lose_nothing_to_each_other(gpu, tmp_path):
+    steps = [
+        gpu.Step("fine", 1, [python("import os; print(os.environ['SAID'])")], {"SAID": "hello"}),
+        gpu.Step("second way", 1, [python("raise SystemExit(3)"), python("print('this way')")]),
+        gpu.Step("no program", 1, [["no-such-program"]]),
+        gpu.Step("wrong", 1, [python("raise SystemExit(5)")]),
+        gpu.Step("absent", 1, [["no-such-program"]], missing="it is not here"),
+        gpu.Step("last", 1, [python("print('done')")]),
+    ]
+    outcomes = gpu.run_steps(steps, tmp_path, 100)
+    assert [o.status for o in outcomes] == ["ok", "ok", "failed", "failed", "skipped", "ok"]
+    assert outcomes[3].detail.startswith("status 5 after")
+    assert outcomes[4].detail == "it is not here"
+    assert outcomes[0].log.read_text().splitlines()[-1] == "hello"
+    assert "this way" in outcomes[1].log.read_text()
+    assert "No such file" in outcomes[2].log.read_text()
+
+
+def test_a_step_that_takes_too_long_ends_with_all_that_it_started(gpu, tmp_path):
+    beat = tmp_path / "beat"
+    child = f"import time\nwhile True: open({str(beat)!r}, 'a').write('x'); time.sleep(0.02)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    steps = [gpu.Step("slow", 1, [python(parent)]), gpu.Step("next", 3, [python("print('on')")])]
+    outcomes = gpu.run_steps(steps, tmp_path, 12)
+    assert [o.status for o in outcomes] == ["out of time", "ok"]
+    size = beat.stat().st_size
+    time.sleep(0.3)
+    assert beat.stat().st_size == size
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_report_ends_with_the_tables(gpu, card, works, tmp_path, monkeypatch, capsys):
+    def steps(out, capability):
+        assert capability == (9, 0)
+        return [
+            gpu.Step("tests", 1, [python(f"print('1 passed'); raise SystemExit({int(not works)})")]),
+            gpu.Step("sanitizer", 1, [[]], missing="it is not here"),
+            gpu.Step("benchmark", 1, [python("print('a table')")]),
+        ]
+
+    monkeypatch.setattr(gpu, "all_steps", steps)
+    assert gpu.main(["--out", str(tmp_path)]) == int(not works)
+    report = (tmp_path / "report.txt").read_text()
+    assert report.startswith("A card, 80 GiB, torch ")
+    assert report.endswith("a table\n")
+    assert capsys.readouterr().out.endswith(report + "\n")
+    assert ("the end of" in report) != works
+    assert "sanitizer      skipped, it is not here" in report
+    assert gpu.main(["--out", str(tmp_path), "--only", "benchmark"]) == 0
+
+
+def test_the_steps_name_what_is_there(gpu, card, tmp_path, monkeypatch):
+    build, info, tests, _, sanitizer, benchmark = gpu.all_steps(tmp_path, (9, 0))
+    assert build.environment["CUDAARCHS"] == "90"
+    monkeypatch.setattr(mixflow, "show_config", lambda: {"cuda_usable": False})
+    with pytest.raises(AssertionError, match="it has no CUDA kernels"):
+        exec(info.commands[0][-1])
+    assert all((ROOT / part).is_file() for part in tests.commands[0] if part.endswith(".py"))
+    assert sanitizer.missing or sanitizer.commands
+    chosen = command._chosen(list(gpu.BENCHMARKS), "cuda")
+    assert len(chosen) == 2 * len(COMPARISONS["cuda"])
+    assert set(chosen) <= set(CASES)
+    assert benchmark.commands[0].count("--only") == len(gpu.BENCHMARKS)
+
+
+def test_the_sanitizer_gets_some_tests_of_every_direction(gpu):
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", *gpu.SANITIZED]
+    said = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in ("test_forward_agrees", "test_inverse_solves", "test_gradients_agree"):
+        assert name in said
+    assert 10 < said.count("::") < 40

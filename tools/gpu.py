@@ -1,0 +1,255 @@
+"""What a first run on a machine with a CUDA device needs, in under eight minutes: `make gpu`.
+
+    tools/gpu.py [--seconds 460] [--out build/gpu] [--only STEP ...]
+
+In this order: a build for the device at hand; the tests of the ops with their tensors on it; the tests of what a card
+adds; some of the former under compute-sanitizer; the benchmark. Nothing is fetched. nvcc is to be there, and for the
+Python that runs this torch, numpy, safetensors, tqdm, pybind11 and cmake, with what the tests import.
+
+Time that a step leaves goes to those after it. One that fails or takes too long ends nothing. Logs and report.txt are
+in --out; the tables come last. The exit status is 1 if any step failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 460
+TAIL = 40  # lines of a failure that the report shows
+
+OP_TESTS = (
+    "ops",
+    "gradients",
+    "discretized",
+    "accuracy",
+    "properties",
+    "torch",
+    "distributions",
+    "transforms",
+    "flows",
+)
+# Every kind of memory access, on few elements: the sanitizer takes ten times as long as the card.
+SANITIZED = ["tests/test_ops.py", "tests/test_gradients.py"]
+SANITIZED += ["-k", "(oracle or solves) and gaussian and normal and float32 and (element or feature or chunks)"]
+# Without this, a build that has no kernels after all would have all its tests skipped.
+INFO = "import mixflow; told = mixflow.show_config(); print(told); assert told['cuda_usable'], 'it has no CUDA kernels'"
+BENCHMARKS = ("Forward: ", "Inverse: ", "Forward and backward: ")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do.
+
+    Args:
+        name: Of the step and its log.
+        share: Of the time, relative to the others.
+        commands: Tried in turn until one succeeds.
+        environment: Beside that of this process.
+        missing: Why it cannot be done here; empty where it can.
+
+    """
+
+    name: str
+    share: float
+    commands: Sequence[Sequence[str]]
+    environment: dict[str, str] = field(default_factory=dict)
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    status: str  # ok, skipped, failed, or out of time
+    detail: str
+    log: Path
+
+
+def run_steps(steps: Sequence[Step], out: Path, seconds: float) -> list[Outcome]:
+    """Do all steps within ``seconds``, whatever becomes of each."""
+    end = time.monotonic() + seconds
+    outcomes = []
+    for i, step in enumerate(steps):
+        left = max(1.0, end - time.monotonic())
+        limit = left * step.share / sum(s.share for s in steps[i:] if not s.missing) if not step.missing else 0.0
+        outcomes.append(run_step(step, out / f"{step.name.replace(' ', '-')}.log", limit))
+        print(f"{step.name:<14} {outcomes[-1].status}, {outcomes[-1].detail}", flush=True)
+    return outcomes
+
+
+def run_step(step: Step, log: Path, limit: float) -> Outcome:
+    if step.missing:
+        log.write_text(step.missing + "\n")
+        return Outcome(step.name, "skipped", step.missing, log)
+    started = time.monotonic()
+    with log.open("w") as said:
+        for command in step.commands:
+            print(f"$ {' '.join(command)}", file=said, flush=True)
+            left = limit - (time.monotonic() - started)
+            status = run(command, step.environment, said.fileno(), left)
+            if status is None:
+                return Outcome(step.name, "out of time", f"ended after {limit:.0f} s", log)
+            if status == 0:
+                return Outcome(step.name, "ok", f"{time.monotonic() - started:.0f} s", log)
+    return Outcome(step.name, "failed", f"status {status} after {time.monotonic() - started:.0f} s", log)
+
+
+def run(command: Sequence[str], environment: dict[str, str], log: int, limit: float) -> int | None:
+    """The command's exit status; None if it took longer than ``limit`` and was ended with all that it started."""
+    try:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+        )
+    except OSError as error:
+        os.write(log, f"{error}\n".encode())
+        return 127
+    try:
+        return process.wait(max(0.0, limit))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def program(name: str) -> str:
+    """Where a program of the CUDA toolkit is; empty if nowhere."""
+    homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", ""), "/usr/local/cuda"]
+    places = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
+    return shutil.which(name, path=os.pathsep.join(places)) or ""
+
+
+def has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
+    """The steps for a device of this compute capability."""
+    python, site = sys.executable, str(out / "site")
+    # A toolkit need not be on PATH, nor the programs of a virtual environment that is not activated.
+    scripts, nvcc = str(Path(python).parent), os.environ.get("CUDACXX") or program("nvcc")
+    path = os.pathsep.join([scripts, os.environ.get("PATH", "")])
+    building = {"CUDAARCHS": os.environ.get("CUDAARCHS") or "{}{}".format(*capability), "CUDACXX": nvcc, "PATH": path}
+    pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade"]
+    pip += ["--disable-pip-version-check", "--target", site, "."]
+    pip += ["-C", f"build-dir={out}/cmake", "-C", "cmake.define.MIXFLOW_CUDA=ON"]
+    plainly = [python, __file__, "--out", str(out), "--with-cmake"]
+    built = {"PYTHONPATH": os.pathsep.join([site, str(ROOT / "tests")]), "PATH": path}
+
+    # Plugins that happen to be installed warn of each other, and the tests take warnings for errors.
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda"]
+    workers = min(8, (os.cpu_count() or 1) // 2)
+    parallel = ["-p", "xdist", "-n", str(workers)] if has("xdist") and workers > 1 else []
+    # Of packages that a machine for other work seldom has, and that run on the CPU here anyway.
+    guests = {"zuko": "test_drops_into_zuko", "pyro": "test_pyro"}
+    absent = [f"tests/test_distributions.py::{test}" for package, test in guests.items() if not has(package)]
+    without = [part for test in absent for part in ("--deselect", test)]
+    files = [f"tests/test_{name}.py" for name in OP_TESTS]
+    sanitizer = program("compute-sanitizer")
+    memcheck = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"]
+
+    bench = [python, "-m", "mixflow", "bench", "--device", "cuda"]
+    bench += ["--out", str(out)] if has("matplotlib") else []
+    bench += [part for text in BENCHMARKS for part in ("--only", text)]
+    return [
+        Step("build", 150, [pip, plainly], building),
+        Step("info", 10, [[python, "-c", INFO]], built),
+        Step("tests", 100, [[*pytest, *parallel, *without, *files]], built | alone),
+        Step("card", 60, [[*pytest, "tests/test_cuda.py"]], built | alone),
+        Step(
+            "sanitizer",
+            40,
+            [[*memcheck, *pytest, "-x", *SANITIZED]],
+            # Each tensor by itself, so that what lies beyond it is nobody's.
+            built | alone | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            missing="" if sanitizer else "compute-sanitizer is not there; it comes with the CUDA toolkit",
+        ),
+        Step("benchmark", 110, [bench], built),
+    ]
+
+
+def build_with_cmake(out: Path) -> None:
+    """The package in ``out``/site without pip: for where it, or scikit-build-core, is missing."""
+    import pybind11
+
+    folder, site = out / "cmake-alone", out / "site" / "mixflow"
+    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    options += ["-DCMAKE_BUILD_TYPE=Release", "-DMIXFLOW_CUDA=ON", f"-DCMAKE_INSTALL_PREFIX={out / 'site'}"]
+    subprocess.run(["cmake", "-S", ROOT, "-B", folder, *generator, *options], check=True)
+    subprocess.run(["cmake", "--build", folder, "--parallel"], check=True)
+    shutil.rmtree(site, ignore_errors=True)
+    shutil.copytree(ROOT / "python" / "mixflow", site, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    subprocess.run(["cmake", "--install", folder], check=True)
+
+
+def report(outcomes: Sequence[Outcome], device: str) -> str:
+    """What became of the steps, the ends of what failed, and the benchmark's tables."""
+    lines = [device, "", *(f"{o.name:<14} {o.status}, {o.detail}" for o in outcomes), ""]
+    for outcome in outcomes:
+        said = outcome.log.read_text(errors="replace").splitlines()
+        if outcome.status not in ("ok", "skipped"):
+            lines += [f"== the end of {outcome.log}", *said[-TAIL:], ""]
+        elif outcome.name == "info":
+            lines += [*said[1:], ""]
+        elif outcome.name != "benchmark":
+            lines += [f"{outcome.name}: {said[-1]}"]
+    tables = [o.log.read_text(errors="replace") for o in outcomes if o.name == "benchmark" and o.status != "skipped"]
+    return "\n".join([*lines, "", *tables])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Build, test and time mixflow on the CUDA device of this machine.")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="default: %(default)s")
+    parser.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; may be repeated")
+    parser.add_argument("--with-cmake", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    out = options.out.resolve()
+    if options.with_cmake:
+        build_with_cmake(out)
+        return 0
+    missing = [name for name in ("torch", "numpy", "pybind11") if not has(name)]
+    if missing:
+        print(f"gpu: {sys.executable} has no {', '.join(missing)}", file=sys.stderr)
+        return 1
+    import torch
+
+    if not torch.cuda.is_available():
+        print(f"gpu: torch {torch.__version__} finds no CUDA device here", file=sys.stderr)
+        return 1
+    if not (os.environ.get("CUDACXX") or program("nvcc")):
+        print("gpu: nvcc is not there; put it on PATH, or set CUDACXX or CUDA_HOME", file=sys.stderr)
+        return 1
+    properties = torch.cuda.get_device_properties(0)
+    steps = all_steps(out, (properties.major, properties.minor))
+    unknown = set(options.only) - {step.name for step in steps}
+    if unknown:
+        parser.error(f"--only: expected some of {', '.join(s.name for s in steps)}; got {', '.join(sorted(unknown))}")
+    device = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, torch {torch.__version__}"
+    chosen = [step for step in steps if not options.only or step.name in options.only]
+    if chosen[0].name == "build":
+        shutil.rmtree(out / "site", ignore_errors=True)  # else a build that fails would leave an old one to be tested
+    out.mkdir(parents=True, exist_ok=True)
+    print(device, flush=True)
+    outcomes = run_steps(chosen, out, options.seconds)
+    text = report(outcomes, device)
+    (out / "report.txt").write_text(text)
+    print(f"\nwrote {out / 'report.txt'}\n\n{text}")
+    return int(any(o.status in ("failed", "out of time") for o in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

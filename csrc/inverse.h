@@ -56,7 +56,7 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
 //
 // NaN where there is no such component inside the bracket.
 template <class Family, class V, class Parameters>
-MIXFLOW_RARE V component_step(V x, V logit, V lower, V upper, Tails<V> tails, Parameters parameters) {
+MIXFLOW_RARE V component_step(V x, V logit, V lower, V upper, Tails<V> tails, const Parameters& parameters) {
   using T = Scalar<V>;
   constexpr T far = 2, narrow = T(0.0625);
   V e = exp(-abs(logit)), larger = bounded_reciprocal(T(1) + e), smaller = e * larger;

@@ -14,9 +14,11 @@
 namespace mixflow {
 namespace MIXFLOW_ARCH {
 
-// For paths that few packs take. Arguments are passed by value: a reference would keep the caller's copy in memory.
+// For paths that few packs take. Arguments are passed by value: a reference would keep the caller's copy in memory. On
+// a GPU a call costs more than it saves: what lives across it goes to the few registers that calls preserve, or to
+// memory.
 #if defined(__CUDACC__)
-#define MIXFLOW_RARE __host__ __device__ __noinline__
+#define MIXFLOW_RARE MIXFLOW_FN
 #else
 #define MIXFLOW_RARE __attribute__((noinline))
 #endif
@@ -166,7 +168,7 @@ struct Evaluation {
 };
 
 template <class Family, bool with_slope, class V, class Parameters>
-MIXFLOW_RARE Evaluation<V> with_shifted_sums(V x, Parameters parameters, Evaluation<V> at) {
+MIXFLOW_RARE Evaluation<V> with_shifted_sums(V x, const Parameters& parameters, Evaluation<V> at) {
   Shifts<V> shift = largest_exponents<Family>(x, parameters);
   Sums<V> sums = sum_components<with_slope, V>(parameters, [&](int, const Component<V>& c, Sums<V>& block) {
     Terms<V> term = shifted_terms<Family>(x, c, shift);
@@ -376,8 +378,7 @@ struct SeededGradient {
 };
 
 template <class Family, bool inverse, class V, class Parameters>
-MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Parameters& parameters,
-                                             RuntimeBase base) {
+MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, true, true>(x, parameters);
   Tails<V> tails = tails_of(at);
   BaseTerms<V> terms = base_terms(at, tails, base);

@@ -122,7 +122,8 @@ struct PreparedParameters {
 };
 
 template <class Family, class T>
-__device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem, int64_t outer, Component<T>* prepared) {
+__device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem, int64_t outer,
+                                                         Component<T>* prepared) {
   RawParameters<Family, T> raw(problem, outer);
   for (int k = threadIdx.x; k < raw.components; k += blockDim.x) prepared[k] = raw.component(k);
   __syncthreads();
@@ -131,8 +132,9 @@ __device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem,
   return {prepared, raw.components, total, raw.largest_inv_scale, raw.smallest_scale, raw.density_floor};
 }
 
+// The seeds of an element, such that they are read 16 bytes at a time.
 template <Op op, class T>
-using SeedsOf = std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>>;
+struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>> {};
 
 // One element through one op. Of a backward op, use(seeds) sees to the gradients by the parameters.
 template <class Family, Op op, class T, class Parameters, class Use>
@@ -195,11 +197,7 @@ struct GradientSums {
   }
 
   __device__ __forceinline__ GradientSums(const Seeds* seeds, double* rows, double* partial, int components)
-      : seeds(seeds),
-        rows(rows),
-        partial(partial),
-        components(components),
-        groups(groups_of(components, blockDim.x)) {
+      : seeds(seeds), rows(rows), partial(partial), components(components), groups(groups_of(components, blockDim.x)) {
     if (groups == 1) this->rows = partial;
     for_own([](double* sums, int, int, int components) {
       for (int j = 0; j < 3; ++j) sums[j * components] = 0;
@@ -266,7 +264,7 @@ __global__ void __launch_bounds__(kThreads)
         int used = end - tile < blockDim.x ? static_cast<int>(end - tile) : blockDim.x;
         if (static_cast<int>(threadIdx.x) < used)
           map_element<Family, op, T>(problem, parameters, outer, tile + threadIdx.x,
-                                     [&](const Seeds& own) { seeds[threadIdx.x] = own; });
+                                     [&](const auto& own) { seeds[threadIdx.x] = {own}; });
         __syncthreads();
         sums.add_tile(parameters, used);
         __syncthreads();
@@ -280,8 +278,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The gradients of run_shared from its partial sums, (outer, chunk, 3 components): a thread adds up every lanes-th chunk
-// of one number, and the first of each number's threads what they found.
+// The gradients of run_shared from its partial sums, (outer, chunk, 3 components): a thread adds up every lanes-th
+// chunk of one number, and the first of each number's threads what they found.
 template <class T>
 __global__ void __launch_bounds__(2 * kThreads)
     add_partial_sums(const __grid_constant__ Problem problem, int64_t chunks, int lanes, const double* partial) {
@@ -353,8 +351,7 @@ __device__ __forceinline__ void load_rows(const Problem& problem, const void* da
   const T* first = static_cast<const T*>(data) + problem.outer.offset(begin, operand);
   if (problem.outer.count == 1 && problem.outer.axis[0].stride[operand] == length && is_aligned(first))
     return move_block<true>(first, shared, rows, length, pitch);
-  if (static_cast<int>(threadIdx.x) < rows)
-    offsets[threadIdx.x] = problem.outer.offset(begin + threadIdx.x, operand);
+  if (static_cast<int>(threadIdx.x) < rows) offsets[threadIdx.x] = problem.outer.offset(begin + threadIdx.x, operand);
   __syncthreads();
   for (int i = threadIdx.x; i < rows * length; i += blockDim.x) {
     int row = i / length, k = i - row * length;
@@ -368,8 +365,8 @@ MIXFLOW_FN int row_pitch(int components) {
 }
 
 // A row of parameters for each element. The least that must be moved: 12 components + 12 bytes an element forward and
-// back, 24 components + 16 in the backward ops (in float; 12 and 20 for intervals). Rows are staged in shared memory, so
-// that this is also about all that is moved, in whole sectors; and gradients take the place of the parameters there,
+// back, 24 components + 16 in the backward ops (in float; 12 and 20 for intervals). Rows are staged in shared memory,
+// so that this is also about all that is moved, in whole sectors; and gradients take the place of the parameters there,
 // since component k is not read again once its gradient is known.
 template <class Family, Op op, class T>
 __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Problem problem) {
@@ -428,7 +425,8 @@ __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ 
         });
     } else {
       int64_t outer = inner_size == 1 ? i : i / inner_size;
-      map_element<Family, op, T>(problem, RawParameters<Family, T>(problem, outer), outer, i - outer * inner_size, nullptr);
+      map_element<Family, op, T>(problem, RawParameters<Family, T>(problem, outer), outer, i - outer * inner_size,
+                                 nullptr);
     }
   }
 }

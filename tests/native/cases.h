@@ -1,5 +1,5 @@
-// Random calls of the kernels, for the programs of this folder: any shapes, strides, broadcasts and values, infinities and
-// NaN among them.
+// Random calls of the kernels, for the programs of this folder: any shapes, strides, broadcasts and values, infinities
+// and NaN among them.
 #pragma once
 
 #include <algorithm>
@@ -195,8 +195,8 @@ struct Case {
 
 inline Case make_case(Random& random) {
   Case made;
-  made.op = random.of(
-      {Op::forward, Op::backward, Op::inverse, Op::inverse_backward, Op::interval, Op::interval_backward});
+  made.op =
+      random.of({Op::forward, Op::backward, Op::inverse, Op::inverse_backward, Op::interval, Op::interval_backward});
   made.dtype = random.of({Dtype::float32, Dtype::float64});
   made.family = static_cast<int>(random.below(static_cast<int64_t>(family_names().size())));
   made.base = static_cast<int>(random.below(static_cast<int64_t>(base_names().size())));

@@ -172,8 +172,8 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 thre
   for (unsigned i = 0; i < gridDim.x; ++i) {
     blockIdx.x = schedule.blocks_reversed ? gridDim.x - 1 - i : i;
     // Of the exact size, and never what the last block left: 0xff is a NaN.
-    std::unique_ptr<unsigned char, decltype(&std::free)> shared(
-        static_cast<unsigned char*>(std::malloc(bytes)), std::free);
+    std::unique_ptr<unsigned char, decltype(&std::free)> shared(static_cast<unsigned char*>(std::malloc(bytes)),
+                                                                std::free);
     std::memset(shared.get(), 0xff, bytes);
     block.shared = shared.get();
     run_block(threads.x);

@@ -3,7 +3,8 @@
 //   - every element of every output is written (that nothing else is, the address sanitizer sees);
 //   - other orders of blocks and threads and smaller grids give the same bits;
 //   - what belongs to an element has the bits of the CPU kernel;
-//   - a gradient of a parameter is the sum of what each element adds to it, which the CPU kernel gives when every element
+//   - a gradient of a parameter is the sum of what each element adds to it, which the CPU kernel gives when every
+//   element
 //     has a row of its own, within what rounding allows.
 //
 //   fuzz_cuda [--cases N] [--first I] [--seed S]

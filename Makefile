@@ -39,12 +39,15 @@ docs: $(VENV)/.installed
 wheel: $(VENV)/.release
 	$(BIN)/python tools/wheel.py build --out dist
 
-# Random calls of the kernels under sanitizers. The thread sanitizer sees the callers' threads; OpenMP's it does not know.
+# Random calls of the kernels under sanitizers, the CUDA kernels' emulation among them. The thread sanitizer sees the
+# callers' threads; OpenMP's it does not know.
 CASES ?= 1000
+CUDA_CASES ?= 500
 CAPABILITIES := $(if $(shell grep -m1 -w avx2 /proc/cpuinfo 2>/dev/null),baseline avx2,baseline)
 sanitize: build/address/fuzz build/thread/fuzz
 	for capability in $(CAPABILITIES); do MIXFLOW_CPU_CAPABILITY=$$capability build/address/fuzz --cases $(CASES) || exit 1; done
 	build/thread/fuzz --cases $(CASES) --callers 4
+	build/address/fuzz_cuda --cases $(CUDA_CASES)
 
 # For minutes, from a new seed.
 SECONDS ?= 300

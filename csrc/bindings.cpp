@@ -46,10 +46,16 @@ void check_parameters(const Call& call) {
     throw std::invalid_argument("base: index out of range");
 }
 
-// `device` is -1 for the CPU, with `stream` the number of threads; else a CUDA device index and stream handle.
-void execute(const Call& call, int device, int64_t stream) {
+// `device` is -1 for the CPU, with `stream` the number of threads; else a CUDA device index and stream handle. What a
+// CUDA kernel needs of memory comes from allocate(bytes), which returns an address.
+void execute(const Call& call, int device, int64_t stream, [[maybe_unused]] const py::object& allocate = py::none()) {
   check_parameters(call);
   Problem problem = make_problem(call);
+#if defined(MIXFLOW_CUDA)
+  void* workspace = nullptr;
+  if (size_t bytes = device < 0 ? 0 : cuda_workspace(problem))
+    workspace = reinterpret_cast<void*>(allocate(bytes).cast<uintptr_t>());
+#endif
   py::gil_scoped_release release;
   if (device < 0) {
     try {
@@ -61,7 +67,7 @@ void execute(const Call& call, int device, int64_t stream) {
     }
   }
 #if defined(MIXFLOW_CUDA)
-  run_on_cuda(problem, device, reinterpret_cast<void*>(stream));
+  run_on_cuda(problem, device, reinterpret_cast<void*>(stream), workspace);
 #else
   throw std::runtime_error("x: this build of mixflow has no CUDA kernels");
 #endif
@@ -96,11 +102,11 @@ void map(bool inverse, int family, int base, bool is_double, const py::sequence&
 }
 
 void map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
-                  int64_t stream) {
+                  int64_t stream, const py::object& allocate) {
   Call call = make_call(inverse ? Op::inverse_backward : Op::backward, family, base, is_double);
   assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &call.logits, &call.loc, &call.log_scale,
                     &call.output, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
-  execute(call, device, stream);
+  execute(call, device, stream, allocate);
 }
 
 void interval(int family, bool is_double, const py::sequence& operands, int device, int64_t stream) {
@@ -109,11 +115,12 @@ void interval(int family, bool is_double, const py::sequence& operands, int devi
   execute(call, device, stream);
 }
 
-void interval_backward(int family, bool is_double, const py::sequence& operands, int device, int64_t stream) {
+void interval_backward(int family, bool is_double, const py::sequence& operands, int device, int64_t stream,
+                       const py::object& allocate) {
   Call call = make_call(Op::interval_backward, family, 0, is_double);
   assign(operands, {&call.grad_value, &call.input, &call.upper, &call.logits, &call.loc, &call.log_scale, &call.output,
                     &call.grad_upper, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
-  execute(call, device, stream);
+  execute(call, device, stream, allocate);
 }
 
 void special(const std::string& name, bool is_double, int64_t size, uintptr_t input, uintptr_t output) {
@@ -143,11 +150,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"), py::arg("operands"),
         py::arg("device"), py::arg("stream"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
-        py::arg("operands"), py::arg("device"), py::arg("stream"));
+        py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("allocate"));
   m.def("interval", &interval, py::arg("family"), py::arg("is_double"), py::arg("operands"), py::arg("device"),
         py::arg("stream"));
   m.def("interval_backward", &interval_backward, py::arg("family"), py::arg("is_double"), py::arg("operands"),
-        py::arg("device"), py::arg("stream"));
+        py::arg("device"), py::arg("stream"), py::arg("allocate"));
   m.def("special", &special, py::arg("name"), py::arg("is_double"), py::arg("size"), py::arg("input"),
         py::arg("output"));
   m.def(

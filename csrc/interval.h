@@ -92,11 +92,23 @@ struct EdgeGradients {
   V lower, upper;
 };
 
+// What the gradients by the parameters take from an interval (see ElementSeeds).
+template <class V>
+struct IntervalSeeds {
+  V lower, upper, width, shift, by_probability, by_weight;
+};
+
+template <class V>
+struct SeededEdgeGradients {
+  EdgeGradients<V> edges;
+  IntervalSeeds<V> seeds;
+};
+
 // With P_k = w_k p_k and f the mixture's density,
 //     dlogP/dlower = -f(lower) / P     dlogP/dupper = f(upper) / P     dlogP/dlogit_k = P_k / P - omega_k
-// and by the other parameters as in IntervalTerms, over P. sink(k, g_logit, g_loc, g_log_scale) receives those.
-template <class Family, class V, class Parameters, class Sink>
-MIXFLOW_FN EdgeGradients<V> log_interval_backward(V lower, V upper, V g, const Parameters& parameters, Sink&& sink) {
+// and by the other parameters as in IntervalTerms, over P.
+template <class Family, class V, class Parameters>
+MIXFLOW_FN SeededEdgeGradients<V> seeded_edge_gradients(V lower, V upper, V g, const Parameters& parameters) {
   V width = interval_width(lower, upper);
   V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
   Sums<V> sums = sum_components<false, V>(parameters, [&](int k, const Component<V>& c, Sums<V>& block) {
@@ -108,19 +120,34 @@ MIXFLOW_FN EdgeGradients<V> log_interval_backward(V lower, V upper, V g, const P
   });
   g = select<V>(lower <= upper, g, quiet_nan<V>());
   V by_probability = g * reciprocal(sums.density), by_weight = g * reciprocal(parameters.total_weight());
+  return {{-(sums.lower * by_probability), sums.upper * by_probability},
+          {lower, upper, width, shift, by_probability, by_weight}};
+}
+
+// `terms`: probability, by_loc and by_log_scale, in this order.
+template <class V>
+MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, const Shares<V>& terms,
+                                                     const IntervalSeeds<V>& at) {
+  return {fma(terms.lower, at.by_probability, -(c.weight * at.by_weight)), terms.upper * at.by_probability,
+          terms.density * at.by_probability};
+}
+template <class Family, class V>
+MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, const IntervalSeeds<V>& at) {
+  IntervalTerms<V> terms = interval_terms<Family>(at.lower, at.upper, at.width, at.shift, c);
+  return component_gradients(c, {terms.probability, terms.by_loc, terms.by_log_scale}, at);
+}
+
+// sink(k, g_logit, g_loc, g_log_scale) receives the gradients by the parameters.
+template <class Family, class V, class Parameters, class Sink>
+MIXFLOW_FN EdgeGradients<V> log_interval_backward(V lower, V upper, V g, const Parameters& parameters, Sink&& sink) {
+  SeededEdgeGradients<V> at = seeded_edge_gradients<Family>(lower, upper, g, parameters);
   for (int k = 0; k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
-    Shares<V> kept;
-    if (parameters.has_kept(k)) {
-      kept = parameters.kept(k);
-    } else {
-      IntervalTerms<V> terms = interval_terms<Family>(lower, upper, width, shift, c);
-      kept = {terms.probability, terms.by_loc, terms.by_log_scale};
-    }
-    sink(k, fma(kept.lower, by_probability, -(c.weight * by_weight)), kept.upper * by_probability,
-         kept.density * by_probability);
+    ComponentGradients<V> gradients = parameters.has_kept(k) ? component_gradients(c, parameters.kept(k), at.seeds)
+                                                             : component_gradients<Family>(c, at.seeds);
+    sink(k, gradients.logit, gradients.loc, gradients.log_scale);
   }
-  return {-(sums.lower * by_probability), sums.upper * by_probability};
+  return at.edges;
 }
 
 }  // namespace MIXFLOW_ARCH

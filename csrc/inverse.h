@@ -151,7 +151,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase ba
       leapt = stuck & (leap == leap);
       next = select<V>(leapt, leap, next);
     }
-    bisected = jumps & ~leapt;
+    bisected = jumps ^ leapt;  // a leap is a jump
     // Unordered comparisons end a lane whose parameters are NaN.
     failed = failed | (active & (residual != residual));
     // A large residual is not to be explained by the slope at x, which may be that of a component narrower than a

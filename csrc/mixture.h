@@ -14,9 +14,11 @@
 namespace mixflow {
 namespace MIXFLOW_ARCH {
 
-// For paths that few packs take. Arguments are passed by value: a reference would keep the caller's copy in memory.
+// For paths that few packs take. Arguments are passed by value: a reference would keep the caller's copy in memory. On
+// a GPU a call costs more than it saves: what lives across it goes to the few registers that calls preserve, or to
+// memory.
 #if defined(__CUDACC__)
-#define MIXFLOW_RARE __host__ __device__ __noinline__
+#define MIXFLOW_RARE MIXFLOW_FN
 #else
 #define MIXFLOW_RARE __attribute__((noinline))
 #endif
@@ -245,7 +247,7 @@ MIXFLOW_RARE Tails<V> with_logarithms(Evaluation<V> at, Tails<V> tails) {
   V magnitude = abs(tails.logit);
   tails.log_larger = -log1p_exp_neg(magnitude);
   tails.log_smaller = tails.log_larger - magnitude;
-  tails.lower_is_smaller = (at.linear & tails.lower_is_smaller) | (~at.linear & (log_lower < log_upper));
+  tails.lower_is_smaller = (at.linear & tails.lower_is_smaller) | ((at.linear == 0) & (log_lower < log_upper));
   V shift = select<V>(tails.lower_is_smaller, at.shift.lower, at.shift.upper);
   V sum = select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
   tails.log_density_over_smaller = (at.shift.density - shift) + (log(at.sums.density) - log(sum));
@@ -356,9 +358,46 @@ MIXFLOW_RARE Terms<V> with_shifted_terms(V x, Component<V> c, Mask<V> linear, Sh
           select<V>(linear, term.distance, select<V>(absent, V{}, x - c.loc))};
 }
 
-// Returns the gradient of the input (x forward, z inverse); sink(k, g_logit, g_loc, g_log_scale) receives the rest.
-template <class Family, bool inverse, class V, class Parameters, class Sink>
-MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base, Sink&& sink) {
+// What the gradients by the parameters take from an element: the factors that all components have in common.
+template <class V>
+struct ElementSeeds {
+  V x, by_tail, by_weight, by_density, by_slope;
+  Shifts<V> shift;
+  Mask<V> lower_is_smaller, linear;
+  bool all_linear;
+};
+
+template <class V>
+struct ComponentGradients {
+  V logit, loc, log_scale;
+};
+
+template <class Family, class V>
+MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, const Shares<V>& shares, V distance,
+                                                     const ElementSeeds<V>& at) {
+  Terms<V> term{c.weight * shares.lower, c.weight * shares.upper, c.density_weight * shares.density,
+                Family::score(distance * c.inv_scale, shares.lower, shares.upper), distance};
+  if (!at.all_linear) term = with_shifted_terms<Family>(at.x, c, at.linear, at.shift, term);
+  V tail = select<V>(at.lower_is_smaller, term.lower, term.upper);
+  V slope = fma(at.by_density, term.score * c.inv_scale, at.by_slope);
+  return {fma(tail, at.by_tail, fma(term.density, at.by_density, -(c.weight * at.by_weight))), -(term.density * slope),
+          -(term.density * fma(term.distance, slope, at.by_density))};
+}
+template <class Family, class V>
+MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, const ElementSeeds<V>& at) {
+  V distance = within_reach(at.x, c);
+  return component_gradients<Family>(c, shares_within_reach<Family>(distance, c), distance, at);
+}
+
+// The gradient of the input (x forward, z inverse), and what component_gradients needs for the rest.
+template <class V>
+struct SeededGradient {
+  V input;
+  ElementSeeds<V> seeds;
+};
+
+template <class Family, bool inverse, class V, class Parameters>
+MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, true, true>(x, parameters);
   Tails<V> tails = tails_of(at);
   BaseTerms<V> terms = base_terms(at, tails, base);
@@ -371,20 +410,22 @@ MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Ru
   // The gradients above, with all that is common to the components taken out of the loop.
   V by_tail = across * inv_smaller, by_weight = (across + seeds.g_ladj) * reciprocal(parameters.total_weight());
   V by_density = seeds.g_ladj * inv_density, by_slope = seeds.along * inv_density;
+  return {seeds.g_input,
+          {x, by_tail, by_weight, by_density, by_slope, at.shift, tails.lower_is_smaller, at.linear, at.all_linear}};
+}
 
+// Returns the gradient of the input; sink(k, g_logit, g_loc, g_log_scale) receives the rest.
+template <class Family, bool inverse, class V, class Parameters, class Sink>
+MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base, Sink&& sink) {
+  SeededGradient<V> at = seeded_gradient<Family, inverse>(x, g_value, g_ladj, parameters, base);
   for (int k = 0; k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
     V distance = within_reach(x, c);
     Shares<V> shares = parameters.has_kept(k) ? parameters.kept(k) : shares_within_reach<Family>(distance, c);
-    Terms<V> term{c.weight * shares.lower, c.weight * shares.upper, c.density_weight * shares.density,
-                  Family::score(distance * c.inv_scale, shares.lower, shares.upper), distance};
-    if (!at.all_linear) term = with_shifted_terms<Family>(x, c, at.linear, at.shift, term);
-    V tail = select<V>(tails.lower_is_smaller, term.lower, term.upper);
-    V slope = fma(by_density, term.score * c.inv_scale, by_slope);
-    sink(k, fma(tail, by_tail, fma(term.density, by_density, -(c.weight * by_weight))), -(term.density * slope),
-         -(term.density * fma(term.distance, slope, by_density)));
+    ComponentGradients<V> g = component_gradients<Family>(c, shares, distance, at.seeds);
+    sink(k, g.logit, g.loc, g.log_scale);
   }
-  return seeds.g_input;
+  return at.input;
 }
 
 }  // namespace MIXFLOW_ARCH

@@ -9,8 +9,10 @@
 
 #if defined(__CUDACC__)
 #define MIXFLOW_HOST_DEVICE __host__ __device__
+#define MIXFLOW_OUT_OF_LINE __noinline__
 #else
 #define MIXFLOW_HOST_DEVICE
+#define MIXFLOW_OUT_OF_LINE
 #endif
 
 namespace mixflow {
@@ -49,7 +51,10 @@ struct Axes {
 
   // Offset of the flat (row-major) index for one operand.
   MIXFLOW_HOST_DEVICE int64_t offset(int64_t index, Operand operand) const {
-    if (count == 1) return index * axis[0].stride[operand];
+    return count == 1 ? index * axis[0].stride[operand] : general_offset(index, operand);
+  }
+  // A GPU divides in a hundred instructions, and kernels ask for the offsets of many operands.
+  MIXFLOW_HOST_DEVICE MIXFLOW_OUT_OF_LINE int64_t general_offset(int64_t index, Operand operand) const {
     int64_t result = 0;
     for (int i = count - 1; i >= 0; --i) {
       result += index % axis[i].size * axis[i].stride[operand];

@@ -1,8 +1,23 @@
-// The CUDA loops over the templates of ../mixture.h, ../inverse.h and ../interval.h: one thread per element.
+// The CUDA loops over the templates of ../mixture.h, ../inverse.h and ../interval.h.
+//
+// Three layouts, as on the CPU: a parameter set that serves many elements is prepared once per block (run_shared); rows
+// of parameters, one per element, pass through shared memory (run_rows); anything else is read through its strides
+// (run_strided). An element has the same bits in all three, and how a sum is cut depends on sizes alone: never on the
+// grid or the card.
+#if defined(MIXFLOW_CUDA_EMULATION)
+#include "emulation.h"
+#else
 #include <cuda_runtime.h>
+static __device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+}
+#endif
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../interval.h"
 #include "../inverse.h"
@@ -12,137 +27,561 @@ namespace mixflow {
 namespace MIXFLOW_ARCH {
 namespace {
 
-// The parameter set of one element, read through its strides; prepared component by component, since a thread has no
-// room to keep it.
+constexpr int kThreads = 128, kWarp = 32;
+// What every card gives a block without being asked.
+constexpr size_t kSharedBytes = 48 * 1024;
+constexpr int64_t kMaxGrid = (int64_t(1) << 31) - 1;
+
+// Inner lengths from which a block works on one parameter set: those that fill a warp.
+constexpr int64_t kSharedLength = kWarp;
+// Components that a block prepares in shared memory. Of more, each thread prepares those it needs anew.
+constexpr int kPreparedComponents = 512;
+
+// Blocks of run_shared: twice what the largest cards hold at once, so that none waits long for the last; yet as few as
+// that, since each prepares its components. Their limit bounds the partial sums (three doubles a component) to 32 MiB,
+// but for very many components.
+constexpr int64_t kMaxBlocks = 2048, kMinBlocks = 32, kMaxPartialSums = 32 * 1024 * 1024 / (3 * sizeof(double));
+
+// How the elements of each parameter set are cut: by sizes alone.
+struct Chunks {
+  int threads;  // of a block; also the elements of a tile
+  int64_t length, count;
+};
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+Chunks chunks_of(const Problem& problem) {
+  Chunks chunks;
+  chunks.threads = static_cast<int>(std::min<int64_t>(ceil_div(problem.inner.size, kWarp) * kWarp, kThreads));
+  int64_t allowed = std::clamp(kMaxPartialSums / problem.components, kMinBlocks, kMaxBlocks);
+  int64_t wanted = std::clamp<int64_t>(allowed / problem.outer.size, 1, ceil_div(problem.inner.size, chunks.threads));
+  chunks.length = ceil_div(ceil_div(problem.inner.size, wanted), chunks.threads) * chunks.threads;
+  chunks.count = ceil_div(problem.inner.size, chunks.length);
+  return chunks;
+}
+
+// A parameter set as it lies in memory, for threads without room to keep it prepared.
 template <class Family, class T>
-struct StridedParameters {
+struct RawParameters {
   const T *logits, *loc, *log_scale;
   int64_t stride[3];
   int components;
-  T largest, total, largest_inv_scale, smallest_scale, density_floor;
+  T largest, largest_inv_scale, smallest_scale, density_floor;
 
-  MIXFLOW_FN StridedParameters(const Problem& problem, int64_t outer)
-      : logits(static_cast<const T*>(problem.logits) + problem.outer.offset(outer, kLogits)),
-        loc(static_cast<const T*>(problem.loc) + problem.outer.offset(outer, kLoc)),
-        log_scale(static_cast<const T*>(problem.log_scale) + problem.outer.offset(outer, kLogScale)),
-        stride{problem.component_stride[0], problem.component_stride[1], problem.component_stride[2]},
-        components(problem.components),
-        largest(-infinity<T>()),
-        total(0) {
+  MIXFLOW_FN RawParameters(const T* logits, const T* loc, const T* log_scale, int64_t logit_stride, int64_t loc_stride,
+                           int64_t log_scale_stride, int components)
+      : logits(logits),
+        loc(loc),
+        log_scale(log_scale),
+        stride{logit_stride, loc_stride, log_scale_stride},
+        components(components),
+        largest(-infinity<T>()) {
     T smallest_log_scale = infinity<T>();
     for (int k = 0; k < components; ++k) {
-      largest = max(logits[k * stride[0]], largest);
-      smallest_log_scale = min(log_scale[k * stride[2]], smallest_log_scale);
+      largest = max(largest, logits[k * stride[0]]);
+      smallest_log_scale = min(smallest_log_scale, log_scale[k * stride[2]]);
     }
-    for (int k = 0; k < components; ++k) total += exp(logits[k * stride[0]] - largest);
     largest_inv_scale = exp(-smallest_log_scale);
     smallest_scale = reciprocal(largest_inv_scale);
-    density_floor = mixflow::cuda::density_floor(largest_inv_scale);
+    density_floor = MIXFLOW_ARCH::density_floor(largest_inv_scale);
   }
+  MIXFLOW_FN RawParameters(const Problem& problem, int64_t outer)
+      : RawParameters(static_cast<const T*>(problem.logits) + problem.outer.offset(outer, kLogits),
+                      static_cast<const T*>(problem.loc) + problem.outer.offset(outer, kLoc),
+                      static_cast<const T*>(problem.log_scale) + problem.outer.offset(outer, kLogScale),
+                      problem.component_stride[0], problem.component_stride[1], problem.component_stride[2],
+                      problem.components) {}
 
   MIXFLOW_FN Component<T> component(int k) const {
     return make_component<Family>(logits[k * stride[0]] - largest, loc[k * stride[1]], log_scale[k * stride[2]]);
   }
+  MIXFLOW_FN T total_weight() const {
+    T total(0);
+    for (int k = 0; k < components; ++k) total += exp_flushed(logits[k * stride[0]] - largest);
+    return total;
+  }
   MIXFLOW_FN bool has_kept(int) const { return false; }
   MIXFLOW_FN Shares<T> kept(int) const { return {}; }
   MIXFLOW_FN void keep(int, const Shares<T>&) const {}
-  MIXFLOW_FN T total_weight() const { return total; }
 };
 
-template <class Family, Op op, class T>
-__global__ void __launch_bounds__(256) run(Problem problem) {
-  int64_t size = problem.outer.size * problem.inner.size;
+// A parameter set that the block has prepared in shared memory.
+template <class T>
+struct PreparedParameters {
+  const Component<T>* prepared;
+  int components;
+  T total, largest_inv_scale, smallest_scale, density_floor;
+
+  MIXFLOW_FN const Component<T>& component(int k) const { return prepared[k]; }
+  MIXFLOW_FN T total_weight() const { return total; }
+  MIXFLOW_FN bool has_kept(int) const { return false; }
+  MIXFLOW_FN Shares<T> kept(int) const { return {}; }
+  MIXFLOW_FN void keep(int, const Shares<T>&) const {}
+};
+
+template <class Family, class T>
+__device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem, int64_t outer,
+                                                         Component<T>* prepared) {
+  RawParameters<Family, T> raw(problem, outer);
+  for (int k = threadIdx.x; k < raw.components; k += blockDim.x) prepared[k] = raw.component(k);
+  __syncthreads();
+  T total(0);
+  for (int k = 0; k < raw.components; ++k) total += prepared[k].weight;
+  return {prepared, raw.components, total, raw.largest_inv_scale, raw.smallest_scale, raw.density_floor};
+}
+
+// The seeds of an element, such that they are read 16 bytes at a time.
+template <Op op, class T>
+struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>> {};
+
+// One element through one op. Of a backward op, use(seeds) sees to the gradients by the parameters.
+template <class Family, Op op, class T, class Parameters, class Use>
+__device__ __forceinline__ void map_element(const Problem& problem, const Parameters& parameters, int64_t outer,
+                                            int64_t inner, Use use) {
   RuntimeBase base{problem.base};
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < size; i += int64_t(gridDim.x) * blockDim.x) {
-    int64_t outer = i / problem.inner.size, inner = i % problem.inner.size;
-    auto at = [&](auto* p, Operand operand) {
-      return p + problem.outer.offset(outer, operand) + problem.inner.offset(inner, operand);
-    };
-    StridedParameters<Family, T> parameters(problem, outer);
-    T input = *at(static_cast<const T*>(problem.input), kInput);
-    T* output = at(static_cast<T*>(problem.output), kOutput);
-    auto write = [&](int k, T g_logit, T g_loc, T g_log_scale) {
-      int64_t offset = problem.outer.offset(outer, kGradParameters) + k;
-      static_cast<T*>(problem.grad_logits)[offset] = g_logit;
-      static_cast<T*>(problem.grad_loc)[offset] = g_loc;
-      static_cast<T*>(problem.grad_log_scale)[offset] = g_log_scale;
-    };
-    if constexpr (op == Op::interval) {
-      *output = log_interval<Family>(input, *at(static_cast<const T*>(problem.upper), kUpper), parameters);
-    } else if constexpr (op == Op::interval_backward) {
-      EdgeGradients<T> grads =
-          log_interval_backward<Family>(input, *at(static_cast<const T*>(problem.upper), kUpper),
-                                        *at(static_cast<const T*>(problem.grad_value), kGradValue), parameters, write);
-      *output = grads.lower;
-      *at(static_cast<T*>(problem.grad_upper), kGradUpper) = grads.upper;
-    } else if constexpr (is_backward(op)) {
-      *output = backward<Family, op == Op::inverse_backward>(
-          input, *at(static_cast<const T*>(problem.grad_value), kGradValue),
-          *at(static_cast<const T*>(problem.grad_ladj), kGradLadj), parameters, base, write);
-    } else {
-      Mapped<T> mapped;
-      if constexpr (op == Op::forward)
-        mapped = forward<Family>(input, parameters, base);
+  auto offset = [&](Operand operand) {
+    return problem.outer.offset(outer, operand) + problem.inner.offset(inner, operand);
+  };
+  auto read = [&](const void* data, Operand operand) { return static_cast<const T*>(data)[offset(operand)]; };
+  auto write = [&](void* data, Operand operand, T value) { static_cast<T*>(data)[offset(operand)] = value; };
+  T input = read(problem.input, kInput);
+  if constexpr (op == Op::interval) {
+    write(problem.output, kOutput, log_interval<Family>(input, read(problem.upper, kUpper), parameters));
+  } else if constexpr (op == Op::interval_backward) {
+    SeededEdgeGradients<T> at = seeded_edge_gradients<Family>(input, read(problem.upper, kUpper),
+                                                              read(problem.grad_value, kGradValue), parameters);
+    write(problem.output, kOutput, at.edges.lower);
+    write(problem.grad_upper, kGradUpper, at.edges.upper);
+    use(at.seeds);
+  } else if constexpr (is_backward(op)) {
+    SeededGradient<T> at = seeded_gradient<Family, op == Op::inverse_backward>(
+        input, read(problem.grad_value, kGradValue), read(problem.grad_ladj, kGradLadj), parameters, base);
+    write(problem.output, kOutput, at.input);
+    use(at.seeds);
+  } else {
+    Mapped<T> mapped;
+    if constexpr (op == Op::forward)
+      mapped = forward<Family>(input, parameters, base);
+    else
+      mapped = inverse<Family>(input, parameters, base).mapped;
+    write(problem.output, kOutput, mapped.value);
+    write(problem.ladj, kLadj, mapped.ladj);
+  }
+}
+
+// The sums of a parameter set's gradients over a chunk of elements, which go to partial[j * components + k].
+//
+// A thread is first an element and then a component: once the seeds of a tile of elements lie in shared memory, each
+// thread takes its own component through them, with the sums in registers. Per pair of element and component that costs
+// three reads of 16 bytes, most of them the same for all threads of a warp, and three additions; sums over elements by
+// shuffles would cost as much as the gradients themselves. With fewer components than threads, several groups of
+// threads share the elements of a tile; with more, a thread takes several components, one after the other.
+//
+// Sums run in the number type over a tile and in double over the rest: the error does not grow with the length.
+template <class Family, class T, class Seeds>
+struct GradientSums {
+  const Seeds* seeds;
+  double* rows;  // one of 3 components for each group
+  double* partial;
+  int components, groups;
+
+  static MIXFLOW_FN int groups_of(int components, int threads) {
+    return components < threads ? threads / components : 1;
+  }
+  // A single group has no need of shared memory.
+  static MIXFLOW_FN int shared_rows(int components, int threads) {
+    int groups = groups_of(components, threads);
+    return groups > 1 ? groups * 3 * components : 0;
+  }
+
+  __device__ __forceinline__ GradientSums(const Seeds* seeds, double* rows, double* partial, int components)
+      : seeds(seeds), rows(rows), partial(partial), components(components), groups(groups_of(components, blockDim.x)) {
+    if (groups == 1) this->rows = partial;
+    for_own([](double* sums, int, int, int components) {
+      for (int j = 0; j < 3; ++j) sums[j * components] = 0;
+    });
+  }
+  // f(sums, k, group, components) for the components of this thread.
+  template <class F>
+  __device__ __forceinline__ void for_own(F f) const {
+    int k = threadIdx.x, group = 0;
+    if (groups > 1) {
+      group = threadIdx.x / components;
+      k = group < groups ? threadIdx.x - group * components : components;
+    }
+    for (; k < components; k += blockDim.x) f(rows + group * 3 * components + k, k, group, components);
+  }
+  template <class Parameters>
+  __device__ __forceinline__ void add_tile(const Parameters& parameters, int used) const {
+    for_own([&](double* sums, int k, int group, int components) {
+      Component<T> c = parameters.component(k);
+      ComponentGradients<T> sum{};
+      for (int i = group; i < used; i += groups) {
+        ComponentGradients<T> g = component_gradients<Family>(c, seeds[i]);
+        sum.logit += g.logit;
+        sum.loc += g.loc;
+        sum.log_scale += g.log_scale;
+      }
+      sums[0] += sum.logit;
+      sums[components] += sum.loc;
+      sums[2 * components] += sum.log_scale;
+    });
+  }
+  __device__ __forceinline__ void finish() const {
+    if (groups == 1) return;
+    __syncthreads();
+    for (int i = threadIdx.x; i < 3 * components; i += blockDim.x) {
+      double sum = 0;
+      for (int group = 0; group < groups; ++group) sum += rows[group * 3 * components + i];
+      partial[i] = sum;
+    }
+  }
+};
+
+// A block works on one chunk of the elements of one parameter set.
+template <class Family, Op op, class T, bool is_prepared>
+__global__ void __launch_bounds__(kThreads)
+    run_shared(const __grid_constant__ Problem problem, Chunks chunks, double* partial) {
+  using Seeds = SeedsOf<op, T>;
+  auto* seeds = reinterpret_cast<Seeds*>(shared_memory());
+  auto* rows = reinterpret_cast<double*>(seeds + (is_backward(op) ? blockDim.x : 0));
+  [[maybe_unused]] auto* prepared = reinterpret_cast<Component<T>*>(
+      rows + (is_backward(op) ? GradientSums<Family, T, Seeds>::shared_rows(problem.components, blockDim.x) : 0));
+  for (int64_t block = blockIdx.x; block < problem.outer.size * chunks.count; block += gridDim.x) {
+    int64_t outer = block / chunks.count, begin = (block - outer * chunks.count) * chunks.length;
+    int64_t end = begin + chunks.length < problem.inner.size ? begin + chunks.length : problem.inner.size;
+    auto parameters = [&] {
+      if constexpr (is_prepared)
+        return prepare<Family, T>(problem, outer, prepared);
       else
-        mapped = inverse<Family>(input, parameters, base).mapped;
-      *output = mapped.value;
-      *at(static_cast<T*>(problem.ladj), kLadj) = mapped.ladj;
+        return RawParameters<Family, T>(problem, outer);
+    }();
+    if constexpr (is_backward(op)) {
+      GradientSums<Family, T, Seeds> sums(seeds, rows, partial + block * 3 * problem.components, problem.components);
+      for (int64_t tile = begin; tile < end; tile += blockDim.x) {
+        int used = end - tile < blockDim.x ? static_cast<int>(end - tile) : blockDim.x;
+        if (static_cast<int>(threadIdx.x) < used)
+          map_element<Family, op, T>(problem, parameters, outer, tile + threadIdx.x,
+                                     [&](const auto& own) { seeds[threadIdx.x] = {own}; });
+        __syncthreads();
+        sums.add_tile(parameters, used);
+        __syncthreads();
+      }
+      sums.finish();
+    } else {
+      for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
+        map_element<Family, op, T>(problem, parameters, outer, i, nullptr);
+    }
+    __syncthreads();
+  }
+}
+
+// The gradients of run_shared from its partial sums, (outer, chunk, 3 components): a thread adds up every lanes-th
+// chunk of one number, and the first of each number's threads what they found.
+template <class T>
+__global__ void __launch_bounds__(2 * kThreads)
+    add_partial_sums(const __grid_constant__ Problem problem, int64_t chunks, int lanes, const double* partial) {
+  auto* found = reinterpret_cast<double*>(shared_memory());
+  int numbers = blockDim.x / lanes, lane = threadIdx.x / numbers;
+  int64_t row = 3 * int64_t(problem.components), size = problem.outer.size * row;
+  for (int64_t begin = int64_t(blockIdx.x) * numbers; begin < size; begin += int64_t(gridDim.x) * numbers) {
+    int64_t i = begin + threadIdx.x % numbers, outer = i / row, own = i - outer * row;
+    double sum = 0;
+    if (i < size)
+      for (int64_t chunk = lane; chunk < chunks; chunk += lanes) sum += partial[(outer * chunks + chunk) * row + own];
+    found[threadIdx.x] = sum;
+    __syncthreads();
+    if (lane == 0 && i < size) {
+      for (int j = 1; j < lanes; ++j) sum += found[j * numbers + threadIdx.x];
+      int j = static_cast<int>(own / problem.components);
+      void* gradients = j == 0 ? problem.grad_logits : j == 1 ? problem.grad_loc : problem.grad_log_scale;
+      static_cast<T*>(gradients)[problem.outer.offset(outer, kGradParameters) + own - j * int64_t(problem.components)] =
+          static_cast<T>(sum);
+    }
+    __syncthreads();
+  }
+}
+
+// 16 bytes, which a thread moves at once.
+template <class T>
+struct alignas(16) Vector {
+  static constexpr int width = 16 / sizeof(T);
+  T value[width];
+};
+
+template <class T>
+MIXFLOW_FN bool is_aligned(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % alignof(Vector<T>) == 0;
+}
+
+// Consecutive numbers, aligned to 16 bytes, from or to rows in shared memory that are `pitch` apart.
+template <bool to_shared, class T>
+__device__ __forceinline__ void move_block(std::conditional_t<to_shared, const T, T>* global, T* shared, int rows,
+                                           int length, int pitch) {
+  constexpr int width = Vector<T>::width;
+  int size = rows * length;
+  for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
+    int row = i / length, k = i - row * length;
+    auto move_next = [&](auto& other) {
+      T& own = shared[row * pitch + k];
+      if constexpr (to_shared)
+        own = other;
+      else
+        other = own;
+      if (++k == length) k = 0, ++row;
+    };
+    if (i + width <= size) {
+      Vector<T> vector;
+      if constexpr (to_shared) vector = *reinterpret_cast<const Vector<T>*>(global + i);
+      for (int j = 0; j < width; ++j) move_next(vector.value[j]);
+      if constexpr (!to_shared) *reinterpret_cast<Vector<T>*>(global + i) = vector;
+    } else {
+      for (int j = i; j < size; ++j) move_next(global[j]);
     }
   }
 }
 
-template <class Family, Op op, class T>
-void launch(const Problem& problem, cudaStream_t stream) {
-  constexpr int threads = 256;
-  int64_t blocks = (problem.outer.size * problem.inner.size + threads - 1) / threads;
-  run<Family, op, T><<<static_cast<unsigned>(blocks < (1 << 20) ? blocks : (1 << 20)), threads, 0, stream>>>(problem);
-}
-
-template <class Family, class T>
-void launch_family(const Problem& problem, cudaStream_t stream) {
-  switch (problem.op) {
-    case Op::forward:
-      return launch<Family, Op::forward, T>(problem, stream);
-    case Op::backward:
-      return launch<Family, Op::backward, T>(problem, stream);
-    case Op::inverse:
-      return launch<Family, Op::inverse, T>(problem, stream);
-    case Op::inverse_backward:
-      return launch<Family, Op::inverse_backward, T>(problem, stream);
-    case Op::interval:
-      return launch<Family, Op::interval, T>(problem, stream);
-    case Op::interval_backward:
-      return launch<Family, Op::interval_backward, T>(problem, stream);
+// The rows of one parameter to shared memory; `offsets` has room for one of each.
+template <class T>
+__device__ __forceinline__ void load_rows(const Problem& problem, const void* data, Operand operand, int64_t begin,
+                                          int rows, T* shared, int pitch, int64_t* offsets) {
+  int length = problem.components;
+  const T* first = static_cast<const T*>(data) + problem.outer.offset(begin, operand);
+  if (problem.outer.count == 1 && problem.outer.axis[0].stride[operand] == length && is_aligned(first))
+    return move_block<true>(first, shared, rows, length, pitch);
+  if (static_cast<int>(threadIdx.x) < rows) offsets[threadIdx.x] = problem.outer.offset(begin + threadIdx.x, operand);
+  __syncthreads();
+  for (int i = threadIdx.x; i < rows * length; i += blockDim.x) {
+    int row = i / length, k = i - row * length;
+    shared[row * pitch + k] = static_cast<const T*>(data)[offsets[row] + k];
   }
 }
 
-void check(cudaError_t status, const char* what) {
+// Of odd length: threads that read the same place of their own rows then use different banks.
+MIXFLOW_FN int row_pitch(int components) {
+  return components | 1;
+}
+
+// A row of parameters for each element. The least that must be moved: 12 components + 12 bytes an element forward and
+// back, 24 components + 16 in the backward ops (in float; 12 and 20 for intervals). Rows are staged in shared memory,
+// so that this is also about all that is moved, in whole sectors; and gradients take the place of the parameters there,
+// since component k is not read again once its gradient is known.
+template <class Family, Op op, class T>
+__global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Problem problem) {
+  int components = problem.components, pitch = row_pitch(components), threads = blockDim.x;
+  auto* offsets = reinterpret_cast<int64_t*>(shared_memory());
+  auto* logits = reinterpret_cast<T*>(offsets + 3 * threads);
+  T *locs = logits + threads * pitch, *log_scales = locs + threads * pitch;
+  for (int64_t begin = int64_t(blockIdx.x) * threads; begin < problem.outer.size;
+       begin += int64_t(gridDim.x) * threads) {
+    int rows = problem.outer.size - begin < threads ? static_cast<int>(problem.outer.size - begin) : threads;
+    load_rows(problem, problem.logits, kLogits, begin, rows, logits, pitch, offsets);
+    load_rows(problem, problem.loc, kLoc, begin, rows, locs, pitch, offsets + threads);
+    load_rows(problem, problem.log_scale, kLogScale, begin, rows, log_scales, pitch, offsets + 2 * threads);
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < rows) {
+      int own = threadIdx.x * pitch;
+      RawParameters<Family, T> parameters(logits + own, locs + own, log_scales + own, 1, 1, 1, components);
+      map_element<Family, op, T>(problem, parameters, begin + threadIdx.x, 0, [&](const auto& seeds) {
+        for (int k = 0; k < components; ++k) {
+          ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
+          logits[own + k] = g.logit;
+          locs[own + k] = g.loc;
+          log_scales[own + k] = g.log_scale;
+        }
+      });
+    }
+    __syncthreads();
+    if constexpr (is_backward(op)) {
+      int64_t first = problem.outer.offset(begin, kGradParameters);  // contiguous
+      move_block<false>(static_cast<T*>(problem.grad_logits) + first, logits, rows, components, pitch);
+      move_block<false>(static_cast<T*>(problem.grad_loc) + first, locs, rows, components, pitch);
+      move_block<false>(static_cast<T*>(problem.grad_log_scale) + first, log_scales, rows, components, pitch);
+      __syncthreads();
+    }
+  }
+}
+
+// Any strides: one thread per element; in the backward ops per parameter set, which serves few elements.
+template <class Family, Op op, class T>
+__global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ Problem problem) {
+  int64_t inner_size = problem.inner.size, size = problem.outer.size * (is_backward(op) ? 1 : inner_size);
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += int64_t(gridDim.x) * blockDim.x) {
+    if constexpr (is_backward(op)) {
+      RawParameters<Family, T> parameters(problem, i);
+      int64_t row = problem.outer.offset(i, kGradParameters);
+      T *g_logits = static_cast<T*>(problem.grad_logits) + row, *g_locs = static_cast<T*>(problem.grad_loc) + row,
+        *g_log_scales = static_cast<T*>(problem.grad_log_scale) + row;
+      for (int64_t inner = 0; inner < inner_size; ++inner)
+        map_element<Family, op, T>(problem, parameters, i, inner, [&](const auto& seeds) {
+          for (int k = 0; k < problem.components; ++k) {
+            ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
+            g_logits[k] = inner == 0 ? g.logit : g_logits[k] + g.logit;
+            g_locs[k] = inner == 0 ? g.loc : g_locs[k] + g.loc;
+            g_log_scales[k] = inner == 0 ? g.log_scale : g_log_scales[k] + g.log_scale;
+          }
+        });
+    } else {
+      int64_t outer = inner_size == 1 ? i : i / inner_size;
+      map_element<Family, op, T>(problem, RawParameters<Family, T>(problem, outer), outer, i - outer * inner_size,
+                                 nullptr);
+    }
+  }
+}
+
+const char* name_of(Op op) {
+  switch (op) {
+    case Op::forward:
+      return "forward";
+    case Op::backward:
+      return "backward";
+    case Op::inverse:
+      return "inverse";
+    case Op::inverse_backward:
+      return "inverse_backward";
+    case Op::interval:
+      return "interval";
+    case Op::interval_backward:
+      return "interval_backward";
+  }
+  return "";
+}
+
+void check(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess)
-    throw std::runtime_error(std::string("mixflow: CUDA ") + what + " failed: " + cudaGetErrorString(status));
+    throw std::runtime_error("mixflow: CUDA " + what + " failed: " + cudaGetErrorString(status));
+}
+
+// Makes `device` the current one for as long as this lives.
+struct CurrentDevice {
+  int before = 0, device;
+
+  explicit CurrentDevice(int device) : device(device) {
+    check(cudaGetDevice(&before), "cudaGetDevice");
+    if (before != device) check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~CurrentDevice() {
+    if (before != device) cudaSetDevice(before);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+};
+
+struct Launcher {
+  Op op;
+  cudaStream_t stream;
+
+  // At most `blocks` blocks: kernels go on where the grid ends.
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
+                  const Arguments&... arguments) const {
+    if (blocks == 0) return;
+    void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
+    cudaError_t status = cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, kMaxGrid))),
+                                          dim3(threads), pointers, shared_bytes, stream);
+    if (status != cudaSuccess) cudaGetLastError();  // told of here, so not to whoever asks next
+    check(status, std::string("launch of ") + name_of(op));
+  }
+};
+
+bool is_shared(const Problem& problem) {
+  return problem.inner.size >= kSharedLength;
+}
+
+template <class T>
+size_t row_bytes(int components, int threads) {
+  return threads * (3 * sizeof(int64_t) + 3 * sizeof(T) * row_pitch(components));
+}
+
+// Threads of a block of run_rows: as many as there is shared memory for. None where it does not apply.
+template <class T>
+int row_threads(const Problem& problem) {
+  const int64_t* stride = problem.component_stride;
+  if (problem.inner.size != 1 || stride[0] != 1 || stride[1] != 1 || stride[2] != 1) return 0;
+  for (const void* gradient : {problem.grad_logits, problem.grad_loc, problem.grad_log_scale})
+    if (!is_aligned(static_cast<const T*>(gradient))) return 0;
+  for (int threads = kThreads; threads >= kWarp; threads /= 2)
+    if (row_bytes<T>(problem.components, threads) <= kSharedBytes) return threads;
+  return 0;
+}
+
+template <class Family, Op op, class T, bool is_prepared>
+void launch_shared(const Problem& problem, const Launcher& launch, double* partial) {
+  using Seeds = SeedsOf<op, T>;
+  static_assert(kThreads * sizeof(Seeds) + 3 * kThreads * sizeof(double) + kPreparedComponents * sizeof(Component<T>) <=
+                kSharedBytes);
+  Chunks chunks = chunks_of(problem);
+  size_t bytes = is_prepared ? problem.components * sizeof(Component<T>) : 0;
+  if (is_backward(op))
+    bytes += chunks.threads * sizeof(Seeds) +
+             GradientSums<Family, T, Seeds>::shared_rows(problem.components, chunks.threads) * sizeof(double);
+  launch(run_shared<Family, op, T, is_prepared>, problem.outer.size * chunks.count, chunks.threads, bytes, problem,
+         chunks, partial);
+  if (is_backward(op)) {
+    int lanes = 1, threads = 2 * kThreads;
+    while (lanes < chunks.count && lanes < 2 * kWarp) lanes *= 2;
+    launch(add_partial_sums<T>, ceil_div(problem.outer.size * 3 * problem.components, threads / lanes), threads,
+           threads * sizeof(double), problem, chunks.count, lanes, const_cast<const double*>(partial));
+  }
+}
+
+template <class Family, Op op, class T>
+void launch_op(const Problem& problem, const Launcher& launch, double* partial) {
+  if (is_shared(problem) && problem.components <= kPreparedComponents)
+    return launch_shared<Family, op, T, true>(problem, launch, partial);
+  if constexpr (is_backward(op))
+    if (is_shared(problem)) return launch_shared<Family, op, T, false>(problem, launch, partial);
+  if (int threads = row_threads<T>(problem))
+    return launch(run_rows<Family, op, T>, ceil_div(problem.outer.size, threads), threads,
+                  row_bytes<T>(problem.components, threads), problem);
+  int64_t size = problem.outer.size * (is_backward(op) ? 1 : problem.inner.size);
+  launch(run_strided<Family, op, T>, ceil_div(size, kThreads), kThreads, 0, problem);
+}
+
+template <class Family, class T>
+void launch_family(const Problem& problem, const Launcher& launch, double* partial) {
+  switch (problem.op) {
+    case Op::forward:
+      return launch_op<Family, Op::forward, T>(problem, launch, partial);
+    case Op::backward:
+      return launch_op<Family, Op::backward, T>(problem, launch, partial);
+    case Op::inverse:
+      return launch_op<Family, Op::inverse, T>(problem, launch, partial);
+    case Op::inverse_backward:
+      return launch_op<Family, Op::inverse_backward, T>(problem, launch, partial);
+    case Op::interval:
+      return launch_op<Family, Op::interval, T>(problem, launch, partial);
+    case Op::interval_backward:
+      return launch_op<Family, Op::interval_backward, T>(problem, launch, partial);
+  }
 }
 
 }  // namespace
 }  // namespace MIXFLOW_ARCH
 
-void run_on_cuda(const Problem& problem, int device, void* stream_handle) {
+size_t cuda_workspace(const Problem& problem) {
   using namespace MIXFLOW_ARCH;
-  int before = 0;
-  check(cudaGetDevice(&before), "cudaGetDevice");
-  if (before != device) check(cudaSetDevice(device), "cudaSetDevice");
-  auto stream = static_cast<cudaStream_t>(stream_handle);
+  if (!is_backward(problem.op) || !is_shared(problem) || problem.outer.size == 0) return 0;
+  return problem.outer.size * chunks_of(problem).count * 3 * problem.components * sizeof(double);
+}
+
+void run_on_cuda(const Problem& problem, int device, void* stream, void* workspace) {
+  using namespace MIXFLOW_ARCH;
+  if (problem.outer.size == 0 || problem.inner.size == 0) return;
+  CurrentDevice current(device);
+  Launcher launch{problem.op, static_cast<cudaStream_t>(stream)};
   int i = 0;
-#define MIXFLOW_CASE(FAMILY)                          \
-  if (problem.family == i++) {                        \
-    if (problem.dtype == Dtype::float32)              \
-      launch_family<FAMILY, float>(problem, stream);  \
-    else                                              \
-      launch_family<FAMILY, double>(problem, stream); \
+#define MIXFLOW_CASE(FAMILY)                                                           \
+  if (problem.family == i++) {                                                         \
+    if (problem.dtype == Dtype::float32)                                               \
+      launch_family<FAMILY, float>(problem, launch, static_cast<double*>(workspace));  \
+    else                                                                               \
+      launch_family<FAMILY, double>(problem, launch, static_cast<double*>(workspace)); \
   }
   MIXFLOW_FAMILIES(MIXFLOW_CASE)
 #undef MIXFLOW_CASE
-  cudaError_t status = cudaGetLastError();
-  if (before != device) cudaSetDevice(before);
-  check(status, "launch of the mixture-CDF transform");
 }
 
 }  // namespace mixflow

@@ -1,6 +1,6 @@
 """The compiled core. Private: it trusts its caller; use mixflow.cdf_transform."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 # (address, shape, strides in elements)
@@ -25,6 +25,7 @@ def map(
 ) -> None: ...
 
 # operands: grad_value, grad_ladj, x, logits, loc, log_scale, grad_input, grad_logits, grad_loc, grad_log_scale
+# allocate: from a number of bytes to the address of as much memory on the device; not called on the CPU
 def map_backward(
     inverse: bool,
     family: int,
@@ -33,13 +34,21 @@ def map_backward(
     operands: Sequence[_Operand],
     device: int,
     stream: int,
+    allocate: Callable[[int], int],
 ) -> None: ...
 
 # operands: lower, upper, logits, loc, log_scale, output
 def interval(family: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int) -> None: ...
 
 # operands: grad, lower, upper, logits, loc, log_scale, grad_lower, grad_upper, grad_logits, grad_loc, grad_log_scale
-def interval_backward(family: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int) -> None: ...
+def interval_backward(
+    family: int,
+    is_double: bool,
+    operands: Sequence[_Operand],
+    device: int,
+    stream: int,
+    allocate: Callable[[int], int],
+) -> None: ...
 
 # A special function of the core over contiguous numbers, for the tests that measure its error.
 def special(name: str, is_double: bool, size: int, input: int, output: int) -> None: ...

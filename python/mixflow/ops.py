@@ -367,7 +367,7 @@ def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
     return grad if _same(grad.shape, shape) else grad.sum_to_size(shape)
 
 
-def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Tensors) -> None:
+def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Tensors, *extra: Any) -> None:
     """Hand addresses, shapes and strides to the core, to run where the tensors lie."""
     x = tensors[0]
     operands = [(t.data_ptr(), t.shape, t.stride()) for t in tensors]
@@ -381,7 +381,7 @@ def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Tensors
             "Reinstall from source with nvcc on PATH: pip install --force-reinstall --no-deps "
             "-C cmake.define.MIXFLOW_CUDA=ON ."
         )
-    kernel(*indices, x.dtype == torch.float64, operands, device, stream)
+    kernel(*indices, x.dtype == torch.float64, operands, device, stream, *extra)
 
 
 def _skips_dispatch(tensors: Tensors) -> bool:
@@ -564,16 +564,17 @@ class _Op:
 
     def compute_backward(self, *args: Any) -> Tensors:
         given, options = args[: self.outputs + self.tensors], args[self.outputs + self.tensors :]
-        shape = _parameter_shape(given[-3:])
-        if given[0].device.type == "cuda":  # the CUDA kernel writes a gradient per element; the sums are torch's
-            batch = _batch_shape(given[self.outputs : -3], given[-3:])
-            given = (*given[:-3], *(p.expand(*batch, p.shape[-1]) for p in given[-3:]))
         grads = self.fake_backward(*given)
-        by_elements = grads[: self.elements]
-        if grads[0].numel() > 0:
-            _run(self.backward_kernel, self.indices(*options), (*given, *grads))
-            return (*by_elements, *(_sum_to(g, shape) for g in grads[self.elements :]))
-        return (*by_elements, *(g.new_zeros(shape) for g in grads[self.elements :]))
+        if grads[0].numel() == 0:
+            return (*grads[: self.elements], *(torch.zeros_like(g) for g in grads[self.elements :]))
+        held: list[Tensor] = []  # once the kernel is enqueued torch may hand this memory to whatever comes after it
+
+        def allocate(size: int) -> int:
+            held.append(torch.empty(size, dtype=torch.uint8, device=given[0].device))
+            return held[-1].data_ptr()
+
+        _run(self.backward_kernel, self.indices(*options), (*given, *grads), allocate)
+        return grads
 
     def vmap_torch_op(self, info: Any, in_dims: Any, *args: Any) -> Any:
         outputs, dims = self.vmap(self.apply_torch_op, info, in_dims, *args)

@@ -1,0 +1,293 @@
+// Random calls of the kernels, for the programs of this folder: any shapes, strides, broadcasts and values, infinities
+// and NaN among them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <vector>
+
+#include "names.h"
+#include "plan.h"
+
+namespace mixflow {
+
+// SplitMix64 (Steele, Lea and Flood, 2014): the same cases on every machine.
+struct Random {
+  uint64_t state;
+
+  uint64_t next() {
+    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  int64_t below(int64_t n) { return static_cast<int64_t>(next() % static_cast<uint64_t>(n)); }
+  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+  bool chance(double p) { return uniform() < p; }
+  double normal() { return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform()); }
+  template <class T>
+  T of(std::initializer_list<T> choices) {
+    return choices.begin()[below(static_cast<int64_t>(choices.size()))];
+  }
+};
+
+using Shape = std::vector<int64_t>;
+
+inline int64_t count(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
+}
+
+// Memory of one operand, no byte larger than it must be, and where its elements lie in it.
+struct Tensor {
+  Dtype dtype;
+  Shape shape, stride;
+  std::shared_ptr<unsigned char> memory;
+  int64_t numbers = 0;
+
+  size_t width() const { return dtype == Dtype::float32 ? sizeof(float) : sizeof(double); }
+  void allocate() {
+    numbers = count(shape) > 0 ? 1 : 0;
+    for (size_t i = 0; i < shape.size(); ++i) numbers += numbers > 0 ? (shape[i] - 1) * stride[i] : 0;
+    size_t bytes = static_cast<size_t>(numbers) * width();
+    memory = {static_cast<unsigned char*>(std::malloc(bytes)), std::free};
+    std::memset(memory.get(), 0xff, bytes);  // a NaN that no kernel makes
+  }
+  void set(int64_t i, double value) {
+    if (dtype == Dtype::float32) {
+      float narrow = static_cast<float>(value);
+      std::memcpy(memory.get() + i * sizeof narrow, &narrow, sizeof narrow);
+    } else {
+      std::memcpy(memory.get() + i * sizeof value, &value, sizeof value);
+    }
+  }
+  double get(int64_t i) const {
+    float narrow;
+    double value;
+    if (dtype == Dtype::float64) return std::memcpy(&value, memory.get() + i * sizeof value, sizeof value), value;
+    return std::memcpy(&narrow, memory.get() + i * sizeof narrow, sizeof narrow), narrow;
+  }
+  bool is_written(int64_t i) const {
+    const unsigned char* first = memory.get() + static_cast<size_t>(i) * width();
+    return std::any_of(first, first + width(), [](unsigned char byte) { return byte != 0xff; });
+  }
+  // Bits of one number; all NaN count as one.
+  bool same(int64_t i, const Tensor& other, int64_t j) const {
+    return std::memcmp(memory.get() + i * width(), other.memory.get() + j * width(), width()) == 0 ||
+           (std::isnan(get(i)) && std::isnan(other.get(j)));
+  }
+  Array array(int64_t offset = 0) const {
+    Array result;
+    result.data = memory.get() + static_cast<size_t>(offset) * width();
+    for (size_t i = 0; i < shape.size(); ++i) {
+      result.shape.value[result.shape.count++] = shape[i];
+      result.stride.value[result.stride.count++] = stride[i];
+    }
+    return result;
+  }
+  // Where the element of `batch` with this index lies; `trailing` axes are not part of the batch.
+  int64_t offset(const Shape& batch, const Shape& index, size_t trailing) const {
+    int64_t result = 0;
+    size_t own = shape.size() - trailing, skipped = batch.size() - own;
+    for (size_t i = 0; i < own; ++i) result += shape[i] == 1 ? 0 : index[skipped + i] * stride[i];
+    return result;
+  }
+  // The row of parameters there, alone.
+  Tensor row(int64_t offset) const {
+    Tensor result{dtype, {shape.back()}, {1}, nullptr};
+    result.allocate();
+    for (int64_t k = 0; k < shape.back(); ++k) result.set(k, get(offset + k * stride.back()));
+    return result;
+  }
+  Tensor element(int64_t offset) const {
+    Tensor result{dtype, {}, {}, nullptr};
+    result.allocate();
+    result.set(0, get(offset));
+    return result;
+  }
+};
+
+inline Tensor contiguous(Dtype dtype, const Shape& shape) {
+  Tensor operand{dtype, shape, Shape(shape.size()), nullptr};
+  int64_t step = 1;
+  for (size_t i = shape.size(); i-- > 0; step *= std::max<int64_t>(shape[i], 1)) operand.stride[i] = step;
+  operand.allocate();
+  return operand;
+}
+
+enum class Kind { element, probability, upper, gradient, logit, loc, log_scale };
+
+inline double draw(Random& random, Kind kind, double extremes) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  if (random.chance(extremes))
+    return random.of({infinity, -infinity, std::nan(""), 0.0, -0.0, 1.0, 1e-320, 1e-40, 1e-30, -1e30, 3.4e38, 1e300,
+                      -1e300, 88.8, -103.9, 709.8, -745.2});
+  switch (kind) {
+    case Kind::element:
+      return random.normal() * random.of({1.0, 3.0, 3.0, 30.0, 1e4});
+    case Kind::probability:
+      return random.of({random.uniform(), random.uniform(), std::exp(-100 * random.uniform())});
+    case Kind::upper:  // more often than not above a lower edge
+      return random.normal() * random.of({1.0, 3.0, 30.0}) + random.of({0.5, 5.0, 100.0, 1e4});
+    case Kind::log_scale:
+      return random.normal() * random.of({0.5, 0.5, 0.5, 3.0, 25.0});
+    case Kind::loc:
+      return random.normal() * random.of({2.0, 2.0, 100.0});
+    default:
+      return random.normal() * random.of({1.0, 1.0, 10.0});
+  }
+}
+
+// Which part of the batch's shape an operand has: leading axes may be missing, others of length 1.
+inline Shape part_of(Random& random, const Shape& batch, double shared) {
+  size_t missing = random.chance(shared) ? random.below(static_cast<int64_t>(batch.size()) + 1) : 0;
+  Shape shape(batch.begin() + missing, batch.end());
+  for (int64_t& size : shape)
+    if (random.chance(shared)) size = 1;
+  return shape;
+}
+
+// Any order of the axes in memory, gaps between elements, axes that repeat the same memory.
+inline Tensor scattered(Random& random, Dtype dtype, const Shape& shape, Kind kind, double extremes) {
+  Tensor operand{dtype, shape, Shape(shape.size()), nullptr};
+  std::vector<size_t> order(shape.size());
+  std::iota(order.rbegin(), order.rend(), size_t{0});
+  if (random.chance(0.3))
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+  int64_t step = random.chance(0.2) ? 1 + random.below(3) : 1;
+  for (size_t i : order) {
+    bool repeats = random.chance(0.05);
+    operand.stride[i] = repeats ? 0 : step;
+    step *= repeats ? 1 : std::max<int64_t>(shape[i], 1) + (random.chance(0.1) ? random.below(3) : 0);
+  }
+  operand.allocate();
+  for (int64_t i = 0; i < operand.numbers; ++i) operand.set(i, draw(random, kind, extremes));
+  return operand;
+}
+
+struct Case {
+  Op op;
+  Dtype dtype;
+  int family, base;
+  Shape batch;
+  Tensor input, upper, grad_value, grad_ladj, parameters[3];
+
+  bool is_interval() const { return op == Op::interval || op == Op::interval_backward; }
+
+  Shape gradient_shape() const {
+    Shape shape(1, parameters[0].shape.back());
+    for (const Tensor& parameter : parameters) {
+      shape.insert(shape.begin(), std::max(parameter.shape.size(), shape.size()) - shape.size(), 1);
+      for (size_t i = 1; i <= parameter.shape.size(); ++i)
+        if (parameter.shape[parameter.shape.size() - i] != 1)
+          shape[shape.size() - i] = parameter.shape[parameter.shape.size() - i];
+    }
+    return shape;
+  }
+};
+
+inline Case make_case(Random& random) {
+  Case made;
+  made.op =
+      random.of({Op::forward, Op::backward, Op::inverse, Op::inverse_backward, Op::interval, Op::interval_backward});
+  made.dtype = random.of({Dtype::float32, Dtype::float64});
+  made.family = static_cast<int>(random.below(static_cast<int64_t>(family_names().size())));
+  made.base = static_cast<int>(random.below(static_cast<int64_t>(base_names().size())));
+  int64_t components = random.of<int64_t>({1, 2, 3, 4, 5, 8, 8, 9, 16, 33, 65, 130, 600});
+  int64_t room = 100 + (random.chance(0.05) ? 300000 : 6000) / components;
+  int64_t axes = random.chance(0.02) ? random.below(20) : random.below(5);
+  for (int64_t i = 0; i < axes; ++i) {
+    int64_t size = axes > 5 ? 1 + random.below(2) : random.of<int64_t>({1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 100, 9000});
+    if (random.chance(0.01)) size = 0;
+    if (size > room) size = 1;
+    made.batch.push_back(size);
+    room /= std::max<int64_t>(size, 1);
+  }
+  double extremes = random.of({0.0, 0.0, 0.02, 0.3}), shared = random.of({0.0, 0.2, 0.8, 1.0});
+  bool probability = made.base == 2 && made.op == Op::inverse;
+  made.input = scattered(random, made.dtype, part_of(random, made.batch, 0.1),
+                         probability ? Kind::probability : Kind::element, extremes);
+  made.upper = scattered(random, made.dtype, part_of(random, made.batch, 0.1), Kind::upper, extremes);
+  for (Tensor* gradient : {&made.grad_value, &made.grad_ladj})
+    *gradient = scattered(random, made.dtype, part_of(random, made.batch, random.of({0.0, 0.0, 1.0})), Kind::gradient,
+                          extremes);
+  Kind kinds[3] = {Kind::logit, Kind::loc, Kind::log_scale};
+  Shape shape = part_of(random, made.batch, shared);
+  for (int j = 0; j < 3; ++j) {
+    if (random.chance(0.2)) shape = part_of(random, made.batch, shared);
+    Shape whole = shape;
+    whole.push_back(components);
+    made.parameters[j] = scattered(random, made.dtype, whole, kinds[j], extremes);
+  }
+  return made;
+}
+
+// Outputs in the order: value or gradient of the input; ladj, evaluations and residual, or gradient of the upper edge;
+// gradients of the parameters. All but the last belong to the elements.
+struct Outputs {
+  std::vector<Tensor> all;
+  size_t by_element = 0;
+  Call call;
+
+  Outputs(const Case& from, bool diagnosed) {
+    call.op = from.op;
+    call.dtype = from.dtype;
+    call.family = from.family;
+    call.base = from.base;
+    call.input = from.input.array();
+    call.logits = from.parameters[0].array();
+    call.loc = from.parameters[1].array();
+    call.log_scale = from.parameters[2].array();
+    add(contiguous(from.dtype, from.batch), call.output);
+    if (from.is_interval()) call.upper = from.upper.array();
+    if (from.op == Op::interval_backward) add(contiguous(from.dtype, from.batch), call.grad_upper);
+    if (from.op == Op::forward || from.op == Op::inverse) add(contiguous(from.dtype, from.batch), call.ladj);
+    if (diagnosed)
+      for (Array* extra : {&call.evaluations, &call.residual}) add(contiguous(from.dtype, from.batch), *extra);
+    by_element = all.size();
+    if (is_backward(from.op)) {
+      call.grad_value = from.grad_value.array();
+      if (!from.is_interval()) call.grad_ladj = from.grad_ladj.array();
+      for (Array* gradient : {&call.grad_logits, &call.grad_loc, &call.grad_log_scale})
+        add(contiguous(from.dtype, from.gradient_shape()), *gradient);
+    }
+  }
+  bool are_written() const {
+    for (const Tensor& output : all)
+      for (int64_t i = 0; i < output.numbers; ++i)
+        if (!output.is_written(i)) return false;
+    return true;
+  }
+
+ private:
+  void add(Tensor operand, Array& array) {
+    array = operand.array();
+    all.push_back(std::move(operand));
+  }
+};
+
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+inline void require(bool holds, const char* what) {
+  if (!holds) throw Failure(what);
+}
+
+inline bool is_refused(const Call& call) {
+  try {
+    make_problem(call);
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
+}
+
+}  // namespace mixflow

@@ -1,0 +1,166 @@
+// Random calls of the CUDA kernels, emulated on the CPU (emulation.h), against the CPU kernels. Both are compiled alike
+// from the same templates, without fused multiply-add, so that bits can be asked for. Each case checks that
+//   - every element of every output is written (that nothing else is, the address sanitizer sees);
+//   - other orders of blocks and threads and smaller grids give the same bits;
+//   - what belongs to an element has the bits of the CPU kernel;
+//   - a gradient of a parameter is the sum of what each element adds to it, which the CPU kernel gives when every
+//   element
+//     has a row of its own, within what rounding allows.
+//
+//   fuzz_cuda [--cases N] [--first I] [--seed S]
+//
+// A case depends on the seed and its number alone: --first I --cases 1 runs it again.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "cases.h"
+#include "cpu/dispatch.h"
+#include "cuda/kernels.cu"
+
+namespace mixflow {
+namespace {
+
+void run_emulated(const Call& call, emulation::Schedule schedule) {
+  Problem problem = make_problem(call);
+  std::unique_ptr<void, decltype(&std::free)> workspace(std::malloc(cuda_workspace(problem)), std::free);
+  emulation::schedule = schedule;
+  run_on_cuda(problem, 0, nullptr, workspace.get());
+}
+
+// The gradient of each parameter, element by element.
+Outputs terms_of(Case made) {
+  for (Tensor& parameter : made.parameters) {
+    Tensor expanded{made.dtype, made.batch, Shape(made.batch.size()), parameter.memory, parameter.numbers};
+    size_t own = parameter.shape.size() - 1, skipped = made.batch.size() - own;
+    for (size_t i = 0; i < own; ++i) expanded.stride[skipped + i] = parameter.shape[i] == 1 ? 0 : parameter.stride[i];
+    expanded.shape.push_back(parameter.shape.back());
+    expanded.stride.push_back(parameter.stride.back());
+    parameter = expanded;
+  }
+  Outputs terms(made, false);
+  run_on_cpu(make_problem(terms.call), 1);
+  return terms;
+}
+
+// Kernels add up to 128 numbers (a tile of elements) in the number type, and in double what comes of that: in float an
+// error of at most 128 half units of the sum of the magnitudes, and one more for the result. In double, the numbers of
+// tiles and of chunks come on top, which these cases keep below 128.
+void check_sums(const Case& made, const Tensor& sums, const Tensor& terms) {
+  bool single = made.dtype == Dtype::float32;
+  double epsilon = single ? 0x1p-23 : 0x1p-52, largest = single ? 0x1p126 : 0x1p1022, least = single ? 0x1p-149 : 0;
+  struct Sum {
+    long double value = 0, magnitude = 0, finite = 0;
+    int64_t count = 0;
+  };
+  std::vector<Sum> expected(sums.numbers);
+  int64_t components = sums.shape.back();
+  Shape index(made.batch.size());
+  for (int64_t element = 0; element < count(made.batch); ++element) {
+    int64_t rest = element;
+    for (size_t i = index.size(); i-- > 0; rest /= made.batch[i]) index[i] = rest % made.batch[i];
+    int64_t row = sums.offset(made.batch, index, 1);
+    for (int64_t k = 0; k < components; ++k) {
+      Sum& sum = expected[row + k];
+      double term = terms.get(element * components + k);
+      sum.value += term;
+      if (std::isfinite(term)) sum.finite += std::abs(term);
+      ++sum.count;
+    }
+  }
+  for (int64_t i = 0; i < sums.numbers; ++i) {
+    const Sum& sum = expected[i];
+    double found = sums.get(i), value = static_cast<double>(sum.value);
+    if (sum.count == 1 || !std::isfinite(value)) {
+      bool same = found == value || (std::isnan(found) && std::isnan(value));
+      require(same || (sum.count > 1 && sum.finite > largest), "a gradient differs in its only or infinite term");
+    } else if (sum.finite < largest) {
+      require(std::abs(found - sum.value) <= 130 * epsilon * sum.finite + least, "a sum of gradients is off");
+    }
+  }
+}
+
+bool check_case(Random& random) {
+  Case made = make_case(random);
+  Outputs expected(made, false), emulated(made, false), rescheduled(made, false);
+  if (is_refused(expected.call) || count(made.batch) == 0) return false;
+  run_on_cpu(make_problem(expected.call), 1);
+  run_emulated(emulated.call, {});
+  require(emulated.are_written(), "an output was left unwritten");
+  run_emulated(rescheduled.call, {random.chance(0.5), random.chance(0.7), 1 + static_cast<unsigned>(random.below(3))});
+  for (size_t j = 0; j < emulated.all.size(); ++j)
+    for (int64_t i = 0; i < emulated.all[j].numbers; ++i)
+      require(emulated.all[j].same(i, rescheduled.all[j], i), "the schedule changes the result");
+  for (size_t j = 0; j < emulated.by_element; ++j)
+    for (int64_t i = 0; i < emulated.all[j].numbers; ++i)
+      require(emulated.all[j].same(i, expected.all[j], i), "an element differs from the CPU's");
+  if (is_backward(made.op)) {
+    Outputs terms = terms_of(made);
+    for (size_t j = emulated.by_element; j < emulated.all.size(); ++j) check_sums(made, emulated.all[j], terms.all[j]);
+  }
+  return true;
+}
+
+// What a failed launch says, and that the device is what it was before.
+void check_errors(Random& random) {
+  Case made = make_case(random);
+  while (count(made.batch) == 0 || made.batch.size() > kMaxAxes) made = make_case(random);
+  Outputs outputs(made, false);
+  Problem problem = make_problem(outputs.call);
+  std::unique_ptr<void, decltype(&std::free)> workspace(std::malloc(cuda_workspace(problem)), std::free);
+  const char* names[] = {"forward", "backward", "inverse", "inverse_backward", "interval", "interval_backward"};
+  auto message_of = [&](int device) {
+    try {
+      run_on_cuda(problem, device, nullptr, workspace.get());
+    } catch (const std::runtime_error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  emulation::launches_fail = true;
+  require(message_of(1) == std::string("mixflow: CUDA launch of ") + names[static_cast<int>(made.op)] +
+                               " failed: invalid configuration argument",
+          "a failed launch is not told of");
+  emulation::launches_fail = false;
+  require(emulation::current_device == 0, "a failed launch leaves another device behind");
+  require(message_of(2) == "mixflow: CUDA cudaSetDevice failed: invalid device ordinal", "no such device");
+  require(message_of(1).empty() && emulation::current_device == 0, "a launch leaves another device behind");
+}
+
+int run(int argc, char** argv) {
+  long long cases = 500, first = 0, seed = 0;
+  for (int i = 1; i < argc; i += 2) {
+    std::string option = argv[i];
+    long long* integer = option == "--cases"   ? &cases
+                         : option == "--first" ? &first
+                         : option == "--seed"  ? &seed
+                                               : nullptr;
+    if (integer == nullptr || i + 1 == argc) {
+      std::fprintf(stderr, "usage: fuzz_cuda [--cases N] [--first I] [--seed S]\n");
+      return 2;
+    }
+    *integer = std::atoll(argv[i + 1]);
+  }
+  setenv("MIXFLOW_CPU_CAPABILITY", "baseline", 1);
+  long long checked = 0;
+  for (long long i = first; i < first + cases; ++i) {
+    Random random{static_cast<uint64_t>(seed) * 0x2545f4914f6cdd1du + static_cast<uint64_t>(i)};
+    random.state = random.next();
+    try {
+      checked += check_case(random);
+      if (i % 50 == 0) check_errors(random);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "fuzz_cuda: seed %lld, case %lld: %s\n", seed, i, error.what());
+      return 1;
+    }
+  }
+  std::printf("fuzz_cuda: %lld cases, %lld of them refused or empty, seed %lld: ok\n", cases, cases - checked, seed);
+  return 0;
+}
+
+}  // namespace
+}  // namespace mixflow
+
+int main(int argc, char** argv) {
+  return mixflow::run(argc, argv);
+}

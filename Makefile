@@ -94,8 +94,9 @@ $(VENV)/.installed: $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test,lint,docs]"
 	touch $@
 
+# By name: it is there already, and by path it would be built again.
 $(VENV)/.release: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test,lint,release]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "mixflow[release]"
 	touch $@
 
 $(VENV)/.cmake: constraints.txt

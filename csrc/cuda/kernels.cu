@@ -323,14 +323,14 @@ __device__ __forceinline__ void move_block(std::conditional_t<to_shared, const T
   constexpr int width = Vector<T>::width;
   int size = rows * length;
   for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
-    int row = i / length, k = i - row * length;
+    int row = i / length, k = i - row * length, at = row * pitch + k;
     auto move_next = [&](auto& other) {
-      T& own = shared[row * pitch + k];
+      T& own = shared[at++];
       if constexpr (to_shared)
         own = other;
       else
         other = own;
-      if (++k == length) k = 0, ++row;
+      if (++k == length) k = 0, at += pitch - length;
     };
     if (i + width <= size) {
       Vector<T> vector;

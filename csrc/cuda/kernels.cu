@@ -316,21 +316,39 @@ MIXFLOW_FN bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(Vector<T>) == 0;
 }
 
+// Row and place of every step-th number of rows of `length`, without a division for each.
+struct RowWalk {
+  int length, row, k, step_rows, step_rest;
+
+  MIXFLOW_FN RowWalk(int first, int step, int length)
+      : length(length),
+        row(first / length),
+        k(first - row * length),
+        step_rows(step / length),
+        step_rest(step - step_rows * length) {}
+  MIXFLOW_FN void advance() {
+    row += step_rows;
+    k += step_rest;
+    if (k >= length) k -= length, ++row;
+  }
+};
+
 // Consecutive numbers, aligned to 16 bytes, from or to rows in shared memory that are `pitch` apart.
 template <bool to_shared, class T>
 __device__ __forceinline__ void move_block(std::conditional_t<to_shared, const T, T>* global, T* shared, int rows,
                                            int length, int pitch) {
   constexpr int width = Vector<T>::width;
-  int size = rows * length;
-  for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
-    int row = i / length, k = i - row * length;
+  int size = rows * length, step = blockDim.x * width;
+  RowWalk walk(threadIdx.x * width, step, length);
+  for (int i = threadIdx.x * width; i < size; i += step, walk.advance()) {
+    int k = walk.k, at = walk.row * pitch + k;
     auto move_next = [&](auto& other) {
-      T& own = shared[row * pitch + k];
+      T& own = shared[at++];
       if constexpr (to_shared)
         own = other;
       else
         other = own;
-      if (++k == length) k = 0, ++row;
+      if (++k == length) k = 0, at += pitch - length;
     };
     if (i + width <= size) {
       Vector<T> vector;
@@ -353,10 +371,8 @@ __device__ __forceinline__ void load_rows(const Problem& problem, const void* da
     return move_block<true>(first, shared, rows, length, pitch);
   if (static_cast<int>(threadIdx.x) < rows) offsets[threadIdx.x] = problem.outer.offset(begin + threadIdx.x, operand);
   __syncthreads();
-  for (int i = threadIdx.x; i < rows * length; i += blockDim.x) {
-    int row = i / length, k = i - row * length;
-    shared[row * pitch + k] = static_cast<const T*>(data)[offsets[row] + k];
-  }
+  for (RowWalk walk(threadIdx.x, blockDim.x, length); walk.row < rows; walk.advance())
+    shared[walk.row * pitch + walk.k] = static_cast<const T*>(data)[offsets[walk.row] + walk.k];
 }
 
 // Of odd length: threads that read the same place of their own rows then use different banks.

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+
+# Before torch.compile is asked for the first time: its pool of processes outlives tests, and warns when it goes.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import pytest
 import torch
 

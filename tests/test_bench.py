@@ -306,6 +306,18 @@ def test_the_limit_of_special_functions(monkeypatch):
             limit.seconds(settings, works.FORWARD)
 
 
+@pytest.mark.parametrize(("rival", "reason"), [("scipy linear, 1 thread", "scipy runs on"), (cases.LIMIT, "the CPU's")])
+def test_what_is_the_cpu_s_alone_is_absent_on_a_card(rival, reason):
+    with pytest.raises(rivals.Absent, match=reason):
+        rivals.RIVALS[rival].build(Settings(device=torch.device("cuda")), works.FORWARD, "logistic")
+
+
+def test_a_card_that_cannot_be_used_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(mixflow, "show_config", lambda: {"cuda_usable": False})
+    assert main(["bench", "--device", "cuda"]) == 2
+    assert "device: expected one that can be used here, see mixflow info; got cuda" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("work", "numbers"), [(works.FORWARD, 18), (works.FORWARD_BACKWARD, 34)])
 def test_copies_are_of_the_bytes_that_the_work_moves(work, numbers):
     [inputs] = work.inputs(Settings(), 64, 5, "logistic", "per element")

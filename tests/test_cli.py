@@ -308,6 +308,8 @@ def test_ctrl_c_saves_the_best_so_far(tmp_path):
         ],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
+        # Where the tests run in the background of a shell, the signal is ignored, by whatever they start, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     shown = b""
     deadline = time.monotonic() + 100.0
@@ -318,6 +320,13 @@ def test_ctrl_c_saves_the_best_so_far(tmp_path):
     assert process.returncode == 130
     assert rest.decode().splitlines()[-1] == "interrupted; saved the best weights so far to m.safetensors"
     assert mixflow.load(tmp_path / "m.safetensors").notes["history"]["interrupted"]
+
+
+def test_data_of_another_width_than_a_model_without_names_is_refused(tmp_path, capsys):
+    mixflow.save(mixflow.flows.univariate(3), tmp_path / "model.safetensors")
+    np.save(tmp_path / "data.npy", np.zeros((5, 2)))
+    assert main(["score", f"{tmp_path}/model.safetensors", f"{tmp_path}/data.npy"]) == 2
+    assert "data.npy: expected 1 column(s), got x1, x2" in capsys.readouterr().err
 
 
 # -- bad input -----------------------------------------------------------------------------------------------

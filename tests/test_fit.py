@@ -381,6 +381,13 @@ def test_a_flow_without_trainable_parameters_is_refused():
             mixflow.fit(flow, draw(100), progress=False)
 
 
+def test_a_flow_of_two_dtypes_is_refused():
+    flow = flows.gaussianization(1, layers=2)
+    next(flow.parameters()).data = next(flow.parameters()).data.double()
+    with pytest.raises(ValueError, match=r"flow: .*one dtype on one device, got torch\.float32 on cpu, torch\.float64"):
+        mixflow.fit(flow, draw(100), progress=False)
+
+
 def test_fit_learns_where_gradients_are_off():
     data = draw(200)
     expected, _ = fit_small(data)

@@ -201,3 +201,7 @@ def test_a_change_without_its_checksum_is_noticed(path):
     rewrite(path, tensors={"data_to_base.transforms.1.loc": torch.zeros(1, 3)}, resign=False)
     with pytest.raises(ValueError, match="do not match its checksum"):
         mixflow.load(path)
+
+
+def test_loaded_weights_are_aligned_as_new_ones_are(path):
+    assert all(value.data_ptr() % 64 == 0 for value in mixflow.load(path).state_dict().values())

@@ -189,3 +189,9 @@ def test_importing_mixflow_imports_neither_matplotlib_nor_pyarrow_and_plot_not_p
         "import mixflow.plot; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_matplotlib_the_message_says_what_to_install():
+    code = "import sys; sys.modules['matplotlib'] = None; sys.modules['matplotlib.axes'] = None; import mixflow.plot"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: pictures need matplotlib: pip install mixflow[plot]"

@@ -212,6 +212,29 @@ class Stream(IterableDataset):
         return iter(self.batches)
 
 
+BAD_BATCHES = {
+    "complex": (
+        TypeError,
+        r"data, batch 0: expected real numbers, got torch\.complex64",
+        torch.zeros(5, 1, dtype=torch.cfloat),
+    ),
+    "bool": (TypeError, r"data, batch 0: expected real numbers, got torch\.bool", torch.zeros(5, 1, dtype=torch.bool)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BATCHES)
+def test_batches_of_other_than_real_numbers_are_refused(case):
+    error, message, batch = BAD_BATCHES[case]
+    with pytest.raises(error, match=message):
+        fit(Stream(batch), validation=draw(seed=1))
+
+
+def test_a_batch_with_another_number_of_contexts_is_refused():
+    flow = mixflow.flows.univariate(3, context=1)
+    with pytest.raises(ValueError, match="context, batch 0: expected 5 rows, as many as x; got 4"):
+        mixflow.fit(flow, Stream((torch.zeros(5, 1), torch.zeros(4, 1))), validation=0, progress=False)
+
+
 def test_batches_of_a_loader_are_learned_as_they_come():
     data = draw(320)
     stream = Stream(*torch.from_numpy(data).split(64))

@@ -241,6 +241,16 @@ def some(rows, columns=2):
     return np.random.default_rng(0).normal(size=(rows, columns))
 
 
+def test_parquet_damaged_inside_is_refused(tmp_path):
+    path = tmp_path / "table.parquet"
+    write_table(path, ["a"], some(1000, 1))
+    content = bytearray(path.read_bytes())
+    content[4:4000] = bytes(3996)
+    path.write_bytes(content)
+    with pytest.raises(TableError, match="truncated, damaged or not a parquet file"):
+        read_table(path)
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("rows", [1, 3, 10, 11])
 def test_chunks_make_up_the_whole(tmp_path, ending, rows):

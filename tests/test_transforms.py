@@ -487,6 +487,11 @@ def test_unexpected_context_is_refused():
         transforms.Affine(3)(torch.zeros(5, 3), torch.zeros(5, 2))
 
 
+def test_integers_are_refused_where_no_parameter_tells_the_dtype():
+    with pytest.raises(TypeError, match=r"x: expected floating-point numbers, got torch\.int64"):
+        transforms.Permutation([1, 0])(torch.zeros(5, 2, dtype=torch.int64))
+
+
 BAD_CONSTRUCTIONS = {
     "features": (ValueError, "features: .*at least 1, got 0", lambda: transforms.Affine(0)),
     "components": (ValueError, "components: .*at least 1, got 0", lambda: transforms.MixtureCDF(1, 0)),

@@ -1,8 +1,8 @@
 """Everything that a release must pass, on this machine, and a summary that fits on a screen: `make release-check`.
 
-In this order: lint; the wheel, built, repaired and looked into; the kernels under sanitizers, and five minutes of random
-calls; the long forms of tests, of faults most of all; the whole suite against the wheel in an empty environment without
-compilers, and what importing it costs there; coverage, and whether every error message is triggered by a test.
+In this order: lint; the wheel, built, repaired and looked into; the kernels under sanitizers, and five minutes of
+random calls; the long forms of tests, of faults most of all; the whole suite against the wheel in an empty environment
+without compilers, and what importing it costs there; coverage, and whether every error message is triggered by a test.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 In this order: lint; the wheel, built, repaired and looked into; the kernels under sanitizers, and five minutes of
 random calls; the long forms of tests, of faults most of all; the whole suite against the wheel in an empty environment
 without compilers, and what importing it costs there; coverage, and whether every error message is triggered by a test.
+The kernels and the wheel are tested at the same time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -19,47 +21,56 @@ FUZZ_SECONDS = 300
 summary: list[str] = []
 
 
-def step(name: str, *command: str) -> str:
-    """Run a command, showing what it says; its output, and a failure ends all."""
+def step(name: str, *command: str, notable: str = "$^") -> None:
+    """Run a command, showing what it says; what is notable of it goes to the summary. SystemExit if it fails."""
     print(f"\n== {name}: {' '.join(command)}", flush=True)
     started, said = time.monotonic(), []
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        print(line, end="", flush=True)
+        print(f"{name}: {line}", end="", flush=True)
         said.append(line)
     status = process.wait()
     seconds = time.monotonic() - started
     if status:
         summary.append(f"{name:<14} FAILED with status {status} after {seconds:.0f} s")
-        print("\n".join(["", "release-check: not ready", *summary]))
-        sys.exit(1)
-    summary.append(f"{name:<14} ok, {seconds:.0f} s")
-    return "".join(said)
+        raise SystemExit(1)
+    told = [f"{'':<14} {found}" for line in said for found in re.findall(notable, line.rstrip())]
+    summary.extend([f"{name:<14} ok, {seconds:.0f} s", *told])
 
 
-def note(pattern: str, text: str) -> None:
-    """Add to the summary what a step said."""
-    for found in re.findall(pattern, text, re.MULTILINE):
-        summary.append(f"{'':<14} {found}")
+def check_kernels() -> None:
+    fuzzed = r"^fuzz.*: ok$"
+    step("sanitizers", "make", "sanitize", "CASES=5000", notable=fuzzed)
+    step("fuzz", "make", "fuzz", f"SECONDS={FUZZ_SECONDS}", notable=fuzzed)
+    long = [sys.executable, "-m", "pytest", "-q", "-rA", "--release", "-m", "release", "tests"]
+    step("long forms", *long, notable=r"^PASSED .*$")
 
 
-def main() -> None:
-    step("lint", "make", "lint")
-    said = step("wheel", "make", "wheel")
-    note(r"^mixflow-.*\.whl: .*$", said)
-    note(r"^fuzz: .*: ok$", step("sanitizers", "make", "sanitize", "CASES=5000"))
-    note(r"^fuzz: .*: ok$", step("fuzz", "make", "fuzz", f"SECONDS={FUZZ_SECONDS}"))
-    said = step("long forms", sys.executable, "-m", "pytest", "-q", "-rA", "--release", "-m", "release", "tests")
-    note(r"^PASSED (.*)$", said)
+def check_wheel() -> None:
     wheel = max(ROOT.glob("dist/*.whl"), key=lambda path: path.stat().st_mtime)
-    said = step("wheel alone", sys.executable, "tools/wheel.py", "try", str(wheel), "--", "-q", "tests")
-    note(r"^(?:import|one OpenMP runtime): .*$", said)
-    note(r"^\d+ passed.*$", said)
-    said = step("coverage", "make", "coverage")
-    note(r"^(?:TOTAL|messages:) .*$|^\d+ passed.*$", said)
+    alone = [sys.executable, "tools/wheel.py", "try", str(wheel), "--", "-q", "tests"]
+    step("wheel alone", *alone, notable=r"^(?:import|one OpenMP runtime): .*$|^\d+ passed.*$")
+
+
+def check_all() -> None:
+    step("lint", "make", "lint")
+    step("wheel", "make", "wheel", notable=r"^mixflow-.*\.whl: .*$")
+    with ThreadPoolExecutor() as pool:
+        for running in [pool.submit(check_kernels), pool.submit(check_wheel)]:
+            running.result()
+    step("coverage", "make", "coverage", notable=r"^(?:TOTAL|messages:) .*$|^\d+ passed.*$")
+
+
+def main() -> int:
+    try:
+        check_all()
+    except SystemExit:
+        print("\n".join(["", "release-check: not ready", *summary]))
+        return 1
     print("\n".join(["", "release-check: ready", *summary]))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

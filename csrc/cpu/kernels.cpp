@@ -12,15 +12,21 @@ namespace mixflow {
 namespace MIXFLOW_ARCH {
 namespace {
 
+// How many times packs are paired. Not at all under sanitizers, whose checks of packs of packs take ten minutes to
+// compile.
+#ifndef MIXFLOW_PAIRINGS
+#define MIXFLOW_PAIRINGS 1
+#endif
+
 // Lanes of a shared parameter set: two packs, for which there are registers; four in the forward op, whose last steps
 // are one long chain of dependent instructions.
 template <class T, Op op>
-using Wide = typename WideOf<Pack<T>, op == Op::forward ? 2 : 1>::type;
+using Wide = typename WideOf<Pack<T>, (op == Op::forward ? 2 : 1) * MIXFLOW_PAIRINGS>::type;
 
 // Lanes over parameter sets, which take the L1 cache: more than one pack at a time pays only where little is kept of
 // each set.
 template <class T, Op op>
-using WidePerElement = typename WideOf<Pack<T>, op == Op::forward || op == Op::inverse ? 1 : 0>::type;
+using WidePerElement = typename WideOf<Pack<T>, (op == Op::forward || op == Op::inverse) * MIXFLOW_PAIRINGS>::type;
 
 // Scratch of one piece. malloc, since the size depends on the number of components.
 template <class T>

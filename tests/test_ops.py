@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,3 +362,15 @@ def test_a_name_of_any_type_is_refused_by_name(which):
     zero = torch.zeros(1)
     with pytest.raises(ValueError, match=rf"^{which}: expected one of .*; got \['gaussian'\]$"):
         mixflow.cdf_transform(zero, zero, zero, zero, **{which: ["gaussian"]})
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
+def test_large_results_ask_for_huge_pages():
+    z, _ = mixflow.cdf_transform(torch.zeros(1 << 22), *torch.zeros(3, 2))
+    inside, flags = z.data_ptr() + z.nbytes // 2, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            begin, end = (int(address, 16) for address in line.split()[0].split("-"))
+        elif line.startswith("VmFlags") and begin <= inside < end:
+            flags = line
+    assert "hg" in flags.split()

@@ -299,17 +299,11 @@ def test_info_and_version(tmp_path):
 
 def test_ctrl_c_saves_the_best_so_far(tmp_path):
     np.save(tmp_path / "data.npy", column(2000))
+    # Where the tests run in the background of a shell, the signal is ignored, by whatever they start, too.
+    code = "import signal, sys; from mixflow.cli import main; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    fit = ["fit", "data.npy", "--out", "m.safetensors", "--epochs", "100000", "--patience", "100000"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "mixflow",
-            *["fit", "data.npy", "--out", "m.safetensors", "--epochs", "100000", "--patience", "100000"],
-        ],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        # Where the tests run in the background of a shell, the signal is ignored, by whatever they start, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", f"{code} sys.exit(main())", *fit], cwd=tmp_path, stderr=subprocess.PIPE
     )
     shown = b""
     deadline = time.monotonic() + 100.0

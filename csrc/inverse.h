@@ -6,7 +6,8 @@
 // is taken when it stays inside the bracket and the residual has shrunk by a quarter since the step before; otherwise
 // the bracket is bisected, and if that did not help either, component_step is tried before the next bisection. Each of
 // the two is followed by one Newton step on trust. So one of any four evaluations shrinks the residual or halves the
-// bracket, and the loop ends.
+// bracket, and the loop ends. Late in it, steps must shrink the residual by sixteen to be taken: a quarter at a time
+// would not bring one of 1e244, 1e122 scales out, to an end.
 #pragma once
 
 #include "mixture.h"
@@ -143,7 +144,8 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase ba
     // A step too small to see still tells on which side the root is.
     V neighbour = select<V>(residual > T(0), from_ordinal<V>(to_ordinal(x) - 1), from_ordinal<V>(to_ordinal(x) + 1));
     stepped = select<V>(stepped == x, neighbour, stepped);
-    Mask<V> holds = (stepped > lower.x) & (stepped < upper.x) & (abs(residual) <= last_residual * T(0.75));
+    T enough = i < kLinearBisections ? T(0.75) : T(0.0625);
+    Mask<V> holds = (stepped > lower.x) & (stepped < upper.x) & (abs(residual) <= last_residual * enough);
     V next = select<V>(holds, stepped, middle);
     Mask<V> jumps = holds == 0, leapt = x != x, stuck = active & bisected & jumps;
     if (any(stuck)) {

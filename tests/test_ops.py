@@ -374,3 +374,14 @@ def test_large_results_ask_for_huge_pages():
         elif line.startswith("VmFlags") and begin <= inside < end:
             flags = line
     assert "hg" in flags.split()
+
+
+def test_a_root_far_inside_a_bracket_of_astronomic_length_is_found():
+    """Between two components, in a bracket that one without weight stretches to the end of the numbers."""
+    logits, loc = [0.0, 0.0, -1e300], [-123.8, 0.63, 16.7]
+    parameters = [torch.tensor(p, dtype=torch.float64) for p in (logits, loc, [1.0, 0.82, math.inf])]
+    z = torch.linspace(0.51, 0.99, 49, dtype=torch.float64)
+    x, evaluations, residual = inverse_diagnostics(z, *parameters, base="uniform")
+    assert residual.abs().max() < 1e-13
+    assert evaluations.max() < 200
+    torch.testing.assert_close(mixflow.cdf_transform(x, *parameters, base="uniform")[0], z)

@@ -40,13 +40,19 @@ def torchrun(*command, cwd, **options):
 
 # Run by one process and by two: what each fit came to, in the words of the first.
 RUN = """
-import json, sys
+import atexit, json, sys, weakref
 import numpy as np, torch, mixflow
 from torch.utils.data import DataLoader, TensorDataset, DistributedSampler
 import torch.distributed as dist
 
 data = np.load("data.npy")
 said = {}
+
+@atexit.register  # before fit's own, so called after it
+def write():
+    said["group is gone"] = world() is None
+    with open(f"{sys.argv[1]}{rank}.json", "w") as file:
+        json.dump(said, file)
 
 def fit(name, data, flow=None, **options):
     torch.manual_seed(dist.get_rank() if dist.is_initialized() else 0)
@@ -63,6 +69,7 @@ fit("mapped", np.load("data.npy", mmap_mode="r"), batch_size=64, checkpoint="run
 fit("resumed", data, batch_size=64, checkpoint="run.checkpoint", resume=True)
 
 rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+world = weakref.ref(dist.group.WORLD) if dist.is_initialized() else lambda: None
 # Each process brings every second of the batches' rows, the last of them one batch less.
 batches = [torch.from_numpy(data[start : start + 100][rank::size]) for start in range(0, 300, 100)]
 if rank == 0:
@@ -87,9 +94,6 @@ for name, options in {
         fit(name, **{"data": data} | options)
     except Exception as error:
         said[name] = f"{type(error).__name__}: {error}"
-
-with open(f"{sys.argv[1]}{rank}.json", "w") as file:
-    json.dump(said, file)
 """
 
 
@@ -134,6 +138,11 @@ def test_errors_are_raised_on_all_processes(runs):
     for said in (first, second):
         assert said["other data"].startswith("ValueError: data: expected the same on every process, got ")
         assert said["no folder"].startswith("FileNotFoundError: none/run.checkpoint: cannot write here")
+
+
+def test_no_thread_of_the_group_outlives_it(runs):
+    for said in runs[0]:
+        assert said["group is gone"]
 
 
 def test_the_first_process_alone_shows_progress_and_writes(runs):

@@ -8,6 +8,7 @@ flow's few thousand numbers leave no communication to hide behind the backward p
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import signal
 import threading
@@ -71,6 +72,10 @@ class Group:
                 return cls()
             if device.type == "cuda":
                 torch.cuda.set_device(device)  # over which nccl sends objects; else all would do so over the first
+            # Its functions keep the group that there is when they are defined, as their default: imported later, as the
+            # optimizers do, they would keep this one from being destroyed, and its threads would run into the end of
+            # the interpreter, which aborts the process now and then.
+            importlib.import_module("torch.distributed.nn.functional")
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
             atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size())

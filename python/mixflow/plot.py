@@ -283,13 +283,15 @@ def _grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _bins(values: NDArray[np.float64]) -> list[float]:
     count = min(100, max(20, round(len(values) ** 0.5)))
-    try:
-        return [float(edge) for edge in np.histogram_bin_edges(values, bins=count)]
-    except ValueError as error:
-        low, high = float(values.min()), float(values.max())
+    low, high = float(values.min()), float(values.max())
+    # The edges of numpy.histogram_bin_edges, which before NumPy 2 also gives edges that coincide.
+    half = 0.5 if low == high else 0.0
+    edges = np.linspace(low - half, high + half, count + 1)
+    if not (np.diff(edges) > 0.0).all():
         raise ValueError(
             f"data: expected a range that float64 can divide into {count} bins, got numbers from {low!r} to {high!r}"
-        ) from error
+        )
+    return [float(edge) for edge in edges]
 
 
 def _name(flow: Flow, column: int = 0) -> str:

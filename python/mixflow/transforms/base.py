@@ -14,8 +14,10 @@ __all__ = ["Transform", "check_name", "check_transform", "own_tensor", "spread_o
 
 def own_tensor(module: nn.Module) -> Tensor | None:
     """A parameter or buffer of floating-point numbers, to know the dtype and device of ``module`` by."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point():
+            return tensor
+    return None
 
 
 class Transform(nn.Module):

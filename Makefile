@@ -35,9 +35,10 @@ stress: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
-# The wheel of this machine and the sdist, in dist/.
+# The sdist and this machine's wheel in dist/, or one a Python: make wheel PYTHONS="python3.10 python3.13".
+PYTHONS ?= $(BIN)/python
 wheel: $(VENV)/.release
-	$(BIN)/python tools/wheel.py build --out dist
+	$(BIN)/python tools/wheel.py build --out dist $(PYTHONS)
 
 # Random calls of the kernels under sanitizers, the CUDA kernels' emulation among them. The thread sanitizer sees the
 # callers' threads; OpenMP's it does not know.

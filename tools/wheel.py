@@ -1,8 +1,10 @@
 """Build the wheel as it is shipped, and prove that it works where nothing but Python is.
 
-    wheel.py build [--out dist]     sdist; from it the wheel, repaired to the oldest manylinux that it fits
+    wheel.py build [PYTHON ...]     sdist; from it a wheel a Python, repaired to the oldest manylinux that it fits
     wheel.py check WHEEL_OR_FOLDER  what is in it: size, linked libraries, typing marker, licence
-    wheel.py try WHEEL [-- PYTEST]  install it into an empty environment and run the tests there, no compiler on PATH
+    wheel.py try WHEEL [-- PYTEST]  install it into an empty environment and run the tests there, no compiler on PATH;
+                                    with another Python, or other versions of what it needs:
+                                    try --python python3.10 --pin torch==2.5.0 --pin numpy==1.26.4 dist/*cp310*.whl
 
 Of the linked libraries: the module names no OpenMP runtime, since it takes the one that torch has loaded (see
 CMakeLists.txt). So there is none for auditwheel to copy into the wheel: a copy would be a second runtime with a second
@@ -37,19 +39,23 @@ def run(*command: str | Path, **options: object) -> None:
     subprocess.run([str(part) for part in command], check=True, **options)  # type: ignore[call-overload]
 
 
-def build(out: Path) -> Path:
-    """An sdist and a repaired wheel in ``out``; the wheel's path."""
+def build(out: Path, pythons: list[str]) -> Iterator[Path]:
+    """An sdist in ``out``, and a repaired wheel for each of the interpreters; the wheels' paths, one by one."""
     with tempfile.TemporaryDirectory() as folder:
-        run(sys.executable, "-m", "build", "--outdir", folder, ROOT)  # the wheel from the sdist
-        (wheel,) = Path(folder).glob("*.whl")
+        run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT)
         (sdist,) = Path(folder).glob("*.tar.gz")
         out.mkdir(parents=True, exist_ok=True)
-        repaired = Path(folder, "repaired")
-        if sys.platform == "linux":
-            run("auditwheel", "repair", "--wheel-dir", repaired, wheel, env=os.environ | {"PATH": with_own_scripts()})
-            (wheel,) = repaired.glob("*.whl")
         shutil.copy(sdist, out)
-        return Path(shutil.copy(wheel, out))
+        for number, python in enumerate(pythons):
+            made, repaired = Path(folder, f"{number}"), Path(folder, f"{number}-repaired")
+            its_pip = (sys.executable, "-m", "pip", "--python", shutil.which(python) or python)
+            run(*its_pip, "wheel", "--verbose", "--no-deps", "--wheel-dir", made, sdist)
+            (wheel,) = made.glob("*.whl")
+            if sys.platform == "linux":
+                scripts = os.environ | {"PATH": with_own_scripts()}
+                run("auditwheel", "repair", "--wheel-dir", repaired, wheel, env=scripts)
+                (wheel,) = repaired.glob("*.whl")
+            yield Path(shutil.copy(wheel, out))
 
 
 def with_own_scripts() -> str:
@@ -80,13 +86,16 @@ def linked_libraries(path: str) -> set[str]:
 
 
 @contextlib.contextmanager
-def empty_environment(wheel: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A new virtual environment with the wheel, and the environment variables of a machine without compilers."""
+def empty_environment(wheel: Path, interpreter: str, pins: list[str]) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A new virtual environment with the wheel, and the environment variables of a machine without compilers.
+
+    ``pins`` replace constraints.txt, whose versions fit each other.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        run(sys.executable, "-m", "venv", folder)
+        run(interpreter, "-m", "venv", folder)
         python = Path(folder, "bin", "python")
-        constraints = ROOT / "constraints.txt"
-        run(python, "-m", "pip", "install", "--quiet", "-c", constraints, f"mixflow[test] @ {wheel.resolve().as_uri()}")
+        chosen = pins or ["-c", ROOT / "constraints.txt"]
+        run(python, "-m", "pip", "install", "--quiet", *chosen, f"mixflow[test] @ {wheel.resolve().as_uri()}")
         bare = {
             name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CC", "CXX", "LD_"))
         }
@@ -130,8 +139,11 @@ def import_milliseconds(python: Path, environment: dict[str, str]) -> float:
     return statistics.median(times[1:])
 
 
-def try_out(wheel: Path, pytest_arguments: list[str]) -> None:
-    with empty_environment(wheel) as (python, environment), tempfile.TemporaryDirectory() as elsewhere:
+def try_out(wheel: Path, pytest_arguments: list[str], interpreter: str, pins: list[str]) -> None:
+    with (
+        empty_environment(wheel, interpreter, pins) as (python, environment),
+        tempfile.TemporaryDirectory() as elsewhere,
+    ):
         for compiler in ("cc", "gcc", "g++", "clang", "cmake", "nvcc", "ninja"):
             assert shutil.which(compiler, path=environment["PATH"]) is None, compiler
         for imports in ("import mixflow", "import torch; torch.zeros(1 << 20).exp()"):
@@ -149,21 +161,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build")
+    command.add_argument("pythons", nargs="*", default=[sys.executable], metavar="PYTHON")
     command.add_argument("--out", type=Path, default=ROOT / "dist")
     command = commands.add_parser("check")
     command.add_argument("path", type=Path)
     command = commands.add_parser("try")
     command.add_argument("path", type=Path)
     command.add_argument("pytest", nargs="*")
+    command.add_argument("--python", default=sys.executable)
+    command.add_argument("--pin", action="append", default=[], metavar="REQUIREMENT")
     arguments = parser.parse_args()
     if arguments.command == "build":
-        print(check(build(arguments.out)))
+        for wheel in build(arguments.out, arguments.pythons):
+            print(check(wheel))
     elif arguments.command == "check":
         wheels = sorted(arguments.path.glob("*.whl")) if arguments.path.is_dir() else [arguments.path]
         assert wheels, f"{arguments.path}: no wheels"
         print(*map(check, wheels), sep="\n")
     else:
-        try_out(arguments.path, arguments.pytest)
+        try_out(arguments.path, arguments.pytest, arguments.python, arguments.pin)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def test_what_is_absent_has_a_row_that_says_so(monkeypatch, tmp_path, capsys):
 
 def test_a_compiler_that_fails_is_said_and_ends_nothing(monkeypatch):
     def fail(*_, **__):
-        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no compiler"), None)
+        raise torch._dynamo.exc.TorchDynamoException("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
     call = rivals.RIVALS["compiled linear"].build(Settings(), works.FORWARD, "logistic")

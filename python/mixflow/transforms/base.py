@@ -85,8 +85,8 @@ class Transform(nn.Module):
             raise ValueError(f"context: expected None, this {type(self).__name__} takes no context")
         self._check_tensor("context", context, self.context)
         batch = value.shape[:-1]
-        aligned = zip(reversed(context.shape[:-1]), reversed(batch), strict=False)
-        if context.ndim > value.ndim or any(size not in (1, other) for size, other in aligned):
+        missing = value.ndim - context.ndim
+        if missing < 0 or any(size not in (1, batch[missing + i]) for i, size in enumerate(context.shape[:-1])):
             raise ValueError(
                 f"context: expected a batch shape that broadcasts to {tuple(batch)}, that of {name}; "
                 f"got {tuple(context.shape)}"

@@ -240,7 +240,7 @@ MEASURE = """
 import resource, sys
 from mixflow.cli import main
 assert main(sys.argv[1:]) == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1))
 """
 
 
@@ -408,7 +408,7 @@ BAD_INPUT = {
     "no such column": ("fit two.csv --column c --out new", "no column 'c'; the columns are a, b"),
     "unknown kind of data": (
         "fit data.txt --out new",
-        "data.txt: expected a file ending in .csv, .npy, .parquet",
+        "data.txt: expected a file ending in .csv, .csv.gz, .npy, .parquet",
     ),
     "out in no folder": ("fit data.csv --out none/new", "none/new: cannot write here"),
     "out is a folder": ("fit data.csv --out folder", "folder: expected a file, this is a directory"),

@@ -28,7 +28,30 @@ def test_show_config_tells_what_a_bug_report_needs(monkeypatch):
     assert set(told["cpu_capabilities"]) <= set(told["cpu_compiled"])
     assert re.search(r"\d+\.\d+.*-ffp-contract=off", told["build"]), "compiler, its version and flags"
     assert told["environment"]["MIXFLOW_NO_SUCH_THING"] == "typo"
-    assert told["cuda_usable"] in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "usable"),
+    [
+        ("80-real, 90", (7, 5), False),
+        ("80-real, 90", (8, 0), True),
+        ("80-real, 90", (8, 6), True),
+        ("86-real", (8, 0), False),
+        ("80-real", (9, 0), False),
+        ("90a", (10, 3), True),
+        ("100-virtual", (12, 0), True),
+        ("native", (7, 0), True),
+        ("", (9, 0), False),
+        ("80-real, 90", None, False),
+    ],
+)
+def test_a_device_is_usable_if_there_is_code_for_it(monkeypatch, architectures, capability, usable):
+    monkeypatch.setattr(config._core, "cuda_architectures", lambda: architectures)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    # The first device is one that no build serves.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability if device else (3, 0))
+    assert mixflow.show_config()["cuda_usable"] is usable
 
 
 def test_info_prints_every_entry_on_a_line(capsys, monkeypatch):

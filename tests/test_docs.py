@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,23 @@ import torch
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if BLOCK.search(page.read_text())]
+
+
+QUICKLY = {"fit": ["--epochs", "2"], "bench": ["--quick"]}
+
+
+def test_commands_run(tmp_path):
+    section = (ROOT / "README.md").read_text().partition("## On the command line")[2]
+    for line in re.search(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[1].splitlines():
+        command, _, out = line.partition("#")[0].partition(" > ")
+        program, *arguments = shlex.split(command)
+        program = {"python": [sys.executable], "mixflow": [sys.executable, "-m", "mixflow"]}[program]
+        command = [*program, *arguments, *QUICKLY.get(arguments[0], [])]
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        if out:
+            (tmp_path / out.strip()).write_text(said.stdout)
+    assert len((tmp_path / "carried.csv").read_text().splitlines()) == 1000
 
 
 def test_there_are_pages():

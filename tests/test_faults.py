@@ -20,6 +20,8 @@ from mixflow import cli, tables, tensor_file
 from mixflow.cli import main
 from mixflow.tables import TableError, iter_table, read_table
 
+limits_memory = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs limits that count what is used")
+
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
@@ -55,6 +57,7 @@ WRITERS = {
     "fit": "fit {data} --quiet --epochs 2 --out {out}",
     "fit's checkpoint": "fit {data} --quiet --epochs 2 --out {folder}/model --checkpoint {out}",
     "sample csv": "sample {model} -n 3000 --out {out}.csv",
+    "sample csv.gz": "sample {model} -n 3000 --out {out}.csv.gz",
     "sample npy": "sample {model} -n 3000 --out {out}.npy",
     "sample parquet": "sample {model} -n 3000 --out {out}.parquet",
     "score csv": "score {model} {data} --out {out}.csv",
@@ -242,6 +245,7 @@ print(refused, same)
 """
 
 
+@limits_memory
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.release)])
 def test_mutated_models_and_checkpoints_are_refused_or_harmless(tmp_path, count):
     run = subprocess.run([sys.executable, "-c", MUTATE, tmp_path, str(count)], capture_output=True, text=True)
@@ -297,17 +301,22 @@ def test_every_flipped_bit_of_a_checkpoint_s_numbers_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("rows", [10_000, pytest.param(1_000_000, marks=pytest.mark.release)])
 @pytest.mark.parametrize(
-    ("start", "cell", "end"),
-    [("\ufeff", '"{}"', "\r\n"), ("", "{}", "\n"), ("", ' "{}"', "\r")],
-    ids=["byte-order mark, quotes, CRLF", "plain", "spaces, quotes, CR"],
+    ("name", "start", "cell", "end"),
+    [
+        ("long.csv", "\ufeff", '"{}"', "\r\n"),
+        ("long.csv", "", "{}", "\n"),
+        ("long.csv", "", '"{}"', "\r"),
+        ("LONG.CSV.GZ", "\ufeff", '"{}"', "\r\n"),
+    ],
+    ids=["byte-order mark, quotes, CRLF", "plain", "quotes, CR", "gzip, byte-order mark, quotes, CRLF"],
 )
-def test_long_csv_files_of_every_dialect(tmp_path, rows, start, cell, end):
-    cell = cell.strip() if end == "\r" else cell
-    with (tmp_path / "long.csv").open("w", encoding="utf-8", newline="") as file:
+def test_long_csv_files_of_every_dialect(tmp_path, rows, name, start, cell, end):
+    opener = gzip.open if name.endswith("GZ") else open
+    with opener(tmp_path / name, "wt", encoding="utf-8", newline="") as file:
         file.write(start + cell.format("a") + "," + cell.format("b") + end)
         file.writelines(cell.format(i) + "," + cell.format(-i / 4) + end for i in range(rows))
     count, total = 0, np.zeros(2)
-    for table in iter_table(tmp_path / "long.csv"):
+    for table in iter_table(tmp_path / name):
         assert table.columns == ["a", "b"]
         count += len(table.values)
         total += table.values.sum(axis=0)
@@ -315,16 +324,27 @@ def test_long_csv_files_of_every_dialect(tmp_path, rows, start, cell, end):
     assert total.tolist() == [rows * (rows - 1) / 2, -rows * (rows - 1) / 8]
 
 
-@pytest.mark.parametrize("name", ["data.csv.gz", "data.csv", "data.npy"])
+@pytest.mark.parametrize("name", ["data.npy.gz", "data.csv", "data.npy"])
 def test_compressed_files_are_refused_by_name_and_by_content(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(b"a\n1\n2\n"))
     expected = {
-        "data.csv.gz": "expected a file ending in .csv",
+        "data.npy.gz": "expected a file ending in .csv, .csv.gz, .npy, .parquet; got '.gz'",
         "data.csv": "not a csv file in UTF-8",
         "data.npy": "not a npy file",
     }
     with pytest.raises(TableError, match=expected[name]):
         read_table(tmp_path / name)
+
+
+def test_damaged_gzip_files_are_refused(tmp_path):
+    path = tmp_path / "data.csv.gz"
+    whole = gzip.compress(b"a\n" + b"1\n" * 1000)
+    flipped = bytes(byte ^ (1 if place == len(whole) - 6 else 0) for place, byte in enumerate(whole))
+    deflated = whole[:10] + bytes([0b111]) + whole[11:]
+    for damaged in (b"a\n1\n", b"\x1f\x8b", whole[:10], whole[: len(whole) // 2], whole[:-1], flipped, deflated):
+        path.write_bytes(damaged)
+        with pytest.raises(TableError, match=r"data\.csv\.gz: truncated, damaged or not a gzip file"):
+            read_table(path)
 
 
 # -- memory --------------------------------------------------------------------------------------------------
@@ -348,6 +368,7 @@ for threads in (1, 2):
 """
 
 
+@limits_memory
 def test_memory_that_cannot_be_had_is_an_error_and_no_crash():
     said = subprocess.run([sys.executable, "-c", TOO_MANY_COMPONENTS], capture_output=True, text=True, check=True)
     assert said.stdout.splitlines() == [f"logits: not enough memory to work with {2**21} components"] * 2

@@ -1,7 +1,9 @@
 """Model files: what was saved comes back, and whatever else is in a file gets one clear error."""
 
+import inspect
 import json
 import stat
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 
 import mixflow
 from mixflow import flows, transforms
+from mixflow.flows import RECIPES
 from mixflow.tensor_file import sign
 
 
@@ -164,7 +167,7 @@ FORGED = {
     "wrong type": ({"flow": description(arguments={"family": ["gaussian"]})}, "cannot build the flow"),
     "huge": (
         {"flow": description(arguments={"components": 10**13})},
-        r"expected shape \(1, 10000000000000\)",
+        r"components: expected at most \d+, the numbers in the file; got 10000000000000",
     ),
     "beyond huge": ({"flow": description(arguments={"components": 10**30})}, "cannot build the flow"),
     "other size": (
@@ -180,6 +183,30 @@ def test_forged_metadata_is_refused(path, forged):
     rewrite(path, **metadata)
     with pytest.raises(ValueError, match=message):
         mixflow.load(path)
+
+
+SIZES = {"features": 2, "layers": 2, "components": 2, "hidden": [2], "marginal_components": 2, "context": 1}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_forged_sizes_are_refused_before_anything_is_made_of_them(tmp_path, name):
+    known = inspect.signature(RECIPES[name]).parameters
+    arguments = {size: value for size, value in SIZES.items() if size in known}
+    path = tmp_path / "model"
+    mixflow.save(RECIPES[name](**arguments), path)
+    numbers = sum(value.numel() for value in mixflow.load(path).state_dict().values())
+    forgeries = [{size: [10**9] if isinstance(value, list) else 10**9} for size, value in arguments.items()]
+    if "layers" in arguments:
+        forgeries.append({"features": numbers, "layers": 1000})
+    for forgery in forgeries:
+        rewrite(path, flow=description(recipe=name, arguments=arguments | forgery))
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match=r"cannot build the flow .*the numbers in the file; got"):
+                mixflow.load(path)
+            assert tracemalloc.get_traced_memory()[1] < 2**18
+        finally:
+            tracemalloc.stop()
 
 
 def test_forged_tensors_are_refused(path):

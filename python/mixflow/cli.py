@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mixflow", description="Normalizing flows built from mixture CDFs.")
     parser.add_argument("--version", action="version", version=f"mixflow {mixflow.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    table = "a .csv, .npy or .parquet file"
+    table = "a .csv, .csv.gz, .npy or .parquet file"
 
     command = commands.add_parser("fit", help="fit a flow to data and save it")
     command.set_defaults(run=_fit)

@@ -91,6 +91,7 @@ def load(path: PathLike) -> Flow:
     if name not in RECIPES:
         raise ValueError(f"{path}: expected a flow among {', '.join(RECIPES)}; got {name!r}")
     try:
+        _check_sizes(arguments, sum(tensor.numel() for tensor in tensors.values()))
         with torch.device("meta"):
             flow = RECIPES[name](**arguments)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -113,6 +114,22 @@ def _parse(path: PathLike, description: str) -> tuple[str, dict[str, Any], dict[
     if not (isinstance(name, str) and isinstance(arguments, dict) and isinstance(notes, dict)):
         raise ValueError(f"{path}: damaged, its description of the flow has the wrong types")
     return name, arguments, notes
+
+
+def _check_sizes(arguments: dict[str, Any], numbers: int) -> None:
+    """ValueError for a size that no flow of so many numbers has: recipes make lists as long as some sizes are.
+
+    Every layer has a number for each feature, and any flow one for each of another size: a component, a hidden unit.
+    """
+    sizes = [
+        (name, size) for name, value in arguments.items() for size in (value if isinstance(value, list) else [value])
+    ]
+    features, layers = arguments.get("features"), arguments.get("layers")
+    if isinstance(features, int) and isinstance(layers, int):
+        sizes.append(("features, in all layers", features * layers))
+    for name, size in sizes:
+        if isinstance(size, int) and size > numbers:
+            raise ValueError(f"{name}: expected at most {numbers}, the numbers in the file; got {size}")
 
 
 def _check_tensors(path: PathLike, flow: Flow, tensors: dict[str, Tensor]) -> None:

@@ -114,8 +114,8 @@ class Rows:
 
     Args:
         name: what errors call the values.
-        values: (N, columns), or (N,) for one column; or the path of a .npy, .csv or .parquet file. A .csv or .parquet
-            file is first copied, in chunks, to a nameless temporary file that can be mapped.
+        values: (N, columns), or (N,) for one column; or the path of a table. One that is no .npy file is first
+            copied, in chunks, to a nameless temporary file that can be mapped.
         columns: how many columns there must be.
         like: a tensor of the dtype and on the device that rows are wanted in.
         names: the columns to read from a file that names them.

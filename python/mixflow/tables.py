@@ -1,16 +1,20 @@
-"""Tables of numbers in files: .csv, .npy and .parquet, whole or in chunks that memory can hold."""
+"""Tables of numbers in files: .csv, .csv.gz, .npy and .parquet, whole or in chunks that memory can hold."""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import math
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TextIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +57,7 @@ class Table:
 
 
 def iter_table(path: PathLike, columns: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[Table]:
-    r"""Read the numbers in a .csv, .npy or .parquet file in chunks: one after the other, never two at once.
+    r"""Read the numbers in a .csv, .csv.gz, .npy or .parquet file in chunks: one after the other, never two at once.
 
     A csv file may have a header (a first line with a cell that is not a number), quotes, a byte-order mark
     and any line endings; its cells are separated by commas. A npy file holds one array of shape
@@ -101,7 +105,7 @@ def iter_table(path: PathLike, columns: Sequence[str] | None = None, rows: int =
 
 
 def read_table(path: PathLike, columns: Sequence[str] | None = None) -> Table:
-    r"""Read all numbers in a .csv, .npy or .parquet file; arguments and errors are those of :func:`iter_table`.
+    r"""Read all numbers in a file; arguments and errors are those of :func:`iter_table`.
 
     Example:
         >>> import pathlib, tempfile
@@ -160,13 +164,13 @@ def map_table(path: PathLike, columns: Sequence[str] | None = None) -> Table:
 
 
 def count_rows(path: PathLike) -> int | None:
-    """The number of rows in a file, as far as it says so itself; None for a .csv file."""
+    """The number of rows in a file, as far as it says so itself; None for a .csv or .csv.gz file."""
     return _open(path, None, ROWS).count
 
 
 @contextmanager
 def table_writer(path: PathLike, columns: Sequence[str]) -> Iterator[Callable[[NDArray[Any]], None]]:
-    r"""Write numbers in chunks to a .csv, .npy (which keeps no names) or .parquet file.
+    r"""Write numbers in chunks to a .csv, .csv.gz, .npy (which keeps no names) or .parquet file.
 
     Numbers in csv are written with as many digits as their dtype needs to be read back unchanged.
 
@@ -289,11 +293,28 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+@contextmanager
+def _open_plain(path: Path, mode: Literal["r", "w"], encoding: str) -> Iterator[TextIO]:
+    with path.open(mode, newline="", encoding=encoding) as text:
+        yield text
+
+
+@contextmanager
+def _open_gzip(path: Path, mode: Literal["r", "w"], encoding: str) -> Iterator[TextIO]:
+    # Neither name nor time in the header: the same numbers make the same file.
+    with (
+        path.open(f"{mode}b") as file,
+        gzip.GzipFile("", f"{mode}b", compresslevel=6, fileobj=file, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding, newline="") as text,
+    ):
+        yield text
+
+
+def _csv_rows(opener: Opener, path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a csv file, all as wide as the first, and the lines on which they end."""
     width = blank = None
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with opener(path, "r", "utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             for row in reader:
                 if not row:  # an error, unless nothing but blank lines follows
@@ -309,10 +330,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path}: not a csv file in UTF-8 ({error})") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise TableError(f"{path}: truncated, damaged or not a gzip file ({error})") from error
 
 
-def _open_csv(path: Path, columns: Sequence[str] | None, rows: int) -> _Opened:
-    lines = _csv_rows(path)
+def _open_csv(opener: Opener, path: Path, columns: Sequence[str] | None, rows: int) -> _Opened:
+    lines = _csv_rows(opener, path)
     first = next(lines, None)
     if first is None:
         raise TableError(f"{path}: empty")
@@ -346,8 +369,8 @@ def _open_csv(path: Path, columns: Sequence[str] | None, rows: int) -> _Opened:
 
 
 @contextmanager
-def _write_csv(path: Path, columns: list[str]) -> Iterator[Append]:
-    with path.open("w", newline="", encoding="utf-8") as file:
+def _write_csv(opener: Opener, path: Path, columns: list[str]) -> Iterator[Append]:
+    with opener(path, "w", "utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
 
@@ -476,6 +499,7 @@ def _write_parquet(path: Path, columns: list[str]) -> Iterator[Append]:
 
 
 Append: TypeAlias = Callable[[NDArray[Any]], None]
+Opener: TypeAlias = Callable[[Path, Literal["r", "w"], str], AbstractContextManager[TextIO]]
 
 
 @dataclass(frozen=True)
@@ -485,14 +509,17 @@ class _Format:
 
 
 _FORMATS = {
-    ".csv": _Format(_open_csv, _write_csv),
+    ".csv": _Format(partial(_open_csv, _open_plain), partial(_write_csv, _open_plain)),
+    ".csv.gz": _Format(partial(_open_csv, _open_gzip), partial(_write_csv, _open_gzip)),
     ".npy": _Format(_open_npy, _write_npy),
     ".parquet": _Format(_open_parquet, _write_parquet),
 }
 
 
 def _format_of(path: PathLike) -> _Format:
-    suffix = Path(path).suffix.lower()
-    if suffix not in _FORMATS:
-        raise TableError(f"{path}: expected a file ending in {', '.join(_FORMATS)}; got {suffix or 'no ending'!r}")
-    return _FORMATS[suffix]
+    name = Path(path).name.lower()
+    for ending, kind in _FORMATS.items():
+        if name.endswith(ending):
+            return kind
+    found = "".join(Path(name).suffixes[-1:]) or "no ending"
+    raise TableError(f"{path}: expected a file ending in {', '.join(_FORMATS)}; got {found!r}")

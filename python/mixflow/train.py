@@ -67,7 +67,7 @@ def fit(
         flow: the flow to fit, in place.
         data: (N, D), or (N,) for one feature; any real numbers, converted to the flow's dtype and device. Tensors
             and arrays are held in memory; a memory map (``np.load(..., mmap_mode="r")``) and the path of a .npy file
-            are read batch by batch, and so are .csv and .parquet files, from a temporary copy on disk. Or batches:
+            are read batch by batch, and so are the other tables, from a temporary copy on disk. Or batches:
             a ``torch.utils.data.DataLoader`` or another iterable that yields ``x`` or ``(x, context)`` anew for
             each epoch; with several processes, each gives its own shard.
         context: (N, C), for a flow that takes a context; not with batches, which bring their own.

@@ -140,16 +140,25 @@ def test_a_command_killed_while_it_writes_leaves_the_old_file(fitted, tmp_path, 
     np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(size=3_000_000))
     source = [str(tmp_path / "data.npy")] if command == "score" else ["-n", "3000000"]
     arguments = [command, str(fitted / "model.safetensors"), *source, "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "mixflow", *arguments], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    while not (half := [p for p in tmp_path.glob(".mixflow.*") if p.stat().st_size > 1000]):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with subprocess.Popen([sys.executable, "-m", "mixflow", *arguments], stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 100
+        while not (half := half_written(tmp_path)):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     assert out.read_bytes() == b"old"
-    assert half[0].exists(), "it was killed in the middle"
+    assert half.exists(), "it was killed in the middle"
+
+
+def half_written(folder):
+    """The temporary file once there is something in it: another, empty one comes and goes at the start."""
+    for path in folder.glob(".mixflow.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > 1000:
+                return path
+    return None
 
 
 # -- damaged and hostile files -------------------------------------------------------------------------------

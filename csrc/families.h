@@ -71,7 +71,7 @@ struct Gaussian {
     V t = abs(distance), u = t * c.rate, u_rest = fma(t, c.rate_rest, product_rest(t, c.rate, u));
     V shifted = fma(-u, u, splat<V>(magic));
     V r = fma(u * u_rest, Scalar<V>(-2), product_minus(-u, u, shifted - magic));
-    V e = exp2_split(shifted, r);
+    V e = exp2_split(shifted, r).value;
     V near = e * octave_normal_tail(u), far = Scalar<V>(1) - near;
     Mask<V> negative = distance < Scalar<V>(0);
     return {select<V>(negative, near, far), select<V>(negative, far, near), e};
@@ -148,8 +148,8 @@ struct Logistic {
     constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
     V shifted = fma(distance, c.rate, splat<V>(magic));
     V r = fma(distance, c.rate_rest, product_minus(distance, c.rate, shifted - magic));
-    V e = exp2_split(shifted, r);
-    V upper = bounded_reciprocal(Scalar<V>(1) + e), lower = e * upper;
+    PowerOfTwo<V> e = exp2_split(shifted, r);
+    V upper = bounded_reciprocal(e.one_plus), lower = e.value * upper;
     return {lower, upper, lower * upper};
   }
   template <class V>

@@ -88,11 +88,18 @@ MIXFLOW_FN V exp(V x) {
   return exp(x, static_cast<const V*>(nullptr), static_cast<V*>(nullptr));
 }
 
-// 2^(n + r) for |r| <= 1/2 and a normal result; n was rounded by adding `round_magic`.
+// 2^(n + r) for |r| <= 1/2 and a normal result; n was rounded by adding `round_magic`. The exponent is added as an
+// integer, and what that makes of NaN may be a number: only one_plus is NaN then.
 template <class V>
-MIXFLOW_FN V exp2_split(V n_plus_magic, V r) {
+struct PowerOfTwo {
+  V value, one_plus;
+};
+
+template <class V>
+MIXFLOW_FN PowerOfTwo<V> exp2_split(V n_plus_magic, V r) {
   V significand = fma(r, exp2_poly(r), splat<V>(1));
-  return from_bits<V>(to_bits(significand) + (to_bits(n_plus_magic) << Limits<Scalar<V>>::mantissa_bits));
+  V value = from_bits<V>(to_bits(significand) + (to_bits(n_plus_magic) << Limits<Scalar<V>>::mantissa_bits));
+  return {value, fma(significand, power_of_two(n_plus_magic), splat<V>(1))};
 }
 
 // log(x) for positive normal finite x. x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f):

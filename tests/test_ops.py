@@ -100,6 +100,26 @@ def test_infinities_and_nan(family, base, dtype, device):
     assert back[[1, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["x", "logits", "loc", "log_scale"])
+@pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
+def test_nan_of_any_bits_gives_nan(family, base, name, dtype, device):
+    info, integer = (np.finfo(np.float32), np.int32) if dtype == torch.float32 else (np.finfo(np.float64), np.int64)
+    payloads = np.array([1 << bit for bit in range(info.nmant)] + [(1 << info.nmant) - 1], dtype=integer)
+    infinity = np.array(np.inf, info.dtype).view(integer)
+    quiet = infinity | payloads | (1 << info.nmant - 1)
+    nan = torch.from_numpy(np.concatenate([quiet, infinity | payloads]).view(info.dtype))
+    nan = torch.cat([nan, torch.from_numpy(-nan.numpy())]).to(device)
+    assert nan.isnan().all()
+    parameters = {p: torch.zeros(len(nan), 3, dtype=dtype, device=device) for p in ("logits", "loc", "log_scale")}
+    inputs = {"x": torch.full_like(nan, 0.25), **parameters}
+    inputs[name].view(len(nan), -1)[:, -1] = nan
+    for op in (mixflow.cdf_transform, mixflow.cdf_transform_inverse):
+        value, ladj = op(*inputs.values(), family=family, base=base)
+        assert value.isnan().all()
+        assert ladj.isnan().all()
+
+
 def test_values_outside_the_uniform_base_are_nan(device):
     parameters = [torch.zeros(2, device=device)] * 3
     u = torch.tensor([-0.1, 0.5, 1.1], device=device)

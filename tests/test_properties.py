@@ -132,7 +132,8 @@ def round_trip(call):
     assert ((back - x).abs() <= allowed)[inside].all()
     flat = x.double()
     higher, _ = mixflow.cdf_transform((flat + 0.5).to(x.dtype), *parameters, **options)
-    assert (higher >= z).all()
+    # Where F is flat or saturated, each is the same number within four roundings.
+    assert (higher >= z - 8 * epsilon * z.abs().clamp(min=1)).all()
 
 
 @bounded

@@ -3,7 +3,7 @@
 In this order: lint; the wheel, built, repaired and looked into; the kernels under sanitizers, and five minutes of
 random calls; the long forms of tests, of faults most of all; the whole suite against the wheel in an empty environment
 without compilers, and what importing it costs there; coverage, and whether every error message is triggered by a test.
-The kernels and the wheel are tested at the same time.
+The kernels and the rest are tested at the same time.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def check_wheel() -> None:
     wheel = max(ROOT.glob("dist/*.whl"), key=lambda path: path.stat().st_mtime)
     alone = [sys.executable, "tools/wheel.py", "try", str(wheel), "--", "-q", "tests"]
     step("wheel alone", *alone, notable=r"^(?:import|one OpenMP runtime): .*$|^\d+ passed.*$")
+    step("coverage", "make", "coverage", notable=r"^(?:TOTAL|messages:) .*$|^\d+ passed.*$")
 
 
 def check_all() -> None:
@@ -59,7 +60,6 @@ def check_all() -> None:
     with ThreadPoolExecutor() as pool:
         for running in [pool.submit(check_kernels), pool.submit(check_wheel)]:
             running.result()
-    step("coverage", "make", "coverage", notable=r"^(?:TOTAL|messages:) .*$|^\d+ passed.*$")
 
 
 def main() -> int:

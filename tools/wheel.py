@@ -4,7 +4,7 @@
     wheel.py check WHEEL_OR_FOLDER  what is in it: size, linked libraries, typing marker, licence
     wheel.py try WHEEL [-- PYTEST]  install it into an empty environment and run the tests there, no compiler on PATH;
                                     with another Python, or other versions of what it needs:
-                                    try --python python3.10 --pin torch==2.5.0 --pin numpy==1.26.4 dist/*cp310*.whl
+                                    try --python python3.10 --pin torch==2.6.0 --pin numpy==1.26.4 dist/*cp310*.whl
 
 Of the linked libraries: the module names no OpenMP runtime, since it takes the one that torch has loaded (see
 CMakeLists.txt). So there is none for auditwheel to copy into the wheel: a copy would be a second runtime with a second

@@ -65,9 +65,8 @@ def run(code):
 def test_importing_and_working_on_the_cpu_leave_cuda_alone():
     run("""
 import torch, mixflow
-mixflow.show_config()
 mixflow.cdf_transform(torch.zeros(5), *[torch.zeros(3)] * 3)
-mixflow.flows.gaussianization(2)
+mixflow.flows.gaussianization(2).log_prob(torch.zeros(3, 2)).sum().backward()
 assert not torch.cuda.is_initialized()
 """)
 
@@ -334,7 +333,7 @@ def test_memory_is_the_results_and_torch_s(card, op):
     call()
     outputs, beyond = beyond_outputs_on_cuda(call)
     assert outputs == x.nbytes * len(call())
-    assert beyond <= 512 * len(call())  # torch rounds up
+    assert beyond == 0
     for _ in range(3):
         with_gradients(op, x, *parameters)
     torch.cuda.synchronize(card)
@@ -397,7 +396,6 @@ def test_strides_of_more_than_2_31_elements(card, op, which):
 
 
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor imports it
 def test_compiles_with_inductor(card, op):
     def loss(*tensors):
         return sum((r * r).sum() for r in op(*tensors))

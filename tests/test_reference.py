@@ -156,8 +156,6 @@ def test_an_element_without_a_solution_leaves_the_others_gradients_alone(end):
         torch.testing.assert_close(one, other)
 
 
-# torch's own forward mode compiles its decompositions with torch.jit, which it has deprecated.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("direction", [reference.cdf_transform, reference.cdf_transform_inverse])
 @pytest.mark.parametrize(("family", "base"), CASES)
 def test_gradients_of_both_orders(direction, family, base):

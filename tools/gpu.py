@@ -170,7 +170,7 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
         Step("card", 60, [[*pytest, "tests/test_cuda.py"]], built | alone),
         Step(
             "sanitizer",
-            40,
+            70,
             [[*memcheck, *pytest, "-x", *SANITIZED]],
             # Each tensor by itself, so that what lies beyond it is nobody's.
             built | alone | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},

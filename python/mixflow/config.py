@@ -34,8 +34,9 @@ def show_config() -> Config:
         the one in use: the best, unless the environment variable ``MIXFLOW_CPU_CAPABILITY`` names another;
         ``cpu_chosen_by`` says which. ``openmp`` says whether several threads can be used, ``openmp_runtimes`` lists
         the loaded libraries that bring them (Linux only). ``cuda_compiled`` lists the architectures in this build,
-        ``cuda_usable`` says whether there is a device that one of them serves. ``environment`` holds the variables that
-        start with ``MIXFLOW_``, those that mixflow does not know included.
+        ``cuda_usable`` says whether there is a device that one of them serves; torch initialises CUDA to know that,
+        where this build has kernels at all. ``environment`` holds the variables that start with ``MIXFLOW_``, those
+        that mixflow does not know included.
 
     Raises:
         RuntimeError: ``MIXFLOW_CPU_CAPABILITY`` names an instruction set that this build or processor lacks.
@@ -62,7 +63,7 @@ def show_config() -> Config:
         openmp_runtimes=openmp_runtimes(),
         threads=torch.get_num_threads(),
         cuda_compiled=architectures or "no",
-        cuda_usable=any(_serves(architectures, capability) for capability in _cuda_capabilities()),
+        cuda_usable=bool(architectures) and any(_serves(architectures, has) for has in _cuda_capabilities()),
         cuda_of_torch=torch.version.cuda or "no",
         environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIX)},
     )
@@ -97,7 +98,7 @@ def _serves(architectures: str, capability: tuple[int, int]) -> bool:
     """
     named = re.findall(r"(\d+)(\d)\w?(-real)?", architectures)
     if not named:
-        return bool(architectures)  # "native", "all"
+        return True  # "native", "all"
     return any(
         (int(major), int(minor)) <= capability and (not binary_only or int(major) == capability[0])
         for major, minor, binary_only in named

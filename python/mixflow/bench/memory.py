@@ -81,14 +81,14 @@ def _measure(settings: Settings, work: str, family: str, layout: str, n: int, co
 
 
 def beyond_outputs_on_cuda(run: Callable[[], Sequence[Tensor]]) -> tuple[int, int]:
-    """The same of the current CUDA device, by what torch allocated there."""
+    """The same of the current CUDA device, by what its allocator was asked for: it may give 1 MiB more."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     results = run()
     torch.cuda.synchronize()
     outputs = sum(r.nbytes for r in results)
-    return outputs, torch.cuda.max_memory_allocated() - before - outputs
+    return outputs, torch.cuda.memory_stats()["requested_bytes.all.peak"] - before - outputs
 
 
 def _peak() -> int:

@@ -82,6 +82,9 @@ struct Problem {
   void *evaluations, *residual;
   // gradients of the parameters, contiguous, (outer..., components): backward ops only
   void *grad_logits, *grad_loc, *grad_log_scale;
+
+  // No elements: nothing is to be done, and operands need have no memory. There may be parameters all the same.
+  bool is_empty() const { return outer.size == 0 || inner.size == 0; }
 };
 
 MIXFLOW_HOST_DEVICE constexpr bool is_backward(Op op) {

@@ -90,7 +90,7 @@ constexpr int64_t kMaxPartialSums = 256 * 1024 / (3 * sizeof(double));
 int64_t chunks_per_set(const Problem& problem) {
   int64_t wanted = (problem.inner.size + kChunkLength - 1) / kChunkLength;
   int64_t allowed = std::clamp(kMaxPartialSums / problem.components, kMinChunks, kMaxChunks);
-  return std::max<int64_t>(1, std::min(wanted, allowed / std::max<int64_t>(problem.outer.size, 1)));
+  return std::max<int64_t>(1, std::min(wanted, allowed / problem.outer.size));
 }
 
 template <class T>
@@ -227,6 +227,7 @@ double run_bare_loop(Dtype dtype, int components, int64_t elements, int threads)
 }
 
 void run_on_cpu(const Problem& problem, int threads) {
+  if (problem.is_empty()) return;
   prefer_huge_pages(problem);
   if (problem.inner.size >= kSharedLength)
     run_shared(problem, threads, chosen().run);

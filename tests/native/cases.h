@@ -154,7 +154,8 @@ inline Shape part_of(Random& random, const Shape& batch, double shared) {
   return shape;
 }
 
-// Any order of the axes in memory, gaps between elements, axes that repeat the same memory.
+// Any order of the axes in memory, gaps between elements, axes that repeat the same memory; of those without elements,
+// whose strides mean nothing, every other one.
 inline Tensor scattered(Random& random, Dtype dtype, const Shape& shape, Kind kind, double extremes) {
   Tensor operand{dtype, shape, Shape(shape.size()), nullptr};
   std::vector<size_t> order(shape.size());
@@ -163,7 +164,7 @@ inline Tensor scattered(Random& random, Dtype dtype, const Shape& shape, Kind ki
     for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
   int64_t step = random.chance(0.2) ? 1 + random.below(3) : 1;
   for (size_t i : order) {
-    bool repeats = random.chance(0.05);
+    bool repeats = random.chance(shape[i] == 0 ? 0.5 : 0.05);
     operand.stride[i] = repeats ? 0 : step;
     step *= repeats ? 1 : std::max<int64_t>(shape[i], 1) + (random.chance(0.1) ? random.below(3) : 0);
   }

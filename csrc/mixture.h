@@ -23,17 +23,31 @@ namespace MIXFLOW_ARCH {
 #define MIXFLOW_RARE __attribute__((noinline))
 #endif
 
-// Of a parameter set's log-softmax weight (up to a constant), location and log scale.
+// exp(log_weight), and exp(-log_scale) to twice the precision: what is costly in a component.
+template <class V>
+struct Exponentials {
+  V weight, inv_scale, inv_scale_rest;
+};
+template <class V>
+MIXFLOW_FN Exponentials<V> exponentials(V log_weight, V log_scale) {
+  V rest, inv_scale = exp(-log_scale, static_cast<const V*>(nullptr), &rest);
+  return {exp_flushed(log_weight), inv_scale, rest};
+}
+
+// Of a parameter set's log-softmax weight (up to a constant) and location.
 template <class Family, class V>
-MIXFLOW_FN Component<V> make_component(V log_weight, V loc, V log_scale) {
+MIXFLOW_FN Component<V> make_component(V log_weight, V loc, const Exponentials<V>& of) {
   using T = Scalar<V>;
   constexpr T unit = T(Family::unit), unit_rest = T(Family::unit - unit + Family::unit_rest);
-  V inv_scale_rest, inv_scale = exp(-log_scale, static_cast<const V*>(nullptr), &inv_scale_rest),
-                    weight = exp_flushed(log_weight);
+  V weight = of.weight, inv_scale = of.inv_scale, inv_scale_rest = of.inv_scale_rest;
   V rate = inv_scale * unit;
   V rate_rest = fma(inv_scale_rest, unit, fma(inv_scale, unit_rest, product_rest(inv_scale, splat<V>(unit), rate)));
   V reach = Family::template reach<V>() * reciprocal_estimate(rate);
   return {loc, weight, log_weight, rate, rate_rest, reach, weight * (inv_scale * T(Family::density_factor)), inv_scale};
+}
+template <class Family, class V>
+MIXFLOW_FN Component<V> make_component(V log_weight, V loc, V log_scale) {
+  return make_component<Family>(log_weight, loc, exponentials(log_weight, log_scale));
 }
 
 // A parameter set answers component(k), k in [0, components), and knows the sum of the weights, the smallest scale, and
@@ -95,7 +109,7 @@ MIXFLOW_FN Sums<V> sum_components(const Parameters& parameters, Add add) {
 
 template <class V>
 MIXFLOW_FN V within_reach(V x, const Component<V>& c) {
-  return max(min(x - c.loc, c.reach), -c.reach);
+  return at_least(at_most(x - c.loc, c.reach), -c.reach);
 }
 
 // Zero beyond the reach: what is left there is far below the sums, but a gradient may consist of nothing else.

@@ -68,7 +68,7 @@ struct Reduced {
 // exp(x) for x <= 0; results below the smallest normal number may be flushed to 0.
 template <class V>
 MIXFLOW_FN V exp_flushed(V x) {
-  Reduced<V> reduced(max(x, splat<V>(Constants<Scalar<V>>::exp_flush)));
+  Reduced<V> reduced(at_least(x, splat<V>(Constants<Scalar<V>>::exp_flush)));
   return (reduced.exp_minus_one() + Scalar<V>(1)) * power_of_two(reduced.shifted);
 }
 
@@ -77,7 +77,7 @@ MIXFLOW_FN V exp_flushed(V x) {
 template <class V>
 MIXFLOW_FN V exp(V x, const V* lo, V* rest) {
   using C = Constants<Scalar<V>>;
-  Reduced<V> reduced(min(max(x, splat<V>(C::exp_lowest)), splat<V>(C::exp_highest)));
+  Reduced<V> reduced(at_most(at_least(x, splat<V>(C::exp_lowest)), splat<V>(C::exp_highest)));
   if (lo != nullptr) reduced.r += *lo;
   V minus_one = reduced.exp_minus_one(), result = minus_one + Scalar<V>(1);
   if (rest != nullptr) *rest = scale_by_power_of_two(minus_one - (result - Scalar<V>(1)), reduced.n);

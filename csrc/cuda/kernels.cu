@@ -28,8 +28,8 @@ namespace MIXFLOW_ARCH {
 namespace {
 
 constexpr int kThreads = 128, kWarp = 32;
-// What every card gives a block without being asked.
-constexpr size_t kSharedBytes = 48 * 1024;
+// What every card gives a block without being asked, and what those of compute capability 8 and later give at least.
+constexpr size_t kSharedBytes = 48 * 1024, kMostSharedBytes = 96 * 1024;
 constexpr int64_t kMaxGrid = (int64_t(1) << 31) - 1;
 
 // Inner lengths from which a block works on one parameter set: those that fill a warp.
@@ -80,8 +80,8 @@ struct RawParameters {
         largest(-infinity<T>()) {
     T smallest_log_scale = infinity<T>();
     for (int k = 0; k < components; ++k) {
-      largest = max(largest, logits[k * stride[0]]);
-      smallest_log_scale = min(smallest_log_scale, log_scale[k * stride[2]]);
+      largest = at_least(largest, logits[k * stride[0]]);
+      smallest_log_scale = at_most(smallest_log_scale, log_scale[k * stride[2]]);
     }
     largest_inv_scale = exp(-smallest_log_scale);
     smallest_scale = reciprocal(largest_inv_scale);
@@ -94,12 +94,13 @@ struct RawParameters {
                       problem.component_stride[0], problem.component_stride[1], problem.component_stride[2],
                       problem.components) {}
 
+  MIXFLOW_FN T log_weight(int k) const { return logits[k * stride[0]] - largest; }
   MIXFLOW_FN Component<T> component(int k) const {
-    return make_component<Family>(logits[k * stride[0]] - largest, loc[k * stride[1]], log_scale[k * stride[2]]);
+    return make_component<Family>(log_weight(k), loc[k * stride[1]], log_scale[k * stride[2]]);
   }
   MIXFLOW_FN T total_weight() const {
     T total(0);
-    for (int k = 0; k < components; ++k) total += exp_flushed(logits[k * stride[0]] - largest);
+    for (int k = 0; k < components; ++k) total += exp_flushed(log_weight(k));
     return total;
   }
   MIXFLOW_FN bool has_kept(int) const { return false; }
@@ -121,6 +122,48 @@ struct PreparedParameters {
   MIXFLOW_FN void keep(int, const Shares<T>&) const {}
 };
 
+// A row of parameters of which a thread keeps in shared memory what is costly, for ops that go through the components
+// several times.
+template <class Family, class T>
+struct PreparedRow {
+  T *log_weights, *locs, *inv_scales;  // in the place of logits, loc and log_scale
+  T *inv_scale_rests, *weights;
+  int components;
+  T total, largest_inv_scale, smallest_scale, density_floor;
+
+  // `rows` are five arrays, `step` apart, of which the first three are the row's parameters.
+  MIXFLOW_FN PreparedRow(T* rows, int step, int components)
+      : log_weights(rows),
+        locs(rows + step),
+        inv_scales(rows + 2 * step),
+        inv_scale_rests(rows + 3 * step),
+        weights(rows + 4 * step),
+        components(components),
+        total(0) {
+    RawParameters<Family, T> raw(log_weights, locs, inv_scales, 1, 1, 1, components);
+    largest_inv_scale = raw.largest_inv_scale;
+    smallest_scale = raw.smallest_scale;
+    density_floor = raw.density_floor;
+    for (int k = 0; k < components; ++k) {
+      T log_weight = raw.log_weight(k);
+      Exponentials<T> of = exponentials(log_weight, inv_scales[k]);
+      log_weights[k] = log_weight;
+      inv_scales[k] = of.inv_scale;
+      inv_scale_rests[k] = of.inv_scale_rest;
+      weights[k] = of.weight;
+      total += of.weight;
+    }
+  }
+  MIXFLOW_FN Component<T> component(int k) const {
+    return make_component<Family>(log_weights[k], locs[k],
+                                  Exponentials<T>{weights[k], inv_scales[k], inv_scale_rests[k]});
+  }
+  MIXFLOW_FN T total_weight() const { return total; }
+  MIXFLOW_FN bool has_kept(int) const { return false; }
+  MIXFLOW_FN Shares<T> kept(int) const { return {}; }
+  MIXFLOW_FN void keep(int, const Shares<T>&) const {}
+};
+
 template <class Family, class T>
 __device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem, int64_t outer,
                                                          Component<T>* prepared) {
@@ -132,18 +175,38 @@ __device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem,
   return {prepared, raw.components, total, raw.largest_inv_scale, raw.smallest_scale, raw.density_floor};
 }
 
+// Whether an op reads or writes this for each element.
+MIXFLOW_FN constexpr bool has_operand(Op op, Operand operand) {
+  bool on_intervals = op == Op::interval || op == Op::interval_backward;
+  switch (operand) {
+    case kInput:
+    case kOutput:
+      return true;
+    case kUpper:
+      return on_intervals;
+    case kGradValue:
+      return is_backward(op);
+    case kGradLadj:
+      return is_backward(op) && !on_intervals;
+    case kLadj:
+      return !is_backward(op) && !on_intervals;
+    case kGradUpper:
+      return op == Op::interval_backward;
+    default:
+      return false;
+  }
+}
+
 // The seeds of an element, such that they are read 16 bytes at a time.
 template <Op op, class T>
 struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>> {};
 
-// One element through one op. Of a backward op, use(seeds) sees to the gradients by the parameters.
-template <class Family, Op op, class T, class Parameters, class Use>
-__device__ __forceinline__ void map_element(const Problem& problem, const Parameters& parameters, int64_t outer,
-                                            int64_t inner, Use use) {
+// One element through one op; offset(operand) is its place in each. Of a backward op, use(seeds) sees to the gradients
+// by the parameters.
+template <class Family, Op op, class T, class Parameters, class Offset, class Use>
+__device__ __forceinline__ void map_element(const Problem& problem, const Parameters& parameters, Offset offset,
+                                            Use use) {
   RuntimeBase base{problem.base};
-  auto offset = [&](Operand operand) {
-    return problem.outer.offset(outer, operand) + problem.inner.offset(inner, operand);
-  };
   auto read = [&](const void* data, Operand operand) { return static_cast<const T*>(data)[offset(operand)]; };
   auto write = [&](void* data, Operand operand, T value) { static_cast<T*>(data)[offset(operand)] = value; };
   T input = read(problem.input, kInput);
@@ -252,6 +315,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t block = blockIdx.x; block < problem.outer.size * chunks.count; block += gridDim.x) {
     int64_t outer = block / chunks.count, begin = (block - outer * chunks.count) * chunks.length;
     int64_t end = begin + chunks.length < problem.inner.size ? begin + chunks.length : problem.inner.size;
+    int64_t first[kOperands];
+    for (int operand = 0; operand < kLogits; ++operand)
+      if (has_operand(op, static_cast<Operand>(operand)))
+        first[operand] = problem.outer.offset(outer, static_cast<Operand>(operand));
+    auto offset_at = [&](int64_t i) {
+      return [&, i](Operand operand) { return first[operand] + problem.inner.offset(i, operand); };
+    };
     auto parameters = [&] {
       if constexpr (is_prepared)
         return prepare<Family, T>(problem, outer, prepared);
@@ -263,7 +333,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int64_t tile = begin; tile < end; tile += blockDim.x) {
         int used = end - tile < blockDim.x ? static_cast<int>(end - tile) : blockDim.x;
         if (static_cast<int>(threadIdx.x) < used)
-          map_element<Family, op, T>(problem, parameters, outer, tile + threadIdx.x,
+          map_element<Family, op, T>(problem, parameters, offset_at(tile + threadIdx.x),
                                      [&](const auto& own) { seeds[threadIdx.x] = {own}; });
         __syncthreads();
         sums.add_tile(parameters, used);
@@ -272,7 +342,7 @@ __global__ void __launch_bounds__(kThreads)
       sums.finish();
     } else {
       for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
-        map_element<Family, op, T>(problem, parameters, outer, i, nullptr);
+        map_element<Family, op, T>(problem, parameters, offset_at(i), nullptr);
     }
     __syncthreads();
   }
@@ -316,68 +386,105 @@ MIXFLOW_FN bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(Vector<T>) == 0;
 }
 
-// Row and place of every step-th number of rows of `length`, without a division for each.
-struct RowWalk {
-  int length, row, k, step_rows, step_rest;
+// How rows of parameters lie in shared memory, and in the memory that they come from. What a block would find out about
+// them time and again is found out once, by the host.
+struct Rows {
+  int length, pitch;        // odd: threads that read the same place of their own rows then use different banks
+  uint32_t inverse_length;  // 2^31 / length, rounded up
+  bool contiguous;          // all three parameters are, and aligned
+  bool whole_vectors;       // no 16 bytes belong to two rows
 
-  MIXFLOW_FN RowWalk(int first, int step, int length)
-      : length(length),
-        row(first / length),
-        k(first - row * length),
-        step_rows(step / length),
-        step_rest(step - step_rows * length) {}
-  MIXFLOW_FN void advance() {
-    row += step_rows;
-    k += step_rest;
-    if (k >= length) k -= length, ++row;
+  // i / length, for what fits into shared memory; a division takes a GPU twenty instructions.
+  MIXFLOW_FN int row_of(int i) const {
+    return static_cast<int>((uint64_t(2 * static_cast<uint32_t>(i)) * inverse_length) >> 32);
+  }
+  MIXFLOW_FN int place_of(int i) const { return i + (pitch - length) * row_of(i); }
+  // use(j, place) for `width` numbers from the i-th on.
+  template <int width, class Use>
+  MIXFLOW_FN void for_places(int i, Use use) const {
+    if (whole_vectors) {
+      int place = place_of(i);
+      for (int j = 0; j < width; ++j) use(j, place + j);
+    } else {
+      for (int j = 0; j < width; ++j) use(j, place_of(i + j));
+    }
   }
 };
 
-// Consecutive numbers, aligned to 16 bytes, from or to rows in shared memory that are `pitch` apart.
-template <bool to_shared, class T>
-__device__ __forceinline__ void move_block(std::conditional_t<to_shared, const T, T>* global, T* shared, int rows,
-                                           int length, int pitch) {
+template <class T>
+Rows rows_of(const Problem& problem) {
+  uint32_t length = static_cast<uint32_t>(problem.components);
+  Rows rows{problem.components, problem.components | 1, ((uint32_t(1) << 31) + length - 1) / length,
+            problem.outer.count == 1, length % Vector<T>::width == 0};
+  const void* const data[3] = {problem.logits, problem.loc, problem.log_scale};
+  for (int p = 0; p < 3; ++p)
+    rows.contiguous = rows.contiguous && problem.outer.axis[0].stride[kLogits + p] == problem.components &&
+                      is_aligned(static_cast<const T*>(data[p]));
+  return rows;
+}
+
+// The first `size` numbers of three arrays to rows in shared memory, `step` apart, or back. A last vector that is not
+// whole belongs to a block with rows to spare: what it has too much goes there.
+template <class T>
+__device__ __forceinline__ void load_vectors(const Rows& rows, const T* const (&from)[3], int64_t first, int size,
+                                             T* shared, int step) {
   constexpr int width = Vector<T>::width;
-  int size = rows * length, step = blockDim.x * width;
-  RowWalk walk(threadIdx.x * width, step, length);
-  for (int i = threadIdx.x * width; i < size; i += step, walk.advance()) {
-    int k = walk.k, at = walk.row * pitch + k;
-    auto move_next = [&](auto& other) {
-      T& own = shared[at++];
-      if constexpr (to_shared)
-        own = other;
-      else
-        other = own;
-      if (++k == length) k = 0, at += pitch - length;
-    };
-    if (i + width <= size) {
-      Vector<T> vector;
-      if constexpr (to_shared) vector = *reinterpret_cast<const Vector<T>*>(global + i);
-      for (int j = 0; j < width; ++j) move_next(vector.value[j]);
-      if constexpr (!to_shared) *reinterpret_cast<Vector<T>*>(global + i) = vector;
-    } else {
-      for (int j = i; j < size; ++j) move_next(global[j]);
-    }
+  for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
+    Vector<T> vector[3];
+    if (i + width <= size)
+      for (int p = 0; p < 3; ++p) vector[p] = *reinterpret_cast<const Vector<T>*>(from[p] + (first + i));
+    else
+      for (int p = 0; p < 3; ++p)
+        for (int j = 0; j < width; ++j) vector[p].value[j] = i + j < size ? from[p][first + i + j] : T(0);
+    rows.template for_places<width>(i, [&](int j, int place) {
+      for (int p = 0; p < 3; ++p) shared[p * step + place] = vector[p].value[j];
+    });
+  }
+}
+template <class T>
+__device__ __forceinline__ void store_vectors(const Rows& rows, T* const (&to)[3], int64_t first, int size,
+                                              const T* shared, int step) {
+  constexpr int width = Vector<T>::width;
+  for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
+    Vector<T> vector[3];
+    rows.template for_places<width>(i, [&](int j, int place) {
+      for (int p = 0; p < 3; ++p) vector[p].value[j] = shared[p * step + place];
+    });
+    if (i + width <= size)
+      for (int p = 0; p < 3; ++p) *reinterpret_cast<Vector<T>*>(to[p] + (first + i)) = vector[p];
+    else
+      for (int p = 0; p < 3; ++p)
+        for (int j = 0; j < width; ++j)
+          if (i + j < size) to[p][first + i + j] = vector[p].value[j];
   }
 }
 
-// The rows of one parameter to shared memory; `offsets` has room for one of each.
+// `count` rows of each parameter, from row `begin` on, to shared memory; `offsets` has room for one of each.
 template <class T>
-__device__ __forceinline__ void load_rows(const Problem& problem, const void* data, Operand operand, int64_t begin,
-                                          int rows, T* shared, int pitch, int64_t* offsets) {
-  int length = problem.components;
-  const T* first = static_cast<const T*>(data) + problem.outer.offset(begin, operand);
-  if (problem.outer.count == 1 && problem.outer.axis[0].stride[operand] == length && is_aligned(first))
-    return move_block<true>(first, shared, rows, length, pitch);
-  if (static_cast<int>(threadIdx.x) < rows) offsets[threadIdx.x] = problem.outer.offset(begin + threadIdx.x, operand);
+__device__ __forceinline__ void load_rows(const Problem& problem, const Rows& rows, int64_t begin, int count, T* shared,
+                                          int step, int64_t* offsets) {
+  const T* const from[3] = {static_cast<const T*>(problem.logits), static_cast<const T*>(problem.loc),
+                            static_cast<const T*>(problem.log_scale)};
+  if (rows.contiguous) return load_vectors(rows, from, begin * rows.length, count * rows.length, shared, step);
+  if (static_cast<int>(threadIdx.x) < count)
+    for (int p = 0; p < 3; ++p)
+      offsets[p * blockDim.x + threadIdx.x] =
+          problem.outer.offset(begin + threadIdx.x, static_cast<Operand>(kLogits + p));
   __syncthreads();
-  for (RowWalk walk(threadIdx.x, blockDim.x, length); walk.row < rows; walk.advance())
-    shared[walk.row * pitch + walk.k] = static_cast<const T*>(data)[offsets[walk.row] + walk.k];
+  for (int i = threadIdx.x; i < count * rows.length; i += blockDim.x) {
+    int row = rows.row_of(i), k = i - row * rows.length, place = row * rows.pitch + k;
+    for (int p = 0; p < 3; ++p) shared[p * step + place] = from[p][offsets[p * blockDim.x + row] + k];
+  }
 }
 
-// Of odd length: threads that read the same place of their own rows then use different banks.
-MIXFLOW_FN int row_pitch(int components) {
-  return components | 1;
+// Ops that go through the components more than once, whose rows are prepared.
+MIXFLOW_FN constexpr bool prepares_rows(Op op) {
+  return is_backward(op) || op == Op::inverse;
+}
+
+// Arrays of rows that a block has in shared memory.
+MIXFLOW_FN constexpr int row_arrays(Op op) {
+  return prepares_rows(op) ? 5 : 3;
 }
 
 // A row of parameters for each element. The least that must be moved: 12 components + 12 bytes an element forward and
@@ -385,36 +492,38 @@ MIXFLOW_FN int row_pitch(int components) {
 // so that this is also about all that is moved, in whole sectors; and gradients take the place of the parameters there,
 // since component k is not read again once its gradient is known.
 template <class Family, Op op, class T>
-__global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Problem problem) {
-  int components = problem.components, pitch = row_pitch(components), threads = blockDim.x;
+__global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Problem problem, Rows rows) {
+  int threads = blockDim.x, step = threads * rows.pitch;
   auto* offsets = reinterpret_cast<int64_t*>(shared_memory());
-  auto* logits = reinterpret_cast<T*>(offsets + 3 * threads);
-  T *locs = logits + threads * pitch, *log_scales = locs + threads * pitch;
+  auto* shared = reinterpret_cast<T*>(offsets + 3 * threads);
   for (int64_t begin = int64_t(blockIdx.x) * threads; begin < problem.outer.size;
        begin += int64_t(gridDim.x) * threads) {
-    int rows = problem.outer.size - begin < threads ? static_cast<int>(problem.outer.size - begin) : threads;
-    load_rows(problem, problem.logits, kLogits, begin, rows, logits, pitch, offsets);
-    load_rows(problem, problem.loc, kLoc, begin, rows, locs, pitch, offsets + threads);
-    load_rows(problem, problem.log_scale, kLogScale, begin, rows, log_scales, pitch, offsets + 2 * threads);
+    int count = problem.outer.size - begin < threads ? static_cast<int>(problem.outer.size - begin) : threads;
+    load_rows(problem, rows, begin, count, shared, step, offsets);
     __syncthreads();
-    if (static_cast<int>(threadIdx.x) < rows) {
-      int own = threadIdx.x * pitch;
-      RawParameters<Family, T> parameters(logits + own, locs + own, log_scales + own, 1, 1, 1, components);
-      map_element<Family, op, T>(problem, parameters, begin + threadIdx.x, 0, [&](const auto& seeds) {
-        for (int k = 0; k < components; ++k) {
+    if (static_cast<int>(threadIdx.x) < count) {
+      T* own = shared + threadIdx.x * rows.pitch;
+      auto parameters = [&] {
+        if constexpr (prepares_rows(op))
+          return PreparedRow<Family, T>(own, step, rows.length);
+        else
+          return RawParameters<Family, T>(own, own + step, own + 2 * step, 1, 1, 1, rows.length);
+      }();
+      auto offset = [&](Operand operand) { return problem.outer.offset(begin + threadIdx.x, operand); };
+      map_element<Family, op, T>(problem, parameters, offset, [&](const auto& seeds) {
+        for (int k = 0; k < rows.length; ++k) {
           ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
-          logits[own + k] = g.logit;
-          locs[own + k] = g.loc;
-          log_scales[own + k] = g.log_scale;
+          own[k] = g.logit;
+          own[step + k] = g.loc;
+          own[2 * step + k] = g.log_scale;
         }
       });
     }
     __syncthreads();
     if constexpr (is_backward(op)) {
-      int64_t first = problem.outer.offset(begin, kGradParameters);  // contiguous
-      move_block<false>(static_cast<T*>(problem.grad_logits) + first, logits, rows, components, pitch);
-      move_block<false>(static_cast<T*>(problem.grad_loc) + first, locs, rows, components, pitch);
-      move_block<false>(static_cast<T*>(problem.grad_log_scale) + first, log_scales, rows, components, pitch);
+      T* const to[3] = {static_cast<T*>(problem.grad_logits), static_cast<T*>(problem.grad_loc),
+                        static_cast<T*>(problem.grad_log_scale)};
+      store_vectors(rows, to, begin * rows.length, count * rows.length, shared, step);
       __syncthreads();
     }
   }
@@ -424,6 +533,11 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
 template <class Family, Op op, class T>
 __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ Problem problem) {
   int64_t inner_size = problem.inner.size, size = problem.outer.size * (is_backward(op) ? 1 : inner_size);
+  auto offset_at = [&](int64_t outer, int64_t inner) {
+    return [&problem, outer, inner](Operand operand) {
+      return problem.outer.offset(outer, operand) + problem.inner.offset(inner, operand);
+    };
+  };
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += int64_t(gridDim.x) * blockDim.x) {
     if constexpr (is_backward(op)) {
       RawParameters<Family, T> parameters(problem, i);
@@ -431,7 +545,7 @@ __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ 
       T *g_logits = static_cast<T*>(problem.grad_logits) + row, *g_locs = static_cast<T*>(problem.grad_loc) + row,
         *g_log_scales = static_cast<T*>(problem.grad_log_scale) + row;
       for (int64_t inner = 0; inner < inner_size; ++inner)
-        map_element<Family, op, T>(problem, parameters, i, inner, [&](const auto& seeds) {
+        map_element<Family, op, T>(problem, parameters, offset_at(i, inner), [&](const auto& seeds) {
           for (int k = 0; k < problem.components; ++k) {
             ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
             g_logits[k] = inner == 0 ? g.logit : g_logits[k] + g.logit;
@@ -441,8 +555,8 @@ __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ 
         });
     } else {
       int64_t outer = inner_size == 1 ? i : i / inner_size;
-      map_element<Family, op, T>(problem, RawParameters<Family, T>(problem, outer), outer, i - outer * inner_size,
-                                 nullptr);
+      map_element<Family, op, T>(problem, RawParameters<Family, T>(problem, outer),
+                                 offset_at(outer, i - outer * inner_size), nullptr);
     }
   }
 }
@@ -495,8 +609,13 @@ struct Launcher {
                   const Arguments&... arguments) const {
     if (blocks == 0) return;
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
-    cudaError_t status = cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, kMaxGrid))),
-                                          dim3(threads), pointers, shared_bytes, stream);
+    cudaError_t status = cudaSuccess;
+    if (shared_bytes > kSharedBytes)
+      status =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (status == cudaSuccess)
+      status = cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, kMaxGrid))), dim3(threads),
+                                pointers, shared_bytes, stream);
     if (status != cudaSuccess) cudaGetLastError();  // told of here, so not to whoever asks next
     check(status, std::string("launch of ") + name_of(op));
   }
@@ -506,21 +625,21 @@ bool is_shared(const Problem& problem) {
   return problem.inner.size >= kSharedLength;
 }
 
-template <class T>
-size_t row_bytes(int components, int threads) {
-  return threads * (3 * sizeof(int64_t) + 3 * sizeof(T) * row_pitch(components));
+template <Op op, class T>
+size_t row_bytes(const Rows& rows, int threads) {
+  return threads * (3 * sizeof(int64_t) + row_arrays(op) * sizeof(T) * rows.pitch);
 }
 
 // Threads of a block of run_rows: as many as there is shared memory for. None where it does not apply.
-template <class T>
-int row_threads(const Problem& problem) {
+template <Op op, class T>
+int row_threads(const Problem& problem, const Rows& rows) {
   const int64_t* stride = problem.component_stride;
   if (problem.inner.size != 1 || stride[0] != 1 || stride[1] != 1 || stride[2] != 1) return 0;
   for (const void* gradient : {problem.grad_logits, problem.grad_loc, problem.grad_log_scale})
     if (!is_aligned(static_cast<const T*>(gradient))) return 0;
-  for (int threads = kThreads; threads >= kWarp; threads /= 2)
-    if (row_bytes<T>(problem.components, threads) <= kSharedBytes) return threads;
-  return 0;
+  for (int threads = kThreads; threads > kWarp; threads /= 2)
+    if (row_bytes<op, T>(rows, threads) <= kSharedBytes) return threads;
+  return row_bytes<op, T>(rows, kWarp) <= kMostSharedBytes ? kWarp : 0;
 }
 
 template <class Family, Op op, class T, bool is_prepared>
@@ -549,9 +668,10 @@ void launch_op(const Problem& problem, const Launcher& launch, double* partial) 
     return launch_shared<Family, op, T, true>(problem, launch, partial);
   if constexpr (is_backward(op))
     if (is_shared(problem)) return launch_shared<Family, op, T, false>(problem, launch, partial);
-  if (int threads = row_threads<T>(problem))
+  Rows rows = rows_of<T>(problem);
+  if (int threads = row_threads<op, T>(problem, rows))
     return launch(run_rows<Family, op, T>, ceil_div(problem.outer.size, threads), threads,
-                  row_bytes<T>(problem.components, threads), problem);
+                  row_bytes<op, T>(rows, threads), problem, rows);
   int64_t size = problem.outer.size * (is_backward(op) ? 1 : problem.inner.size);
   launch(run_strided<Family, op, T>, ceil_div(size, kThreads), kThreads, 0, problem);
 }
@@ -579,13 +699,13 @@ void launch_family(const Problem& problem, const Launcher& launch, double* parti
 
 size_t cuda_workspace(const Problem& problem) {
   using namespace MIXFLOW_ARCH;
-  if (!is_backward(problem.op) || !is_shared(problem) || problem.outer.size == 0) return 0;
+  if (problem.is_empty() || !is_backward(problem.op) || !is_shared(problem)) return 0;
   return problem.outer.size * chunks_of(problem).count * 3 * problem.components * sizeof(double);
 }
 
 void run_on_cuda(const Problem& problem, int device, void* stream, void* workspace) {
   using namespace MIXFLOW_ARCH;
-  if (problem.outer.size == 0 || problem.inner.size == 0) return;
+  if (problem.is_empty()) return;
   CurrentDevice current(device);
   Launcher launch{problem.op, static_cast<cudaStream_t>(stream)};
   int i = 0;

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <utility>
@@ -153,6 +154,21 @@ inline cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 
+// What a block may have of shared memory, for a kernel that asked for it; the least of the cards that are served.
+namespace emulation {
+constexpr size_t shared_bytes = 48 * 1024, most_shared_bytes = 99 * 1024;
+inline std::map<void (*)(), size_t> asked;
+}  // namespace emulation
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  using namespace emulation;
+  if (bytes < 0 || static_cast<size_t>(bytes) > most_shared_bytes) return cudaErrorInvalidConfiguration;
+  asked[reinterpret_cast<void (*)()>(kernel)] = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+
 template <class... Parameters, size_t... indices>
 void emulate_thread(void (*kernel)(Parameters...), void** arguments, std::index_sequence<indices...>) {
   kernel(*static_cast<Parameters*>(arguments[indices])...);
@@ -162,7 +178,9 @@ template <class... Parameters>
 cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 threads, void** arguments, size_t bytes,
                              cudaStream_t) {
   using namespace emulation;
-  if (launches_fail || grid.x == 0 || threads.x == 0 || threads.x > 1024 || bytes > 48 * 1024)
+  auto own = asked.find(reinterpret_cast<void (*)()>(kernel));
+  size_t allowed = own == asked.end() ? shared_bytes : own->second;
+  if (launches_fail || grid.x == 0 || threads.x == 0 || threads.x > 1024 || bytes > allowed)
     return cudaErrorInvalidConfiguration;
   gridDim.x = std::min(grid.x, schedule.largest_grid);
   blockDim = threads;

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import mixflow
 
-RESULTS = Path(__file__).parent.parent / "bench" / "results" / "cpu.json"
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
 
 
-def rates() -> str:
-    """The groups of the benchmark that compare with a rival, as Markdown."""
-    document = json.loads(RESULTS.read_text())
+def rates(device: str) -> str:
+    """The groups of the benchmark that compare with a rival or a limit, as Markdown."""
+    document = json.loads((RESULTS / f"{device}.json").read_text())
     machine = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
-    heading = ["| case | mixflow | rival | its rate | ratio |", "| --- | --: | --- | --: | --: |"]
+    heading = ["| case | mixflow | against | its rate | ratio |", "| --- | --: | --- | --: | --: |"]
     lines = [f"{machine}; {document['unit']}.", "", *heading]
     for rows in document["groups"].values():
         for row in rows:
@@ -28,7 +28,7 @@ version = release = mixflow.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
-myst_substitutions = {"rates": rates()}
+myst_substitutions = {"cpu_rates": rates("cpu"), "cuda_rates": rates("cuda")}
 suppress_warnings = ["myst.header"]  # a page that includes a section of the README starts below its title
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}

@@ -62,9 +62,17 @@ Chunks chunks_of(const Problem& problem) {
   return chunks;
 }
 
+// A parameter set without room for what a second pass could use.
+template <class T>
+struct KeepsNothing {
+  MIXFLOW_FN bool has_kept(int) const { return false; }
+  MIXFLOW_FN Shares<T> kept(int) const { return {}; }
+  MIXFLOW_FN void keep(int, const Shares<T>&) const {}
+};
+
 // A parameter set as it lies in memory, for threads without room to keep it prepared.
 template <class Family, class T>
-struct RawParameters {
+struct RawParameters : KeepsNothing<T> {
   const T *logits, *loc, *log_scale;
   int64_t stride[3];
   int components;
@@ -103,29 +111,23 @@ struct RawParameters {
     for (int k = 0; k < components; ++k) total += exp_flushed(log_weight(k));
     return total;
   }
-  MIXFLOW_FN bool has_kept(int) const { return false; }
-  MIXFLOW_FN Shares<T> kept(int) const { return {}; }
-  MIXFLOW_FN void keep(int, const Shares<T>&) const {}
 };
 
 // A parameter set that the block has prepared in shared memory.
 template <class T>
-struct PreparedParameters {
+struct PreparedParameters : KeepsNothing<T> {
   const Component<T>* prepared;
   int components;
   T total, largest_inv_scale, smallest_scale, density_floor;
 
   MIXFLOW_FN const Component<T>& component(int k) const { return prepared[k]; }
   MIXFLOW_FN T total_weight() const { return total; }
-  MIXFLOW_FN bool has_kept(int) const { return false; }
-  MIXFLOW_FN Shares<T> kept(int) const { return {}; }
-  MIXFLOW_FN void keep(int, const Shares<T>&) const {}
 };
 
 // A row of parameters of which a thread keeps in shared memory what is costly, for ops that go through the components
 // several times.
 template <class Family, class T>
-struct PreparedRow {
+struct PreparedRow : KeepsNothing<T> {
   T *log_weights, *locs, *inv_scales;  // in the place of logits, loc and log_scale
   T *inv_scale_rests, *weights;
   int components;
@@ -159,9 +161,6 @@ struct PreparedRow {
                                   Exponentials<T>{weights[k], inv_scales[k], inv_scale_rests[k]});
   }
   MIXFLOW_FN T total_weight() const { return total; }
-  MIXFLOW_FN bool has_kept(int) const { return false; }
-  MIXFLOW_FN Shares<T> kept(int) const { return {}; }
-  MIXFLOW_FN void keep(int, const Shares<T>&) const {}
 };
 
 template <class Family, class T>
@@ -172,7 +171,7 @@ __device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem,
   __syncthreads();
   T total(0);
   for (int k = 0; k < raw.components; ++k) total += prepared[k].weight;
-  return {prepared, raw.components, total, raw.largest_inv_scale, raw.smallest_scale, raw.density_floor};
+  return {{}, prepared, raw.components, total, raw.largest_inv_scale, raw.smallest_scale, raw.density_floor};
 }
 
 // Whether an op reads or writes this for each element.

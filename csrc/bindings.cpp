@@ -24,9 +24,10 @@ void to_extents(const py::tuple& values, Extents& extents) {
 }
 
 // (address, shape, strides in elements)
-void to_array(const py::tuple& fields, Array& array) {
+void to_array(const py::tuple& fields, Array& array, bool is_optional) {
   array.data = reinterpret_cast<void*>(fields[0].cast<uintptr_t>());
-  if (array.data == nullptr) throw std::invalid_argument("operands: expected tensors with memory of their own");
+  if (array.data == nullptr && !is_optional)
+    throw std::invalid_argument("operands: expected tensors with memory of their own");
   to_extents(fields[1], array.shape);
   to_extents(fields[2], array.stride);
 }
@@ -82,13 +83,58 @@ Call make_call(Op op, int family, int base, bool is_double) {
   return call;
 }
 
-// Fills the call's arrays from the operands, in the order given.
-void assign(const py::sequence& operands, std::initializer_list<Array*> arrays) {
-  if (operands.size() != arrays.size())
-    throw std::invalid_argument("operands: expected " + std::to_string(arrays.size()) + "; got " +
+// Fills the call's arrays from the operands, in the order given; of the last, the gradients, any address may be 0: not
+// wanted.
+void assign(const py::sequence& operands, std::initializer_list<Array*> arrays,
+            std::initializer_list<Array*> gradients = {}) {
+  if (operands.size() != arrays.size() + gradients.size())
+    throw std::invalid_argument("operands: expected " + std::to_string(arrays.size() + gradients.size()) + "; got " +
                                 std::to_string(operands.size()));
   size_t i = 0;
-  for (Array* array : arrays) to_array(operands[i++], *array);
+  for (Array* array : arrays) to_array(operands[i++], *array, false);
+  for (Array* array : gradients) to_array(operands[i++], *array, true);
+}
+
+// The components' parameters or their gradients, and where the two numbers of the affine map are, in rows of
+// (logits, loc, log_scale, shift, log_slope), 3 K + 2 numbers in all.
+struct Packed {
+  Array parameters[3];
+  void *shift = nullptr, *log_slope = nullptr;
+
+  Packed(const Array& rows, Dtype dtype) {
+    int64_t numbers = rows.shape.count == 0 ? 0 : rows.shape.back(), components = (numbers - 2) / 3;
+    if (components < 1 || numbers != 3 * components + 2)
+      throw std::invalid_argument("operands: expected a last axis of length 3 K + 2; got " + std::to_string(numbers));
+    auto at = [&](int64_t i) -> void* {
+      int64_t width = dtype == Dtype::float32 ? sizeof(float) : sizeof(double);
+      return rows.data == nullptr ? nullptr : static_cast<char*>(rows.data) + i * rows.stride.back() * width;
+    };
+    for (int j = 0; j < 3; ++j) {
+      parameters[j] = rows;
+      parameters[j].data = at(j * components);
+      parameters[j].shape.value[rows.shape.count - 1] = components;
+    }
+    shift = at(3 * components);
+    log_slope = at(3 * components + 1);
+  }
+};
+
+void unpack(Call& call, const Array& rows) {
+  Packed packed(rows, call.dtype);
+  call.logits = packed.parameters[0];
+  call.loc = packed.parameters[1];
+  call.log_scale = packed.parameters[2];
+  call.shift = packed.shift;
+  call.log_slope = packed.log_slope;
+}
+
+void unpack_gradients(Call& call, const Array& rows) {
+  Packed packed(rows, call.dtype);
+  call.grad_logits = packed.parameters[0];
+  call.grad_loc = packed.parameters[1];
+  call.grad_log_scale = packed.parameters[2];
+  call.grad_shift = packed.shift;
+  call.grad_log_slope = packed.log_slope;
 }
 
 void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
@@ -104,8 +150,27 @@ void map(bool inverse, int family, int base, bool is_double, const py::sequence&
 void map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
                   int64_t stream, const py::object& allocate) {
   Call call = make_call(inverse ? Op::inverse_backward : Op::backward, family, base, is_double);
-  assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &call.logits, &call.loc, &call.log_scale,
-                    &call.output, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
+  assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &call.logits, &call.loc, &call.log_scale},
+         {&call.output, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
+  execute(call, device, stream, allocate);
+}
+
+void packed_map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
+                int64_t stream) {
+  Call call = make_call(inverse ? Op::inverse : Op::forward, family, base, is_double);
+  Array rows;
+  assign(operands, {&call.input, &rows, &call.output, &call.ladj});
+  unpack(call, rows);
+  execute(call, device, stream);
+}
+
+void packed_map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
+                         int64_t stream, const py::object& allocate) {
+  Call call = make_call(inverse ? Op::inverse_backward : Op::backward, family, base, is_double);
+  Array rows, grad_rows;
+  assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &rows}, {&call.output, &grad_rows});
+  unpack(call, rows);
+  unpack_gradients(call, grad_rows);
   execute(call, device, stream, allocate);
 }
 
@@ -118,8 +183,8 @@ void interval(int family, bool is_double, const py::sequence& operands, int devi
 void interval_backward(int family, bool is_double, const py::sequence& operands, int device, int64_t stream,
                        const py::object& allocate) {
   Call call = make_call(Op::interval_backward, family, 0, is_double);
-  assign(operands, {&call.grad_value, &call.input, &call.upper, &call.logits, &call.loc, &call.log_scale, &call.output,
-                    &call.grad_upper, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
+  assign(operands, {&call.grad_value, &call.input, &call.upper, &call.logits, &call.loc, &call.log_scale},
+         {&call.output, &call.grad_upper, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
   execute(call, device, stream, allocate);
 }
 
@@ -151,6 +216,10 @@ PYBIND11_MODULE(_core, m) {
         py::arg("device"), py::arg("stream"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
         py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("allocate"));
+  m.def("packed_map", &packed_map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
+        py::arg("operands"), py::arg("device"), py::arg("stream"));
+  m.def("packed_map_backward", &packed_map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"),
+        py::arg("is_double"), py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("allocate"));
   m.def("interval", &interval, py::arg("family"), py::arg("is_double"), py::arg("operands"), py::arg("device"),
         py::arg("stream"));
   m.def("interval_backward", &interval_backward, py::arg("family"), py::arg("is_double"), py::arg("operands"),

@@ -137,11 +137,12 @@ MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, cons
   return component_gradients(c, {terms.probability, terms.by_loc, terms.by_log_scale}, at);
 }
 
-// sink(k, g_logit, g_loc, g_log_scale) receives the gradients by the parameters.
+// sink(k, g_logit, g_loc, g_log_scale) receives the gradients by the parameters, if they are wanted.
 template <class Family, class V, class Parameters, class Sink>
-MIXFLOW_FN EdgeGradients<V> log_interval_backward(V lower, V upper, V g, const Parameters& parameters, Sink&& sink) {
+MIXFLOW_FN EdgeGradients<V> log_interval_backward(V lower, V upper, V g, const Parameters& parameters,
+                                                  bool parameters_wanted, Sink&& sink) {
   SeededEdgeGradients<V> at = seeded_edge_gradients<Family>(lower, upper, g, parameters);
-  for (int k = 0; k < parameters.components; ++k) {
+  for (int k = 0; parameters_wanted && k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
     ComponentGradients<V> gradients = parameters.has_kept(k) ? component_gradients(c, parameters.kept(k), at.seeds)
                                                              : component_gradients<Family>(c, at.seeds);

@@ -403,10 +403,10 @@ MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, cons
   return component_gradients<Family>(c, shares_within_reach<Family>(distance, c), distance, at);
 }
 
-// The gradient of the input (x forward, z inverse), and what component_gradients needs for the rest.
+// The gradient of the input (x forward, z inverse), z itself, and what component_gradients needs for the rest.
 template <class V>
 struct SeededGradient {
-  V input;
+  V input, z;
   ElementSeeds<V> seeds;
 };
 
@@ -425,13 +425,20 @@ MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Par
   V by_tail = across * inv_smaller, by_weight = (across + seeds.g_ladj) * reciprocal(parameters.total_weight());
   V by_density = seeds.g_ladj * inv_density, by_slope = seeds.along * inv_density;
   return {seeds.g_input,
+          terms.value,
           {x, by_tail, by_weight, by_density, by_slope, at.shift, tails.lower_is_smaller, at.linear, at.all_linear}};
 }
 
-// Returns the gradient of the input; sink(k, g_logit, g_loc, g_log_scale) receives the rest.
+// The gradient of the input, and z. sink(k, g_logit, g_loc, g_log_scale) receives the rest, if it is wanted.
+template <class V>
+struct InputGradient {
+  V input, z;
+};
 template <class Family, bool inverse, class V, class Parameters, class Sink>
-MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base, Sink&& sink) {
+MIXFLOW_FN InputGradient<V> backward(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base,
+                                     bool parameters_wanted, Sink&& sink) {
   SeededGradient<V> at = seeded_gradient<Family, inverse>(x, g_value, g_ladj, parameters, base);
+  if (!parameters_wanted) return {at.input, at.z};
   for (int k = 0; k < parameters.components; ++k) {
     Component<V> c = parameters.component(k);
     V distance = within_reach(x, c);
@@ -439,7 +446,7 @@ MIXFLOW_FN V backward(V x, V g_value, V g_ladj, const Parameters& parameters, Ru
     ComponentGradients<V> g = component_gradients<Family>(c, shares, distance, at.seeds);
     sink(k, g.logit, g.loc, g.log_scale);
   }
-  return at.input;
+  return {at.input, at.z};
 }
 
 }  // namespace MIXFLOW_ARCH

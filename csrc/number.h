@@ -639,7 +639,8 @@ MIXFLOW_FN void store(Scalar<V>* p, V x) {
 }
 
 #if !defined(__CUDACC__)
-// Rows of kBlock consecutive numbers, one for each lane, to kBlock columns and back. On x86 in blocks of 16 bytes,
+// Rows of kBlock consecutive numbers to kBlock columns and back; that of lane i + kBlock j lies at row(i, j), in two
+// parts since evenly spaced rows then have few different distances to keep in registers. On x86 in blocks of 16 bytes,
 // which are moved as they are and transposed in registers.
 #if defined(__x86_64__)
 template <class V>
@@ -658,19 +659,19 @@ MIXFLOW_FN PackD unpack_low(PackD a, PackD b) {
 MIXFLOW_FN PackD unpack_high(PackD a, PackD b) {
   return (PackD)_mm512_maskz_unpackhi_pd(0xff, (__m512d)a, (__m512d)b);
 }
-template <class T>
-MIXFLOW_FN Pack<T> load_blocks(const T* p, int64_t stride) {
-  __m512i r = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)p));
-  r = _mm512_inserti32x4(r, _mm_loadu_si128((const __m128i*)(p + stride)), 1);
-  r = _mm512_inserti32x4(r, _mm_loadu_si128((const __m128i*)(p + 2 * stride)), 2);
-  return (Pack<T>)_mm512_inserti32x4(r, _mm_loadu_si128((const __m128i*)(p + 3 * stride)), 3);
+template <class T, class Rows>
+MIXFLOW_FN Pack<T> load_blocks(Rows row, int i) {
+  __m512i r = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)row(i, 0)));
+  r = _mm512_inserti32x4(r, _mm_loadu_si128((const __m128i*)row(i, 1)), 1);
+  r = _mm512_inserti32x4(r, _mm_loadu_si128((const __m128i*)row(i, 2)), 2);
+  return (Pack<T>)_mm512_inserti32x4(r, _mm_loadu_si128((const __m128i*)row(i, 3)), 3);
 }
-template <class T>
-MIXFLOW_FN void store_blocks(T* p, int64_t stride, Pack<T> x) {
-  memcpy(p, &x, 16);
-  _mm_storeu_si128((__m128i*)(p + stride), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 1));
-  _mm_storeu_si128((__m128i*)(p + 2 * stride), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 2));
-  _mm_storeu_si128((__m128i*)(p + 3 * stride), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 3));
+template <class T, class Rows>
+MIXFLOW_FN void store_blocks(Rows row, int i, Pack<T> x) {
+  memcpy(row(i, 0), &x, 16);
+  _mm_storeu_si128((__m128i*)row(i, 1), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 1));
+  _mm_storeu_si128((__m128i*)row(i, 2), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 2));
+  _mm_storeu_si128((__m128i*)row(i, 3), _mm512_maskz_extracti64x2_epi64(3, (__m512i)x, 3));
 }
 #elif defined(__AVX2__)
 MIXFLOW_FN PackF unpack_low(PackF a, PackF b) {
@@ -685,15 +686,15 @@ MIXFLOW_FN PackD unpack_low(PackD a, PackD b) {
 MIXFLOW_FN PackD unpack_high(PackD a, PackD b) {
   return (PackD)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
 }
-template <class T>
-MIXFLOW_FN Pack<T> load_blocks(const T* p, int64_t stride) {
-  __m256i r = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)p));
-  return (Pack<T>)_mm256_inserti128_si256(r, _mm_loadu_si128((const __m128i*)(p + stride)), 1);
+template <class T, class Rows>
+MIXFLOW_FN Pack<T> load_blocks(Rows row, int i) {
+  __m256i r = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)row(i, 0)));
+  return (Pack<T>)_mm256_inserti128_si256(r, _mm_loadu_si128((const __m128i*)row(i, 1)), 1);
 }
-template <class T>
-MIXFLOW_FN void store_blocks(T* p, int64_t stride, Pack<T> x) {
-  memcpy(p, &x, 16);
-  _mm_storeu_si128((__m128i*)(p + stride), _mm256_extracti128_si256((__m256i)x, 1));
+template <class T, class Rows>
+MIXFLOW_FN void store_blocks(Rows row, int i, Pack<T> x) {
+  memcpy(row(i, 0), &x, 16);
+  _mm_storeu_si128((__m128i*)row(i, 1), _mm256_extracti128_si256((__m256i)x, 1));
 }
 #else
 MIXFLOW_FN PackF unpack_low(PackF a, PackF b) {
@@ -708,13 +709,13 @@ MIXFLOW_FN PackD unpack_low(PackD a, PackD b) {
 MIXFLOW_FN PackD unpack_high(PackD a, PackD b) {
   return (PackD)_mm_unpackhi_pd((__m128d)a, (__m128d)b);
 }
-template <class T>
-MIXFLOW_FN Pack<T> load_blocks(const T* p, int64_t) {
-  return load<Pack<T>>(p);
+template <class T, class Rows>
+MIXFLOW_FN Pack<T> load_blocks(Rows row, int i) {
+  return load<Pack<T>>(row(i, 0));
 }
-template <class T>
-MIXFLOW_FN void store_blocks(T* p, int64_t, Pack<T> x) {
-  store(p, x);
+template <class T, class Rows>
+MIXFLOW_FN void store_blocks(Rows row, int i, Pack<T> x) {
+  store(row(i, 0), x);
 }
 #endif
 
@@ -731,48 +732,59 @@ MIXFLOW_FN void transpose_blocks(const PackF (&in)[4], PackF* out) {
   out[2] = (PackF)unpack_low(high01, high23);
   out[3] = (PackF)unpack_high(high01, high23);
 }
-template <class V>
-MIXFLOW_FN void load_columns(const Scalar<V>* rows, int64_t stride, V* columns) {
+template <class Rows, class V>
+MIXFLOW_FN void load_columns(Rows row, V* columns) {
   V blocks[kBlock<V>];
-  for (int i = 0; i < kBlock<V>; ++i) blocks[i] = load_blocks(rows + i * stride, kBlock<V> * stride);
+  for (int i = 0; i < kBlock<V>; ++i) blocks[i] = load_blocks<Scalar<V>>(row, i);
   transpose_blocks(blocks, columns);
 }
-template <class V>
-MIXFLOW_FN void store_columns(Scalar<V>* rows, int64_t stride, const V* columns) {
+template <class Rows, class V>
+MIXFLOW_FN void store_columns(Rows row, const V* columns) {
   V in[kBlock<V>], blocks[kBlock<V>];
   for (int i = 0; i < kBlock<V>; ++i) in[i] = columns[i];
   transpose_blocks(in, blocks);
-  for (int i = 0; i < kBlock<V>; ++i) store_blocks(rows + i * stride, kBlock<V> * stride, blocks[i]);
+  for (int i = 0; i < kBlock<V>; ++i) store_blocks<Scalar<V>>(row, i, blocks[i]);
 }
 #else
 template <class V>
 constexpr int kBlock = 1;
-template <class V>
-MIXFLOW_FN void load_columns(const Scalar<V>* rows, int64_t stride, V* columns) {
-  for (int i = 0; i < Number<V>::lanes; ++i) columns[0][i] = rows[i * stride];
+template <class Rows, class V>
+MIXFLOW_FN void load_columns(Rows row, V* columns) {
+  for (int i = 0; i < Number<V>::lanes; ++i) columns[0][i] = *row(0, i);
 }
-template <class V>
-MIXFLOW_FN void store_columns(Scalar<V>* rows, int64_t stride, const V* columns) {
-  for (int i = 0; i < Number<V>::lanes; ++i) rows[i * stride] = columns[0][i];
+template <class Rows, class V>
+MIXFLOW_FN void store_columns(Rows row, const V* columns) {
+  for (int i = 0; i < Number<V>::lanes; ++i) *row(0, i) = columns[0][i];
 }
 #endif
-
 template <class V>
-MIXFLOW_FN void load_columns(const Scalar<V>* rows, int64_t stride, Pair<V>* columns) {
+constexpr int kBlock<Pair<V>> = kBlock<V>;
+
+template <class Rows, class V>
+MIXFLOW_FN void load_columns(Rows row, Pair<V>* columns) {
   V a[kBlock<V>], b[kBlock<V>];
-  load_columns(rows, stride, a);
-  load_columns(rows + Number<V>::lanes * stride, stride, b);
+  load_columns(row, a);
+  load_columns([&](int i, int block) { return row(i, block + Number<V>::lanes / kBlock<V>); }, b);
   for (int i = 0; i < kBlock<V>; ++i) columns[i] = {a[i], b[i]};
 }
-template <class V>
-MIXFLOW_FN void store_columns(Scalar<V>* rows, int64_t stride, const Pair<V>* columns) {
+template <class Rows, class V>
+MIXFLOW_FN void store_columns(Rows row, const Pair<V>* columns) {
   V a[kBlock<V>], b[kBlock<V>];
   for (int i = 0; i < kBlock<V>; ++i) {
     a[i] = columns[i].a;
     b[i] = columns[i].b;
   }
-  store_columns(rows, stride, a);
-  store_columns(rows + Number<V>::lanes * stride, stride, b);
+  store_columns(row, a);
+  store_columns([&](int i, int block) { return row(i, block + Number<V>::lanes / kBlock<V>); }, b);
+}
+
+// block(k) for the blocks that cover `length` numbers, at least kBlock of them: where the last one would not be whole, it
+// begins earlier and shares numbers with the one before.
+template <class V, class Block>
+MIXFLOW_FN void for_blocks(int length, Block block) {
+  int k = 0;
+  for (; k + kBlock<V> <= length; k += kBlock<V>) block(k);
+  if (k < length) block(length - kBlock<V>);
 }
 
 template <class V>

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -26,6 +27,11 @@ void broadcast_strides(const Array& array, const Extents& batch, int trailing, c
   }
 }
 
+bool lie_alike(const Array& a, const Array& b) {
+  return a.shape.count == b.shape.count && std::equal(a.shape.value, a.shape.value + a.shape.count, b.shape.value) &&
+         std::equal(a.stride.value, a.stride.value + a.shape.count, b.stride.value);
+}
+
 void append(Axes& axes, const Axis& axis) {
   axes.size *= axis.size;
   if (axis.size == 1) return;
@@ -45,7 +51,15 @@ void append(Axes& axes, const Axis& axis) {
   axes.axis[axes.count++] = axis;
 }
 
-// The kernels read axis 0 of one-dimensional spaces without asking.
+// Brings axes into the order in which the output lies in memory (where it has none, the input): neighbouring lanes and
+// threads then read and write neighbouring numbers, whichever way a tensor is turned.
+void sort(Axis* axes, int count, Operand leader) {
+  auto before = [=](const Axis& a, const Axis& b) { return std::abs(a.stride[leader]) > std::abs(b.stride[leader]); };
+  for (int i = 1; i < count; ++i)
+    for (int j = i; j > 0 && before(axes[j], axes[j - 1]); --j) std::swap(axes[j], axes[j - 1]);
+}
+
+// The kernels count on one axis at least.
 void finish(Axes& axes) {
   if (axes.count > 0) return;
   axes.count = 1;
@@ -67,29 +81,47 @@ Problem make_problem(const Call& call) {
   broadcast_strides(call.logits, batch, 1, "logits", stride[kLogits]);
   broadcast_strides(call.loc, batch, 1, "loc", stride[kLoc]);
   broadcast_strides(call.log_scale, batch, 1, "log_scale", stride[kLogScale]);
-  broadcast_strides(call.grad_logits, batch, 1, "grad_logits", stride[kGradParameters]);
 
   Problem problem{};
   problem.op = call.op;
   problem.dtype = call.dtype;
   problem.family = call.family;
   problem.base = call.base;
+  problem.components = static_cast<int>(call.logits.shape.back());
   const Array* parameters[3] = {&call.logits, &call.loc, &call.log_scale};
-  for (int j = 0; j < 3; ++j) {
-    problem.components = static_cast<int>(parameters[0]->shape.back());
-    problem.component_stride[j] = parameters[j]->stride.back();
+  for (int j = 0; j < 3; ++j) problem.component_stride[j] = parameters[j]->stride.back();
+
+  // The gradients by the parameters that are wanted lie alike: the first of them stands for all.
+  const Array* gradients[3] = {&call.grad_logits, &call.grad_loc, &call.grad_log_scale};
+  const Array* gradient = *std::find_if(gradients, gradients + 2, [](const Array* g) { return g->data != nullptr; });
+  broadcast_strides(*gradient, batch, 1, "grad_logits, grad_loc, grad_log_scale", stride[kGradParameters]);
+  for (const Array* other : gradients) {
+    if (other->data == nullptr) continue;
+    problem.component_stride[kGradParameters - kLogits] = other->stride.back();
+    if (!lie_alike(*other, *gradient))
+      throw std::invalid_argument("grad_logits, grad_loc, grad_log_scale: expected the same shape and strides in all");
   }
+
+  Axis outer[kMaxDimensions], inner[kMaxDimensions];
+  int outer_count = 0, inner_count = 0;
   for (int i = 0; i < batch.count; ++i) {
     Axis axis{batch[i], {}};
     bool shared = true;
     for (int j = 0; j < kOperands; ++j) {
-      axis.stride[j] = stride[j][i];
+      axis.stride[j] = axis.size == 1 ? 0 : stride[j][i];
       if (j >= kLogits) shared &= axis.stride[j] == 0;
     }
-    append(shared ? problem.inner : problem.outer, axis);
+    (shared ? inner[inner_count++] : outer[outer_count++]) = axis;
   }
+  Operand leader = call.output.data != nullptr ? kOutput : kInput;
+  sort(outer, outer_count, leader);
+  if (gradient->data == nullptr) sort(inner, inner_count, leader);
+  for (int i = 0; i < outer_count; ++i) append(problem.outer, outer[i]);
+  for (int i = 0; i < inner_count; ++i) append(problem.inner, inner[i]);
   finish(problem.outer);
   finish(problem.inner);
+  if (call.grad_shift != nullptr && problem.inner.size != 1 && problem.outer.size != 0)
+    throw std::invalid_argument("grad_shift, grad_log_slope: expected parameters of which each element has its own");
 
   problem.input = call.input.data;
   problem.upper = call.upper.data;
@@ -98,6 +130,8 @@ Problem make_problem(const Call& call) {
   problem.logits = call.logits.data;
   problem.loc = call.loc.data;
   problem.log_scale = call.log_scale.data;
+  problem.shift = call.shift;
+  problem.log_slope = call.log_slope;
   problem.output = call.output.data;
   problem.ladj = call.ladj.data;
   problem.grad_upper = call.grad_upper.data;
@@ -106,6 +140,8 @@ Problem make_problem(const Call& call) {
   problem.grad_logits = call.grad_logits.data;
   problem.grad_loc = call.grad_loc.data;
   problem.grad_log_scale = call.grad_log_scale.data;
+  problem.grad_shift = call.grad_shift;
+  problem.grad_log_slope = call.grad_log_slope;
   return problem;
 }
 

@@ -16,7 +16,7 @@ struct Extents {
 };
 
 // What the caller knows of one operand: where it is, its shape and its strides in elements. Parameters and their
-// gradients have the component axis last.
+// gradients have the component axis last, wherever it lies in memory.
 struct Array {
   void* data = nullptr;
   Extents shape, stride;
@@ -30,11 +30,15 @@ struct Call {
   Array logits, loc, log_scale;
   Array output, ladj, grad_upper, evaluations, residual;  // the last two: a diagnosed inverse, strided like ladj
   Array grad_logits, grad_loc, grad_log_scale;
+  // Of an affine map after the mixture's: strided like logits, and like the gradients by the parameters.
+  const void *shift = nullptr, *log_slope = nullptr;
+  void *grad_shift = nullptr, *grad_log_slope = nullptr;
 };
 
-// Throws std::invalid_argument where shapes do not broadcast, and where the batch has more than kMaxAxes axes that can
-// not be merged. Outputs have the broadcast batch shape; gradients of parameters have the parameters' own broadcast
-// shape and are contiguous.
+// Outputs have the broadcast batch shape, and any strides; so do the gradients by the parameters, of the parameters' own
+// broadcast shape. A gradient without memory is not wanted; `output` has the batch's shape even so. Throws
+// std::invalid_argument where shapes do not broadcast, and where the batch has more than kMaxAxes axes that can not be
+// merged.
 Problem make_problem(const Call& call);
 
 }  // namespace mixflow

@@ -96,10 +96,10 @@ int64_t chunks_per_set(const Problem& problem) {
 template <class T>
 void write_gradients(const Problem& problem, int64_t outer, const double* sums) {
   int64_t offset = problem.outer.offset(outer, kGradParameters);
-  void* targets[3] = {problem.grad_logits, problem.grad_loc, problem.grad_log_scale};
+  int64_t step = problem.component_stride[kGradParameters - kLogits];
   for (int j = 0; j < 3; ++j)
-    for (int k = 0; k < problem.components; ++k)
-      static_cast<T*>(targets[j])[offset + k] = static_cast<T>(sums[3 * k + j]);
+    if (T* gradient = static_cast<T*>(problem.gradient(j)))
+      for (int k = 0; k < problem.components; ++k) gradient[offset + k * step] = static_cast<T>(sums[3 * k + j]);
 }
 
 void write_gradients(const Problem& problem, int64_t outer, const double* sums) {
@@ -140,7 +140,7 @@ void run_shared(const Problem& problem, int threads, RunPiece run) {
   int64_t chunks = chunks_per_set(problem);
   int64_t length = (problem.inner.size + chunks - 1) / chunks;
   length = (length + kLongestPack - 1) / kLongestPack * kLongestPack;
-  size_t sums = is_backward(problem.op) ? 3 * static_cast<size_t>(problem.components) : 0;
+  size_t sums = problem.has_parameter_gradients() ? 3 * static_cast<size_t>(problem.components) : 0;
   std::vector<double> partial(chunks > 1 ? problem.outer.size * chunks * sums : 0);
   parallel_for(problem.outer.size * chunks, threads, [&](int64_t i) {
     int64_t outer = i / chunks, begin = std::min(i % chunks * length, problem.inner.size);
@@ -178,12 +178,21 @@ void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
 #endif
 }
 
+// Numbers from the first to the last of an operand that lies somewhere in memory of its own.
+size_t extent(const Problem& problem, Operand operand) {
+  size_t last = 0;
+  for (const Axes* axes : {&problem.outer, &problem.inner})
+    for (int i = 0; i < axes->count; ++i) last += (axes->axis[i].size - 1) * axes->axis[i].stride[operand];
+  if (operand == kGradParameters) last += (problem.components - 1) * problem.component_stride[operand - kLogits];
+  return last + 1;
+}
+
 void prefer_huge_pages(const Problem& problem) {
   size_t width = problem.dtype == Dtype::float32 ? sizeof(float) : sizeof(double);
-  size_t elements = problem.outer.size * problem.inner.size, parameters = problem.outer.size * problem.components;
-  for (void* output : {problem.output, problem.ladj, problem.grad_upper}) prefer_huge_pages(output, elements * width);
-  for (void* output : {problem.grad_logits, problem.grad_loc, problem.grad_log_scale})
-    prefer_huge_pages(output, parameters * width);
+  prefer_huge_pages(problem.output, extent(problem, kOutput) * width);
+  prefer_huge_pages(problem.ladj, extent(problem, kLadj) * width);
+  prefer_huge_pages(problem.grad_upper, extent(problem, kGradUpper) * width);
+  for (int j = 0; j < 3; ++j) prefer_huge_pages(problem.gradient(j), extent(problem, kGradParameters) * width);
 }
 
 }  // namespace

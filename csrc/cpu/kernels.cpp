@@ -5,8 +5,10 @@
 #include <cstdlib>
 #include <new>
 
+#include "../affine.h"
 #include "../interval.h"
 #include "../inverse.h"
+#include "lanes.h"
 
 namespace mixflow {
 namespace MIXFLOW_ARCH {
@@ -60,7 +62,8 @@ struct Prepared {
 
   Stored* stored;
   Shares<V>* shares;
-  int components;
+  int components, kept_components;
+  AffineMap<V> affine;
   V total, largest_inv_scale, smallest_scale, density_floor;
 
   // Field by field: compilers copy a large struct as a whole through memory.
@@ -97,81 +100,12 @@ struct Prepared {
     return half;
   }
 
-  MIXFLOW_FN bool has_kept(int k) const { return k < kKept; }
+  MIXFLOW_FN bool has_kept(int k) const { return k < kept_components; }
   MIXFLOW_FN Shares<V> kept(int k) const { return shares[k]; }
   MIXFLOW_FN void keep(int k, const Shares<V>& x) const {
-    if (k < kKept) shares[k] = x;
+    if (k < kept_components) shares[k] = x;
   }
 };
-
-template <class V>
-MIXFLOW_FN V load_lanes(const Scalar<V>* p, int64_t stride, int used) {
-  constexpr int lanes = Number<V>::lanes;
-  if (stride == 1 && used == lanes) return load<V>(p);
-  Scalar<V> values[lanes];
-  for (int i = 0; i < lanes; ++i) values[i] = p[i < used ? i * stride : 0];
-  return load<V>(values);
-}
-template <class V>
-MIXFLOW_FN void store_lanes(Scalar<V>* p, int64_t stride, int used, V x) {
-  constexpr int lanes = Number<V>::lanes;
-  if (stride == 1 && used == lanes) return store(p, x);
-  Scalar<V> values[lanes];
-  store(values, x);
-  for (int i = 0; i < used; ++i) p[i * stride] = values[i];
-}
-
-// A pack's worth of positions in an index space, for one operand. Lanes past the end repeat the first.
-template <class V>
-struct Lanes {
-  const Axes& axes;
-  int64_t begin;
-  int used;
-
-  MIXFLOW_FN V gather(const Scalar<V>* p, Operand operand) const {
-    if (axes.count == 1) return load_lanes<V>(p + axes.offset(begin, operand), axes.axis[0].stride[operand], used);
-    Scalar<V> values[Number<V>::lanes];
-    for (int i = 0; i < Number<V>::lanes; ++i) values[i] = p[axes.offset(begin + (i < used ? i : 0), operand)];
-    return load<V>(values);
-  }
-  MIXFLOW_FN void scatter(Scalar<V>* p, Operand operand, V x) const {
-    if (axes.count == 1) return store_lanes<V>(p + axes.offset(begin, operand), axes.axis[0].stride[operand], used, x);
-    Scalar<V> values[Number<V>::lanes];
-    store(values, x);
-    for (int i = 0; i < used; ++i) p[axes.offset(begin + i, operand)] = values[i];
-  }
-};
-
-MIXFLOW_FN int lanes_used(int64_t begin, int64_t end, int lanes) {
-  return end - begin < lanes ? static_cast<int>(end - begin) : lanes;
-}
-
-// One row of parameters per lane, transposed: column k holds parameter k of every lane.
-template <class V>
-MIXFLOW_FN void gather_columns(const Problem& problem, const Lanes<V>& lanes, const void* data, Operand operand,
-                               V* columns) {
-  using T = Scalar<V>;
-  const T* first = static_cast<const T*>(data);
-  int64_t stride = problem.component_stride[operand - kLogits];
-  int k = 0;
-  if (stride == 1 && lanes.axes.count == 1 && lanes.used == Number<V>::lanes) {
-    const T* rows = first + lanes.axes.offset(lanes.begin, operand);
-    int64_t row_stride = lanes.axes.axis[0].stride[operand];
-    for (; k + kBlock<V> <= problem.components; k += kBlock<V>) load_columns(rows + k, row_stride, columns + k);
-  }
-  for (; k < problem.components; ++k) columns[k] = lanes.gather(first + k * stride, operand);
-}
-// The reverse, for rows of consecutive numbers.
-template <class V>
-MIXFLOW_FN void scatter_columns(const Lanes<V>& lanes, int components, const V* columns, Scalar<V>* data) {
-  int k = 0;
-  if (lanes.axes.count == 1 && lanes.used == Number<V>::lanes) {
-    Scalar<V>* rows = data + lanes.axes.offset(lanes.begin, kGradParameters);
-    int64_t row_stride = lanes.axes.axis[0].stride[kGradParameters];
-    for (; k + kBlock<V> <= components; k += kBlock<V>) store_columns(rows + k, row_stride, columns + k);
-  }
-  for (; k < components; ++k) lanes.scatter(data + k, kGradParameters, columns[k]);
-}
 
 // Memory of one piece: the parameter sets at hand, their columns as they were loaded, later the sums of their
 // gradients, and what a backward op keeps.
@@ -180,31 +114,38 @@ struct Workspace {
   Scratch<V> columns;
   Scratch<typename Prepared<V, shared>::Stored> stored;
   Scratch<Shares<V>> shares;
-  int components;
+  int components, kept_components;
 
-  Workspace(int components, bool keeps)
-      : columns(3 * int64_t(components)),
-        stored(components),
-        shares(keeps ? (components < kKept ? components : kKept) : 0),
-        components(components) {}
+  Workspace(const Problem& problem)
+      : columns(3 * int64_t(problem.components)),
+        stored(problem.components),
+        shares(kept_of(problem)),
+        components(problem.components),
+        kept_components(kept_of(problem)) {}
   V* column(int j) { return columns.data + j * int64_t(components); }
+  static int kept_of(const Problem& problem) {
+    return !problem.has_parameter_gradients() ? 0 : problem.components < kKept ? problem.components : kKept;
+  }
 };
 
-// The parameter sets at `lanes` of the outer space (one set, in every lane, when `shared`).
+template <class T>
+const T* numbers(const void* data) {
+  return static_cast<const T*>(data);
+}
+
+// The parameter sets whose logits, loc and log_scale are loaded into the columns of `space`.
 template <class Family, class V, bool shared>
-MIXFLOW_FN Prepared<V, shared> prepare(const Problem& problem, const Lanes<V>& lanes, Workspace<V, shared>& space) {
+MIXFLOW_FN Prepared<V, shared> prepare(Workspace<V, shared>& space) {
   V *logits = space.column(0), *loc = space.column(1), *log_scale = space.column(2);
-  gather_columns(problem, lanes, problem.logits, kLogits, logits);
-  gather_columns(problem, lanes, problem.loc, kLoc, loc);
-  gather_columns(problem, lanes, problem.log_scale, kLogScale, log_scale);
   V largest = -infinity<V>();
-  for (int k = 0; k < problem.components; ++k) largest = max(largest, logits[k]);
+  for (int k = 0; k < space.components; ++k) largest = max(largest, logits[k]);
   Prepared<V, shared> prepared;
   prepared.stored = space.stored.data;
   prepared.shares = space.shares.data;
-  prepared.components = problem.components;
+  prepared.components = space.components;
+  prepared.kept_components = space.kept_components;
   V total{}, largest_inv_scale{};
-  for (int k = 0; k < problem.components; ++k) {
+  for (int k = 0; k < space.components; ++k) {
     Component<V> c = make_component<Family>(logits[k] - largest, loc[k], log_scale[k]);
     prepared.set_component(k, c);
     total += c.weight;
@@ -217,60 +158,113 @@ MIXFLOW_FN Prepared<V, shared> prepare(const Problem& problem, const Lanes<V>& l
   return prepared;
 }
 
-// One pack of elements through one op. Gradients of the parameters go to sink(k, g_logit, g_loc, g_log_scale).
+// One set, at this place of the outer space, in every lane.
+template <class Family, class V>
+MIXFLOW_FN Prepared<V, true> prepare_one(const Problem& problem, const int64_t (&place)[kOperands],
+                                         Workspace<V, true>& space) {
+  using T = Scalar<V>;
+  const void* data[3] = {problem.logits, problem.loc, problem.log_scale};
+  for (int j = 0; j < 3; ++j)
+    for (int k = 0; k < problem.components; ++k)
+      space.column(j)[k] = splat<V>(numbers<T>(data[j])[place[kLogits + j] + k * problem.component_stride[j]]);
+  Prepared<V, true> prepared = prepare<Family>(space);
+  if (problem.is_affine())
+    prepared.affine = {splat<V>(numbers<T>(problem.shift)[place[kLogits]]),
+                       splat<V>(numbers<T>(problem.log_slope)[place[kLogits]])};
+  return prepared;
+}
+
+// A set for each lane.
+template <class Family, class V>
+MIXFLOW_FN Prepared<V, false> prepare_each(const Problem& problem, const Walk& sets, Workspace<V, false>& space) {
+  using T = Scalar<V>;
+  const void* data[3] = {problem.logits, problem.loc, problem.log_scale};
+  for (int j = 0; j < 3; ++j)
+    gather_columns(sets, numbers<T>(data[j]), static_cast<Operand>(kLogits + j), problem.components,
+                   problem.component_stride[j], space.column(j));
+  if (!problem.is_affine()) return prepare<Family>(space);
+  Room<V> shift_room, slope_room;
+  const T* shift = side_by_side<V>(sets, numbers<T>(problem.shift), kLogits, shift_room);
+  const T* log_slope = side_by_side<V>(sets, numbers<T>(problem.log_slope), kLogits, slope_room);
+  Prepared<V, false> prepared = prepare<Family>(space);
+  prepared.affine = {load<V>(shift), load<V>(log_slope)};
+  return prepared;
+}
+
+// One pack of elements through one op: those at `lanes` of one index space, at `place` of the other. Gradients of the
+// parameters go to sink(k, g_logit, g_loc, g_log_scale).
 template <class Family, Op op, class V, class Parameters, class Sink>
-MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, const Lanes<V>& lanes,
-                         int64_t const (&first)[kOperands], Sink&& sink) {
+MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, const Walk& lanes,
+                         const int64_t (&place)[kOperands], Sink&& sink) {
   using T = Scalar<V>;
   RuntimeBase base{problem.base};
-  V input = lanes.gather(static_cast<const T*>(problem.input) + first[kInput], kInput);
+  bool parameters_wanted = is_backward(op) && problem.has_parameter_gradients();
+  Room<V> rooms[4];
+  auto find = [&](const void* data, Operand operand, int i) {
+    return side_by_side<V>(lanes, numbers<T>(data) + place[operand], operand, rooms[i]);
+  };
+  auto write = [&](void* data, Operand operand, V x) {
+    if (data != nullptr) scatter<V>(lanes, static_cast<T*>(data) + place[operand], operand, x);
+  };
+  const T *input_at = find(problem.input, kInput, 0), *upper_at, *g_value_at, *g_ladj_at;
+  if constexpr (op == Op::interval || op == Op::interval_backward) upper_at = find(problem.upper, kUpper, 1);
+  if constexpr (is_backward(op)) g_value_at = find(problem.grad_value, kGradValue, 2);
+  if constexpr (op == Op::backward || op == Op::inverse_backward) g_ladj_at = find(problem.grad_ladj, kGradLadj, 3);
+  V input = load<V>(input_at);
   if constexpr (op == Op::interval) {
-    V upper = lanes.gather(static_cast<const T*>(problem.upper) + first[kUpper], kUpper);
-    lanes.scatter(static_cast<T*>(problem.output) + first[kOutput], kOutput,
-                  log_interval<Family>(input, upper, parameters));
+    write(problem.output, kOutput, log_interval<Family>(input, load<V>(upper_at), parameters));
   } else if constexpr (op == Op::interval_backward) {
-    V upper = lanes.gather(static_cast<const T*>(problem.upper) + first[kUpper], kUpper);
-    V g = lanes.gather(static_cast<const T*>(problem.grad_value) + first[kGradValue], kGradValue);
-    EdgeGradients<V> grads = log_interval_backward<Family>(input, upper, g, parameters, static_cast<Sink&&>(sink));
-    lanes.scatter(static_cast<T*>(problem.output) + first[kOutput], kOutput, grads.lower);
-    lanes.scatter(static_cast<T*>(problem.grad_upper) + first[kGradUpper], kGradUpper, grads.upper);
+    EdgeGradients<V> grads =
+        log_interval_backward<Family>(input, load<V>(upper_at), load<V>(g_value_at), parameters, parameters_wanted,
+                                      static_cast<Sink&&>(sink));
+    write(problem.output, kOutput, grads.lower);
+    write(problem.grad_upper, kGradUpper, grads.upper);
   } else if constexpr (is_backward(op)) {
-    V g_value = lanes.gather(static_cast<const T*>(problem.grad_value) + first[kGradValue], kGradValue);
-    V g_ladj = lanes.gather(static_cast<const T*>(problem.grad_ladj) + first[kGradLadj], kGradLadj);
-    V g_input = backward<Family, op == Op::inverse_backward>(input, g_value, g_ladj, parameters, base,
-                                                             static_cast<Sink&&>(sink));
-    lanes.scatter(static_cast<T*>(problem.output) + first[kOutput], kOutput, g_input);
+    constexpr bool inverse = op == Op::inverse_backward;
+    V g_value = load<V>(g_value_at), g_ladj = load<V>(g_ladj_at), seed = g_value;
+    if (!inverse && problem.is_affine()) seed = g_value * exp(parameters.affine.log_slope);
+    InputGradient<V> at = backward<Family, inverse>(input, seed, g_ladj, parameters, base, parameters_wanted,
+                                                    static_cast<Sink&&>(sink));
+    if (problem.is_affine()) {
+      AffineGradients<V> grads = inverse
+                                     ? affine_inverse_gradients(at.z, parameters.affine.log_slope, g_ladj, at.input)
+                                     : affine_gradients(at.z, g_value, g_ladj, seed, at.input);
+      at.input = grads.input;
+      write(problem.grad_shift, kGradParameters, grads.shift);
+      write(problem.grad_log_slope, kGradParameters, grads.log_slope);
+    }
+    write(problem.output, kOutput, at.input);
   } else {
     Mapped<V> mapped;
     if constexpr (op == Op::forward) {
       mapped = forward<Family>(input, parameters, base);
+      if (problem.is_affine()) mapped = parameters.affine.forward(mapped);
     } else {
+      if (problem.is_affine()) input = parameters.affine.inverse(input);
       Solution<V> solution = inverse<Family>(input, parameters, base);
       mapped = solution.mapped;
-      if (problem.evaluations != nullptr) {
-        lanes.scatter(static_cast<T*>(problem.evaluations) + first[kLadj], kLadj, solution.evaluations);
-        lanes.scatter(static_cast<T*>(problem.residual) + first[kLadj], kLadj, solution.residual);
-      }
+      if (problem.is_affine()) mapped.ladj = mapped.ladj - parameters.affine.log_slope;
+      write(problem.evaluations, kLadj, solution.evaluations);
+      write(problem.residual, kLadj, solution.residual);
     }
-    lanes.scatter(static_cast<T*>(problem.output) + first[kOutput], kOutput, mapped.value);
-    lanes.scatter(static_cast<T*>(problem.ladj) + first[kLadj], kLadj, mapped.ladj);
+    write(problem.output, kOutput, mapped.value);
+    write(problem.ladj, kLadj, mapped.ladj);
   }
 }
 
-MIXFLOW_FN void first_offsets(const Axes& axes, int64_t index, int64_t (&first)[kOperands]) {
-  for (int i = 0; i < kOperands; ++i) first[i] = axes.offset(index, static_cast<Operand>(i));
-}
+constexpr auto all_operands = [](Operand) { return true; };
 
 // Lanes over elements that share a parameter set.
 template <class Family, Op op, class V>
 void run_shared(const Problem& problem, const Piece& piece) {
   constexpr int lanes = Number<V>::lanes, packs_per_flush = 64;
-  Workspace<V, true> space(problem.components, is_backward(op));
+  bool sums_wanted = is_backward(op) && problem.has_parameter_gradients();
+  Workspace<V, true> space(problem);
   V* sums = space.columns.data;
   for (int64_t outer = piece.outer_begin; outer < piece.outer_end; ++outer) {
-    int64_t first[kOperands];
-    first_offsets(problem.outer, outer, first);
-    auto parameters = prepare<Family>(problem, Lanes<V>{problem.outer, outer, 1}, space);
+    int64_t place[kOperands];
+    problem.outer.offsets(outer, all_operands, place);
+    auto parameters = prepare_one<Family>(problem, place, space);
     auto add = [&](int used, int k, V g_logit, V g_loc, V g_log_scale) {
       if (used < lanes) {
         g_logit = first_lanes(g_logit, used);
@@ -290,13 +284,13 @@ void run_shared(const Problem& problem, const Piece& piece) {
     };
     for (int i = 0; i < 3 * problem.components; ++i) sums[i] = V{};
     int packs = 0;
-    for (int64_t i = piece.inner_begin; i < piece.inner_end; i += lanes) {
-      Lanes<V> elements{problem.inner, i, lanes_used(i, piece.inner_end, lanes)};
-      map_pack<Family, op>(problem, parameters, elements, first,
-                           [&](auto... gradients) { add(elements.used, gradients...); });
-      if (is_backward(op) && ++packs % packs_per_flush == 0) flush();
+    for (Walk elements(problem.inner, piece.inner_begin, piece.inner_end, lanes); !elements.is_done();
+         elements.advance()) {
+      map_pack<Family, op, V>(problem, parameters, elements, place,
+                              [&, used = elements.used()](auto... gradients) { add(used, gradients...); });
+      if (sums_wanted && ++packs % packs_per_flush == 0) flush();
     }
-    if (is_backward(op)) flush();
+    if (sums_wanted) flush();
   }
 }
 
@@ -304,29 +298,29 @@ void run_shared(const Problem& problem, const Piece& piece) {
 template <class Family, Op op, class V>
 void run_per_element(const Problem& problem, const Piece& piece) {
   using T = Scalar<V>;
-  constexpr int lanes = Number<V>::lanes;
-  Workspace<V, false> space(problem.components, is_backward(op));
+  bool sums_wanted = is_backward(op) && problem.has_parameter_gradients();
+  Workspace<V, false> space(problem);
   V *g_logits = space.column(0), *g_locs = space.column(1), *g_log_scales = space.column(2);
-  for (int64_t outer = piece.outer_begin; outer < piece.outer_end; outer += lanes) {
-    Lanes<V> sets{problem.outer, outer, lanes_used(outer, piece.outer_end, lanes)};
-    auto parameters = prepare<Family>(problem, sets, space);
-    if constexpr (is_backward(op))
+  int64_t places[kSharedLength][kOperands];
+  for (int64_t inner = piece.inner_begin; inner < piece.inner_end; ++inner)
+    problem.inner.offsets(inner, all_operands, places[inner - piece.inner_begin]);
+  for (Walk sets(problem.outer, piece.outer_begin, piece.outer_end, Number<V>::lanes); !sets.is_done();
+       sets.advance()) {
+    auto parameters = prepare_each<Family>(problem, sets, space);
+    if (sums_wanted)
       for (int i = 0; i < 3 * problem.components; ++i) space.columns.data[i] = V{};
     auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
       g_logits[k] += g_logit;
       g_locs[k] += g_loc;
       g_log_scales[k] += g_log_scale;
     };
-    for (int64_t inner = piece.inner_begin; inner < piece.inner_end; ++inner) {
-      int64_t first[kOperands];
-      first_offsets(problem.inner, inner, first);
-      map_pack<Family, op>(problem, parameters, sets, first, add);
-    }
-    if constexpr (is_backward(op)) {
-      scatter_columns(sets, problem.components, g_logits, static_cast<T*>(problem.grad_logits));
-      scatter_columns(sets, problem.components, g_locs, static_cast<T*>(problem.grad_loc));
-      scatter_columns(sets, problem.components, g_log_scales, static_cast<T*>(problem.grad_log_scale));
-    }
+    for (int64_t inner = piece.inner_begin; inner < piece.inner_end; ++inner)
+      map_pack<Family, op, V>(problem, parameters, sets, places[inner - piece.inner_begin], add);
+    if constexpr (is_backward(op))
+      for (int j = 0; j < 3; ++j)
+        if (T* gradient = static_cast<T*>(problem.gradient(j)))
+          scatter_columns(sets, gradient, kGradParameters, problem.components,
+                          problem.component_stride[kGradParameters - kLogits], space.column(j));
   }
 }
 
@@ -380,13 +374,15 @@ void run_special_of(int function, int64_t size, const T* input, T* output) {
   using V = Pack<T>;
   constexpr int lanes = Number<V>::lanes;
   for (int64_t begin = 0; begin < size; begin += lanes) {
-    int used = lanes_used(begin, size, lanes);
-    V x = load_lanes<V>(input + begin, 1, used);
-    int i = 0;
+    int used = smaller(lanes, size - begin), i = 0;
+    T values[lanes];
+    for (int j = 0; j < lanes; ++j) values[j] = input[begin + (j < used ? j : 0)];
+    V x = load<V>(values);
 #define MIXFLOW_CASE(FUNCTION) \
-  if (function == i++) store_lanes<V>(output + begin, 1, used, FUNCTION(x));
+  if (function == i++) store(values, FUNCTION(x));
     MIXFLOW_SPECIAL_FUNCTIONS(MIXFLOW_CASE)
 #undef MIXFLOW_CASE
+    memcpy(output + begin, values, used * sizeof(T));
   }
 }
 

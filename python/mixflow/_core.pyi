@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-# (address, shape, strides in elements)
+# (address, shape, strides in elements); of the gradients that a backward op writes, address 0 is one not wanted
 _Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
 
 FAMILIES: tuple[str, ...]
@@ -27,6 +27,29 @@ def map(
 # operands: grad_value, grad_ladj, x, logits, loc, log_scale, grad_input, grad_logits, grad_loc, grad_log_scale
 # allocate: from a number of bytes to the address of as much memory on the device; not called on the CPU
 def map_backward(
+    inverse: bool,
+    family: int,
+    base: int,
+    is_double: bool,
+    operands: Sequence[_Operand],
+    device: int,
+    stream: int,
+    allocate: Callable[[int], int],
+) -> None: ...
+
+# operands: input, rows of (logits, loc, log_scale, shift, log_slope), output, ladj
+def packed_map(
+    inverse: bool,
+    family: int,
+    base: int,
+    is_double: bool,
+    operands: Sequence[_Operand],
+    device: int,
+    stream: int,
+) -> None: ...
+
+# operands: grad_value, grad_ladj, x, rows, grad_input, grad_rows
+def packed_map_backward(
     inverse: bool,
     family: int,
     base: int,

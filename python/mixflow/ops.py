@@ -3,7 +3,7 @@
 The compiled core knows pointers and strides only. Here each of its ops becomes two functional ones, such as
 ``mixflow::map`` and ``mixflow::map_backward``, registered with ``torch.library`` so that ``torch.compile``,
 ``torch.func`` and fake tensors see through them, with a ``torch.autograd.Function`` around them that is entered only
-when a gradient is asked for. What an op must say of itself is in `_Op`; the two there are come last in this file.
+when a gradient is asked for. What an op must say of itself is in `_Op`; the ones there are come last in this file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _core, reference
+from .checks import check_integer
 
 __all__ = ["BASES", "FAMILIES", "cdf_transform", "cdf_transform_inverse", "discretized_log_prob"]
 
@@ -38,7 +39,7 @@ _FULL = (torch.float32, torch.float64)
 
 
 def cdf_transform(
-    x: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian", base: str = "normal"
+    x: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian", base: str = "normal", dim: int = -1
 ) -> tuple[Array, Array]:
     r"""Map data to the base distribution through a mixture CDF, ``z = G^-1(F(x))``.
 
@@ -47,24 +48,28 @@ def cdf_transform(
 
     Args:
         x: Elements to transform, shape ``(...)``; a torch tensor or a numpy array, like all the others. Arrays are used
-            where they lie, read-only ones too; only those with negative strides, foreign byte order or unaligned
-            elements are copied.
+            where they lie, in any layout and read-only ones too; only those with negative strides, foreign byte order
+            or unaligned elements are copied.
         logits: Unnormalised log-weights, shape ``(..., K)``. Batch axes of the parameters broadcast against ``x``, and
             nothing is expanded in memory: ``(K,)``, ``(D, K)`` against ``(N, D)`` and ``(N, D, K)`` all work.
         loc: Locations of the components, ``(..., K)``, in the units of ``x``.
         log_scale: Natural logarithms of their scales, ``(..., K)``.
         family: One of ``mixflow.FAMILIES``.
         base: One of ``mixflow.BASES``.
+        dim: The axis of the components, in each of the three parameters: with images ``(B, C, H, W)`` and parameters
+            ``(B, K, C, H, W)`` it is 1. The shapes above are those with this axis moved to the end; nothing is copied.
 
     Returns:
-        ``z`` and ``ladj = log |dz/dx|`` in nats, both of the broadcast shape ``(...)``, in the dtype of ``x``. float32
+        ``z`` and ``ladj = log |dz/dx|`` in nats, both of the broadcast shape ``(...)``, in the dtype of ``x``, and in
+        its memory format (channels_last, transposed) where they have its shape. float32
         and float64 are computed as such; float16 and bfloat16 are computed in float32. That is so under
         ``torch.autocast``, too, which changes no dtype here. For torch tensors both are differentiable in every
         argument. ``x = +-inf`` gives ``z = +-inf`` (0 or 1 for the uniform base), NaN gives NaN for that element alone.
 
     Raises:
         TypeError: An argument is not a floating-point tensor or array, or float64 is mixed with another dtype.
-        ValueError: Shapes do not broadcast, ``K`` differs or is 0, devices differ, or a name is unknown.
+        ValueError: Shapes do not broadcast, ``K`` differs or is 0, devices differ, a name is unknown, or a parameter has
+            no axis ``dim``.
 
     Source: the "mixture CDF" flow layer of Ho et al., "Flow++" (2019), and Meng et al., "Gaussianization Flows" (2020).
 
@@ -76,12 +81,12 @@ def cdf_transform(
         (torch.Size([2]), '0.0000')
 
     """
-    value, ladj = _call(_MAP, ("x",), (x, logits, loc, log_scale), family, base, False)
+    value, ladj = _call(_MAP, ("x",), (x, logits, loc, log_scale), dim, family, base, False)
     return value, ladj
 
 
 def cdf_transform_inverse(
-    z: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian", base: str = "normal"
+    z: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian", base: str = "normal", dim: int = -1
 ) -> tuple[Array, Array]:
     r"""Map from the base distribution back to data, ``x = F^-1(G(z))``: the inverse of :func:`cdf_transform`.
 
@@ -95,9 +100,11 @@ def cdf_transform_inverse(
         log_scale: As in :func:`cdf_transform`.
         family: One of ``mixflow.FAMILIES``.
         base: One of ``mixflow.BASES``.
+        dim: The axis of the components, as in :func:`cdf_transform`.
 
     Returns:
-        ``x`` and ``ladj = log |dx/dz|`` in nats, both of the broadcast shape ``(...)``, in the dtype of ``z``.
+        ``x`` and ``ladj = log |dx/dz|`` in nats, both of the broadcast shape ``(...)``, in the dtype and memory format
+        of ``z``.
         ``z = +-inf`` (uniform base: 0 or 1) gives ``x = +-inf``; NaN, and for the uniform base anything outside
         ``[0, 1]``, gives NaN for that element alone.
 
@@ -117,12 +124,12 @@ def cdf_transform_inverse(
         True
 
     """
-    value, ladj = _call(_MAP, ("z",), (z, logits, loc, log_scale), family, base, True)
+    value, ladj = _call(_MAP, ("z",), (z, logits, loc, log_scale), dim, family, base, True)
     return value, ladj
 
 
 def discretized_log_prob(
-    lower: Array, upper: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian"
+    lower: Array, upper: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian", dim: int = -1
 ) -> Array:
     r"""Log-probability of an interval under a mixture, ``log P(lower < X <= upper) = log(F(upper) - F(lower))``.
 
@@ -137,6 +144,7 @@ def discretized_log_prob(
         loc: Locations of the components, ``(..., K)``, in the units of the edges.
         log_scale: Natural logarithms of their scales, ``(..., K)``.
         family: One of ``mixflow.FAMILIES``.
+        dim: The axis of the components, as in :func:`cdf_transform`.
 
     Returns:
         The log-probability in nats, of the broadcast shape ``(...)``, in the dtype of ``lower``; dtypes as in
@@ -159,23 +167,83 @@ def discretized_log_prob(
         ['-10.657', '-11.890', '-10.657']
 
     """
-    return _call(_INTERVAL, ("lower", "upper"), (lower, upper, logits, loc, log_scale), family)[0]
+    return _call(_INTERVAL, ("lower", "upper"), (lower, upper, logits, loc, log_scale), dim, family)[0]
 
 
-def _call(op: _Op, names: tuple[str, ...], arrays: tuple[Array, ...], family: str, *options: Any) -> tuple[Array, ...]:
+def affine_transform(x: Tensor, rows: Tensor, *, family: str, base: str, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    r"""A mixture CDF, the quantile function of a base and an affine map as one op: the map of coupling flows.
+
+    ``z = exp(log_slope) G^-1(F(x)) + shift`` and ``ladj = log |dz/dx|``, or its inverse. A network's output is taken as
+    it is, and the gradient comes back as one tensor of the same layout.
+
+    Args:
+        x: Elements ``(...)``; z where ``inverse``.
+        rows: ``(..., 3 K + 2)``, broadcasting against x: for each element K logits, K locations, K log scales, shift,
+            log_slope.
+        family: One of ``mixflow.FAMILIES``.
+        base: One of ``mixflow.BASES``.
+        inverse: Whether to map from z to x, with ``ladj = log |dx/dz|``.
+
+    Returns:
+        Value and ladj, in nats, both of the broadcast shape; dtypes as in :func:`cdf_transform`.
+
+    Raises:
+        TypeError: One of the two is float64 and the other is not.
+        ValueError: The last axis of ``rows`` has not the length 3 K + 2.
+
+    Source: Ho et al., "Flow++" (2019, arXiv:1902.00275).
+
+    Example:
+        >>> import torch
+        >>> from mixflow.ops import affine_transform
+        >>> one_component = torch.tensor([0.0, 3.0, 0.0, 5.0, 0.0])  # loc 3, shift 5
+        >>> z, ladj = affine_transform(torch.ones(2), one_component, family="logistic", base="logistic")
+        >>> torch.allclose(z, torch.tensor([3.0, 3.0])), torch.allclose(ladj, torch.zeros(2), atol=1e-6)
+        (True, True)
+
+    """
+    if rows.dim() == 0 or rows.shape[-1] < 5 or rows.shape[-1] % 3 != 2:
+        raise ValueError(f"rows: expected shape (..., 3 K + 2) with K >= 1; got {tuple(rows.shape)}")
+    if (x.dtype == torch.float64) != (rows.dtype == torch.float64):
+        raise TypeError(f"rows: expected {x.dtype}, like x; got {rows.dtype}")
+    value, ladj = _in_full_precision(_AFFINE, (x, rows), family, base, inverse)
+    return value, ladj
+
+
+def _call(
+    op: _Op, names: tuple[str, ...], arrays: tuple[Array, ...], dim: int, family: str, *options: Any
+) -> tuple[Array, ...]:
     """Check, convert, compute: of the elements, which are called so, and logits, loc and log_scale."""
     if isinstance(arrays[0], _ARRAYS):
         tensors = tuple(_from_numpy(n, a) for n, a in zip((*names, *_PARAMETERS), arrays, strict=True))
         with torch.no_grad():
-            return tuple(t.numpy() for t in _call(op, names, tensors, family, *options))
+            return tuple(t.numpy() for t in _call(op, names, tensors, dim, family, *options))
+    if dim != -1:
+        arrays = (*arrays[:-3], *components_last(arrays[-3:], dim))
     if _plainly_right(arrays) and family in FAMILIES and (not options or options[0] in BASES):
         return op(*arrays, family, *options)
     _check(names, arrays, family, *options[:1])
-    if not any(t.dtype in _HALF for t in arrays):
-        return op(*arrays, family, *options)
-    dtype = arrays[0].dtype
-    results = op(*(t.float() for t in arrays), family, *options)
+    return _in_full_precision(op, arrays, family, *options)
+
+
+def _in_full_precision(op: _Op, tensors: Tensors, *options: Any) -> Tensors:
+    """``op``, computed in float32 where a tensor is of half precision; results have the dtype of the first."""
+    if not any(t.dtype in _HALF for t in tensors):
+        return op(*tensors, *options)
+    dtype = tensors[0].dtype
+    results = op(*(t.float() for t in tensors), *options)
     return tuple(r.to(dtype) for r in results) if dtype in _HALF else results
+
+
+def components_last(parameters: Sequence[Tensor], dim: int) -> Tensors:
+    """Views of logits, loc and log_scale with axis ``dim`` of each moved to the end; ValueError where there is none."""
+    number = check_integer("dim", dim, -(2**31))
+    for name, parameter in zip(_PARAMETERS, parameters, strict=True):
+        if isinstance(parameter, Tensor) and not -parameter.dim() <= number < parameter.dim():
+            raise ValueError(
+                f"dim: expected an axis of {name}, which has the shape {tuple(parameter.shape)}; got {number}"
+            )
+    return tuple(p.movedim(number, -1) if isinstance(p, Tensor) else p for p in parameters)
 
 
 def _from_numpy(name: str, array: object) -> Tensor:
@@ -339,12 +407,11 @@ def inverse_diagnostics(
 
 
 def _batch_shape(elements: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    x, (logits, loc, log_scale) = elements[0], parameters
-    shape = logits.shape
+    """The broadcast shape of the elements and of all axes but the last of the parameters."""
+    x, first = elements[0], parameters[0]
     if (
-        _same(shape, loc.shape)
-        and _same(shape, log_scale.shape)
-        and _fits(shape, x.shape)
+        _fits(first.shape, x.shape)
+        and all(_same(p.shape, first.shape) for p in parameters)
         and (len(elements) == 1 or all(_same(e.shape, x.shape) for e in elements))
     ):
         return tuple(x.shape)
@@ -352,25 +419,25 @@ def _batch_shape(elements: Sequence[Tensor], parameters: Sequence[Tensor]) -> tu
 
 
 def _parameter_shape(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    logits, loc, log_scale = parameters
-    if _same(logits.shape, loc.shape) and _same(logits.shape, log_scale.shape):
-        return tuple(logits.shape)
+    first = parameters[0].shape
+    if all(_same(p.shape, first) for p in parameters):
+        return tuple(first)
     return tuple(torch.broadcast_shapes(*(p.shape for p in parameters)))
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Contiguous, of this shape; ``empty_like`` takes half the time of ``new_empty``."""
-    return torch.empty_like(like) if _same(like.shape, shape) and like.is_contiguous() else like.new_empty(shape)
+    """Of this shape, and laid out in memory as ``like`` where that has the same; else contiguous."""
+    return torch.empty_like(like) if _same(like.shape, shape) else like.new_empty(shape)
 
 
 def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
     return grad if _same(grad.shape, shape) else grad.sum_to_size(shape)
 
 
-def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Tensors, *extra: Any) -> None:
-    """Hand addresses, shapes and strides to the core, to run where the tensors lie."""
+def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Sequence[Any], *extra: Any) -> None:
+    """Hand addresses, shapes and strides to the core, to run where the tensors lie; a tuple is handed on as it is."""
     x = tensors[0]
-    operands = [(t.data_ptr(), t.shape, t.stride()) for t in tensors]
+    operands = [t if type(t) is tuple else (t.data_ptr(), t.shape, t.stride()) for t in tensors]
     if x.device.type == "cpu":
         device, stream = -1, torch.get_num_threads()
     elif _core.cuda_architectures():
@@ -409,6 +476,26 @@ def _needs_gradient(tensors: Tensors) -> bool:
             if tensor.requires_grad:
                 return True
     return False
+
+
+_WORTH_ASKING = 2**16  # components of all elements: a gradient of so many takes ten times as long as the question
+
+
+def _asked_for(ctx: Any, wanted: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Which of the gradients that the inputs require the backward pass at hand asks for.
+
+    ``torch.autograd.grad(loss, x)`` asks for those on the way to x alone, which ``needs_input_grad`` does not know. The
+    question is private to torch, and of a leaf that is asked for it raises RuntimeError, which takes 10 us: then all
+    that are left are taken to be wanted. The last one left needs no question, since something is asked for.
+    """
+    asked = list(wanted)
+    for i in range(len(wanted) - 1, 0, -1):
+        if asked[i] and any(asked[:i]):
+            try:
+                asked[i] = torch._C._will_engine_execute_node(ctx.next_functions[i][0])
+            except (AttributeError, RuntimeError):
+                break
+    return tuple(asked)
 
 
 def _in_functorch() -> bool:
@@ -456,17 +543,20 @@ _library = torch.library.Library("mixflow", "DEF")
 
 
 class _Op:
-    """An op of the core, called with its elements, logits, loc, log_scale and options; all that torch knows of it.
+    """An op of the core, called with its elements, parameters and options; all that torch knows of it.
 
     It is the torch op ``mixflow::name``, from elements and parameters to outputs of the elements' broadcast shape, and
     ``mixflow::name_backward``, from gradients of the outputs, points and parameters to gradients of the elements (of
-    that shape) and of the parameters (of their own broadcast shape).
+    that shape) and of the parameters (of their own broadcast shape, or where ``expands``, of the elements'). Its last
+    argument tells which of these are wanted; the others are not computed, and empty.
 
     Args:
         name: Of the torch op.
         elements: How many tensors of the elements' shape there are.
         outputs: How many it gives, one or two.
         options: The schema of the rest of its arguments.
+        parameters: Names of the parameters, whose last axis is no batch axis.
+        expands: Whether the kernel leaves it to torch to sum the gradients of parameters that were broadcast.
         kernel: Of the core.
         backward_kernel: Of the core.
         indices: What the kernels take first, from the options.
@@ -482,6 +572,8 @@ class _Op:
         outputs: int,
         options: str,
         *,
+        parameters: tuple[str, ...] = _PARAMETERS,
+        expands: bool = False,
         kernel: Callable[..., None],
         backward_kernel: Callable[..., None],
         indices: Callable[..., tuple[int, ...]],
@@ -489,21 +581,22 @@ class _Op:
         written_out: Callable[..., Tensors],
         points: Callable[[tuple[Any, ...], Tensors], Tensors],
     ) -> None:
-        self.elements, self.outputs, self.tensors = elements, outputs, elements + 3
+        self.elements, self.outputs, self.tensors = elements, outputs, elements + len(parameters)
+        self.component_axes = (0,) * elements + (1,) * len(parameters)
+        self.expands = expands
         self.kernel, self.backward_kernel, self.indices = kernel, backward_kernel, indices
         self.gradient, self.written_out, self.points = gradient, written_out, points
 
-        parameters = ", ".join(f"Tensor {p}" for p in _PARAMETERS)
-        inputs = ", ".join(f"Tensor x{i}" for i in range(elements))
+        inputs = ", ".join([*(f"Tensor x{i}" for i in range(elements)), *(f"Tensor {p}" for p in parameters)])
         grads = ", ".join(f"Tensor grad{i}" for i in range(outputs))
         result = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
-        _library.define(f"{name}({inputs}, {parameters}, {options}) -> {result}")
-        _library.define(
-            f"{name}_backward({grads}, {inputs}, {parameters}, {options}) -> ({', '.join(['Tensor'] * self.tensors)})"
-        )
+        wanted = f"bool[{self.tensors}] wanted=True"
+        results = ", ".join(["Tensor"] * self.tensors)
+        _library.define(f"{name}({inputs}, {options}) -> {result}")
+        _library.define(f"{name}_backward({grads}, {inputs}, {options}, {wanted}) -> ({results})")
         for key in ("CPU", "CUDA"):
             _library.impl(name, self.compute, key)
-            _library.impl(f"{name}_backward", self.compute_backward, key)
+            _library.impl(f"{name}_backward", self.run_backward, key)
         torch.library.register_fake(f"mixflow::{name}", self.fake, lib=_library)
         torch.library.register_fake(f"mixflow::{name}_backward", self.fake_backward, lib=_library)
         self.torch_op = getattr(torch.ops.mixflow, name)
@@ -550,10 +643,7 @@ class _Op:
         return self.as_result(self.empty_outputs(*args[: self.tensors]))
 
     def fake_backward(self, *args: Any) -> Tensors:
-        tensors = args[self.outputs : self.outputs + self.tensors]
-        elements, parameters = tensors[: self.elements], tensors[self.elements :]
-        batch, shape = _batch_shape(elements, parameters), _parameter_shape(parameters)
-        return (*(_empty(batch, x) for x in elements), *(_empty(shape, p) for p in parameters))
+        return self.filled(args, self.empty_gradients(*self.split_backward(args)[::2]))
 
     def compute(self, *args: Any) -> Any:
         tensors = args[: self.tensors]
@@ -562,19 +652,54 @@ class _Op:
             _run(self.kernel, self.indices(*args[self.tensors :]), (*tensors, *outputs))
         return self.as_result(outputs)
 
-    def compute_backward(self, *args: Any) -> Tensors:
-        given, options = args[: self.outputs + self.tensors], args[self.outputs + self.tensors :]
-        grads = self.fake_backward(*given)
-        if grads[0].numel() == 0:
-            return (*grads[: self.elements], *(torch.zeros_like(g) for g in grads[self.elements :]))
+    def split_backward(self, args: Sequence[Any]) -> tuple[Tensors, tuple[Any, ...], Sequence[bool]]:
+        """Tensors, options and which gradients are wanted, of the arguments of a backward op; by default, all are."""
+        count = self.outputs + self.tensors
+        given, options = args[:count], args[count:]
+        if options and not isinstance(options[-1], str | bool):
+            return given, options[:-1], options[-1]
+        return given, options, (True,) * self.tensors
+
+    def empty_gradients(self, given: Tensors, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Memory for the gradients that are wanted; those of the parameters lie alike."""
+        tensors = given[self.outputs :]
+        elements, parameters = tensors[: self.elements], tensors[self.elements :]
+        batch = _batch_shape(elements, parameters)
+        shape = (*batch, parameters[0].shape[-1]) if self.expands else _parameter_shape(parameters)
+        grads = [_empty(batch, x) if w else None for x, w in zip(elements, wanted, strict=False)]
+        first: Tensor | None = None
+        for parameter, w in zip(parameters, wanted[self.elements :], strict=True):
+            if w:
+                first = _empty(shape, parameter) if first is None else torch.empty_like(first)
+            grads.append(first if w else None)
+        return grads
+
+    def compute_backward(self, *args: Any) -> list[Tensor | None]:
+        """The gradients, None where they are not wanted."""
+        given, options, wanted = self.split_backward(args)
+        grads = self.empty_gradients(given, wanted)
+        tensors = given[self.outputs :]
+        batch = _batch_shape(tensors[: self.elements], tensors[self.elements :])
+        if 0 in batch:
+            return [g if g is None or i < self.elements else g.zero_() for i, g in enumerate(grads)]
         held: list[Tensor] = []  # once the kernel is enqueued torch may hand this memory to whatever comes after it
 
         def allocate(size: int) -> int:
             held.append(torch.empty(size, dtype=torch.uint8, device=given[0].device))
             return held[-1].data_ptr()
 
-        _run(self.backward_kernel, self.indices(*options), (*given, *grads), allocate)
+        # A gradient that is not wanted has no address; the shape of the elements is told all the same.
+        shapes = (batch,) * self.elements + tuple(p.shape for p in tensors[self.elements :])
+        targets = [(0, s, s) if g is None else g for g, s in zip(grads, shapes, strict=True)]
+        _run(self.backward_kernel, self.indices(*options), (*given, *targets), allocate)
         return grads
+
+    def run_backward(self, *args: Any) -> Tensors:
+        return self.filled(args, self.compute_backward(*args))
+
+    def filled(self, args: Sequence[Any], grads: Sequence[Tensor | None]) -> Tensors:
+        """The gradients as a torch op returns them: an empty tensor in the place of each that is not wanted."""
+        return tuple(args[0].new_empty(0) if g is None else g for g in grads)
 
     def vmap_torch_op(self, info: Any, in_dims: Any, *args: Any) -> Any:
         outputs, dims = self.vmap(self.apply_torch_op, info, in_dims, *args)
@@ -582,18 +707,28 @@ class _Op:
 
     def vmap(self, run: Callable[..., Tensors], info: Any, in_dims: Any, *args: Any) -> tuple[Tensors, tuple[int, ...]]:
         n = self.tensors
-        tensors = _align(info, in_dims[:n], args[:n], (0,) * self.elements + (1,) * 3)
-        return run(*tensors, *args[n:]), (0,) * self.outputs
+        return run(*_align(info, in_dims[:n], args[:n], self.component_axes), *args[n:]), (0,) * self.outputs
 
     def vmap_backward(
         self, run: Callable[..., Tensors], info: Any, in_dims: Any, *args: Any
     ) -> tuple[Tensors, tuple[int, ...]]:
-        n = self.outputs + self.tensors
-        tensors = _align(info, in_dims[:n], args[:n], (0,) * (n - 3) + (1,) * 3)
-        grads = run(*tensors, *args[n:])
-        own_axes = max(t.dim() - (d is not None) for t, d in zip(args[n - 3 : n], in_dims[n - 3 : n], strict=True))
-        by_parameters = (g.reshape(g.shape[:1] + g.shape[g.dim() - own_axes :]) for g in grads[self.elements :])
-        return (*grads[: self.elements], *by_parameters), (0,) * self.tensors
+        given, options, wanted = self.split_backward(args)
+        n = len(given)
+        aligned = _align(info, in_dims[:n], given, (0,) * self.outputs + self.component_axes)
+        grads = list(run(*aligned, *options, wanted))
+        parameters = zip(given[self.outputs + self.elements :], in_dims[self.outputs + self.elements : n], strict=True)
+        own_axes = max(t.dim() - (d is not None) for t, d in parameters)
+        for i, (grad, w) in enumerate(zip(grads, wanted, strict=True)):
+            if not w:
+                grads[i] = grad.new_empty(info.batch_size, 0)
+            elif i >= self.elements and not self.expands:
+                grads[i] = grad.reshape(grad.shape[:1] + grad.shape[grad.dim() - own_axes :])
+        return tuple(grads), (0,) * self.tensors
+
+    def wanted_gradient(self, options: tuple[Any, ...], wanted: Sequence[bool]) -> Callable[..., Tensors]:
+        """The gradients that are wanted, in differentiable torch operations."""
+        gradient = self.gradient(*options)
+        return lambda *tensors: tuple(g for g, w in zip(gradient(*tensors), wanted, strict=True) if w)
 
 
 # By name: what a Function closes over must be known to Dynamo, which knows names and globals, but no object of ours.
@@ -630,6 +765,7 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
     def pull_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         op = _OPS[name]
         none = (None,) * len(ctx.options)
+        wanted = ctx.needs_input_grad[: op.tensors]
         if all(g is None for g in grads):
             return (None,) * op.tensors + none
         saved = ctx.saved_tensors
@@ -639,12 +775,14 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
             run = op.torch_backward
         elif torch.is_grad_enabled() or _in_functorch():
             run = op.backward.apply
-        elif _skips_dispatch(saved) and all(map(_is_plain_seed, seeds)):
-            run = op.compute_backward
         else:
-            run = op.torch_backward
-        results = run(*seeds, *saved, *ctx.options)
-        return (*(_sum_to(g, shape) for g, shape in zip(results, ctx.shapes, strict=True)), *none)
+            if saved[0].numel() * saved[-1].shape[-1] >= _WORTH_ASKING:
+                wanted = _asked_for(ctx, wanted)
+            direct = _skips_dispatch(saved) and all(map(_is_plain_seed, seeds))
+            run = op.compute_backward if direct else op.torch_backward
+        results = run(*seeds, *saved, *ctx.options, wanted)
+        summed = (_sum_to(g, s) if w else None for g, s, w in zip(results, ctx.shapes, wanted, strict=True))
+        return (*summed, *none)
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -657,15 +795,15 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-            count = _OPS[name].outputs + _OPS[name].tensors
-            ctx.options = inputs[count:]
-            ctx.save_for_backward(*inputs[:count])
-            ctx.save_for_forward(*inputs[:count])
+            given, ctx.options, ctx.wanted = _OPS[name].split_backward(inputs)
+            ctx.save_for_backward(*given)
+            ctx.save_for_forward(*given)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            back = torch.func.vjp(_OPS[name].gradient(*ctx.options), *ctx.saved_tensors)[1]
-            return (*back(grads), *(None,) * len(ctx.options))
+            back = torch.func.vjp(_OPS[name].wanted_gradient(ctx.options, ctx.wanted), *ctx.saved_tensors)[1]
+            own = tuple(g for g, w in zip(grads, ctx.wanted, strict=True) if w)
+            return (*back(own), *(None,) * (len(ctx.options) + 1))
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Tensors:
@@ -674,7 +812,9 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
                 tensors = tuple(t.contiguous() for t in _primals(ctx.saved_tensors))
                 given = tangents[: len(tensors)]
                 moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, given, strict=True))
-                return cast(Tensors, torch.func.jvp(_OPS[name].gradient(*ctx.options), tensors, moved)[1])
+                gradient = _OPS[name].wanted_gradient(ctx.options, ctx.wanted)
+                found = iter(torch.func.jvp(gradient, tensors, moved)[1])
+                return tuple(next(found) if w else tensors[0].new_empty(0) for w in ctx.wanted)
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -721,11 +861,13 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
                 shape = _batch_shape(points, parameters)
                 expanded = [p.expand(*shape, p.shape[-1]) for p in parameters]
                 one, zero = points[0].new_ones(()), points[0].new_zeros(())
+                own = tangents[: op.tensors]
+                wanted = tuple(t is not None for t in own)
                 results = []
                 for i in range(op.outputs):
                     seeds = [one if i == j else zero for j in range(op.outputs)]
-                    row = Backward.apply(*seeds, *points, *expanded, *ctx.options)
-                    products = [None if t is None else g * t for g, t in zip(row, tangents[: op.tensors], strict=True)]
+                    row = Backward.apply(*seeds, *points, *expanded, *ctx.options, wanted)
+                    products = [None if t is None else g * t for g, t in zip(row, own, strict=True)]
                     terms = [p.sum(-1) if i >= op.elements else p for i, p in enumerate(products) if p is not None]
                     results.append(functools.reduce(torch.add, terms))
             return tuple(results)
@@ -746,9 +888,16 @@ def _map_indices(family: str, base: str, inverse: bool) -> tuple[int, ...]:
     return inverse, _FAMILY_INDEX[family], _BASE_INDEX[base]
 
 
-def _map_gradient(family: str, base: str, inverse: bool) -> Callable[..., Tensors]:
+def _point(inputs: tuple[Any, ...], outputs: Tensors) -> Tensors:
+    """``x``, in either direction."""
+    return (outputs[0] if inputs[-1] else inputs[0],)
+
+
+def _map_gradient(formula: Callable[..., Any], family: str, base: str, inverse: bool) -> Callable[..., Tensors]:
+    """Of ``formula``, the forward map in torch operations, or of its inverse."""
+
     def gradient(grad_value: Tensor, grad_ladj: Tensor, x: Tensor, *parameters: Tensor) -> Tensors:
-        transform = functools.partial(reference.cdf_transform, family=family, base=base)
+        transform = functools.partial(formula, family=family, base=base)
         (_, ladj), pull_back = _vjp(transform, (x,), parameters)
         grad_value, grad_ladj = grad_value.expand_as(ladj), grad_ladj.expand_as(ladj)
         if not inverse:
@@ -768,6 +917,28 @@ def _map_written_out(x: Tensor, *rest: Any) -> Tensors:
     return reference.solved_inverse(root, x, *parameters, family=family, base=base)
 
 
+def _unpacked(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Logits, loc, log_scale, shift and log_slope, as views of ``rows`` (..., 3 K + 2)."""
+    logits, loc, log_scale = rows[..., :-2].unflatten(-1, (3, -1)).unbind(-2)
+    return logits, loc, log_scale, rows[..., -2], rows[..., -1]
+
+
+def _affine_formula(x: Tensor, rows: Tensor, *, family: str, base: str) -> tuple[Tensor, Tensor]:
+    *parameters, shift, log_slope = _unpacked(rows)
+    value, ladj = reference.cdf_transform(x, *parameters, family=family, base=base)
+    return value * log_slope.exp() + shift, ladj + log_slope
+
+
+def _affine_written_out(x: Tensor, rows: Tensor, family: str, base: str, inverse: bool) -> Tensors:
+    if not inverse:
+        return _affine_formula(x, rows, family=family, base=base)
+    root, _ = torch.ops.mixflow.affine_map(x.detach(), rows.detach(), family, base, True)
+    *parameters, shift, log_slope = _unpacked(rows)
+    z = (x - shift) * torch.exp(-log_slope)
+    value, ladj = reference.solved_inverse(root, z, *parameters, family=family, base=base)
+    return value, ladj - log_slope
+
+
 _MAP = _Op(
     "map",
     elements=1,
@@ -776,9 +947,24 @@ _MAP = _Op(
     kernel=_core.map,
     backward_kernel=_core.map_backward,
     indices=_map_indices,
-    gradient=_map_gradient,
+    gradient=functools.partial(_map_gradient, reference.cdf_transform),
     written_out=_map_written_out,
-    points=lambda inputs, outputs: (outputs[0] if inputs[-1] else inputs[0],),  # x, in either direction
+    points=_point,
+)
+
+_AFFINE = _Op(
+    "affine_map",
+    elements=1,
+    outputs=2,
+    options="str family, str base, bool inverse",
+    parameters=("rows",),
+    expands=True,
+    kernel=_core.packed_map,
+    backward_kernel=_core.packed_map_backward,
+    indices=_map_indices,
+    gradient=functools.partial(_map_gradient, _affine_formula),
+    written_out=_affine_written_out,
+    points=_point,
 )
 
 

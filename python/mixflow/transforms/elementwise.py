@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
+from ..ops import BASES, FAMILIES, affine_transform, cdf_transform
 from .base import check_name
 from .mixture import normal_quantiles, normal_start
 
@@ -56,21 +56,11 @@ class ElementwiseMap:
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``z`` and ``log |dz/dx|``, both of the shape of ``x``."""
-        *parameters, shift, log_slope = self._split(raw)
-        z, ladj = cdf_transform(x, *parameters, family=self.family, base=self.base)
-        return z * log_slope.exp() + shift, ladj + log_slope
+        return affine_transform(x, raw, family=self.family, base=self.base)
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` and ``log |dx/dz|``, both of the shape of ``z``."""
-        *parameters, shift, log_slope = self._split(raw)
-        x, ladj = cdf_transform_inverse(
-            (z - shift) * torch.exp(-log_slope), *parameters, family=self.family, base=self.base
-        )
-        return x, ladj - log_slope
-
-    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        logits, loc, log_scale = raw[..., :-2].unflatten(-1, (3, self.components)).unbind(-2)
-        return logits, loc, log_scale, raw[..., -2], raw[..., -1]
+        return affine_transform(z, raw, family=self.family, base=self.base, inverse=True)
 
 
 @functools.cache

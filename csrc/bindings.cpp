@@ -49,8 +49,9 @@ void check_parameters(const Call& call) {
 
 // `device` is -1 for the CPU, with `stream` the number of threads; else a CUDA device index and stream handle. What a
 // CUDA kernel needs of memory comes from allocate(bytes), which returns an address.
-void execute(const Call& call, int device, int64_t stream, [[maybe_unused]] const py::object& allocate = py::none()) {
+void execute(Call& call, int device, int64_t stream, [[maybe_unused]] const py::object& allocate = py::none()) {
   check_parameters(call);
+  call.on_gpu = device >= 0;
   Problem problem = make_problem(call);
 #if defined(MIXFLOW_CUDA)
   void* workspace = nullptr;

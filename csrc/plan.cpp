@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -51,12 +52,41 @@ void append(Axes& axes, const Axis& axis) {
   axes.axis[axes.count++] = axis;
 }
 
-// Brings axes into the order in which the output lies in memory (where it has none, the input): neighbouring lanes and
-// threads then read and write neighbouring numbers, whichever way a tensor is turned.
-void sort(Axis* axes, int count, Operand leader) {
-  auto before = [=](const Axis& a, const Axis& b) { return std::abs(a.stride[leader]) > std::abs(b.stride[leader]); };
+// Brings axes into the order in which the numbers of these operands lie in memory: neighbouring lanes and threads then
+// read and write neighbouring numbers, whichever way a tensor is turned.
+void sort(Axis* axes, int count, std::initializer_list<Operand> leaders) {
+  auto distance = [&](const Axis& axis) {
+    int64_t longest = 0;
+    for (Operand leader : leaders) longest = std::max(longest, std::abs(axis.stride[leader]));
+    return longest;
+  };
   for (int i = 1; i < count; ++i)
-    for (int j = i; j > 0 && before(axes[j], axes[j - 1]); --j) std::swap(axes[j], axes[j - 1]);
+    for (int j = i; j > 0 && distance(axes[j]) > distance(axes[j - 1]); --j) std::swap(axes[j], axes[j - 1]);
+}
+
+// Where parameters and elements lie in different orders (an image is channels_last and its parameters are not), lanes
+// run along the axis in which the elements are neighbours, a few at a time, and from there along the axes of the
+// parameters: both then find in the cache what came with the numbers before. A GPU moves rows of parameters by many
+// threads, and has no use of it.
+void tile(Axis* axes, int& count) {
+  constexpr int64_t length = 128;
+  int nearest = count - 1;
+  for (int i = 0; i < count; ++i) {
+    int64_t distance = std::abs(axes[i].stride[kOutput]), least = std::abs(axes[nearest].stride[kOutput]);
+    if (axes[i].size > 1 && distance > 0 && (least == 0 || distance < least || axes[nearest].size == 1)) nearest = i;
+  }
+  if (nearest >= count - 1) return;
+  Axis inside = axes[nearest];
+  bool is_split = inside.size % length == 0 && inside.size > length && count < kMaxAxes;
+  if (is_split) {
+    inside.size = length;
+    axes[nearest].size /= length;
+    for (int64_t& stride : axes[nearest].stride) stride *= length;
+    axes[count++] = inside;
+  } else {
+    std::copy(axes + nearest + 1, axes + count, axes + nearest);
+    axes[count - 1] = inside;
+  }
 }
 
 // The kernels count on one axis at least.
@@ -113,9 +143,11 @@ Problem make_problem(const Call& call) {
     }
     (shared ? inner[inner_count++] : outer[outer_count++]) = axis;
   }
-  Operand leader = call.output.data != nullptr ? kOutput : kInput;
-  sort(outer, outer_count, leader);
-  if (gradient->data == nullptr) sort(inner, inner_count, leader);
+  // Most of what a set takes from memory are its parameters; of elements that share one, the results. Those are summed
+  // over in the order of the batch.
+  sort(outer, outer_count, {kLogits, kLoc, kLogScale});
+  if (!call.on_gpu) tile(outer, outer_count);
+  if (gradient->data == nullptr) sort(inner, inner_count, {call.output.data != nullptr ? kOutput : kInput});
   for (int i = 0; i < outer_count; ++i) append(problem.outer, outer[i]);
   for (int i = 0; i < inner_count; ++i) append(problem.inner, inner[i]);
   finish(problem.outer);

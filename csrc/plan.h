@@ -26,6 +26,7 @@ struct Call {
   Op op;
   Dtype dtype;
   int family, base;
+  bool on_gpu = false;
   Array input, upper, grad_value, grad_ladj;
   Array logits, loc, log_scale;
   Array output, ladj, grad_upper, evaluations, residual;  // the last two: a diagnosed inverse, strided like ladj

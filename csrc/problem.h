@@ -4,7 +4,7 @@
 // serves them all) are separated from the others ("outer"), and neighbouring axes that every operand walks evenly are
 // merged. The kernels then know two index spaces only.
 //
-// Where no sum depends on their order, the axes of a space stand in the order in which the output lies in memory.
+// Where no sum depends on their order, the axes of a space stand in the order in which its numbers lie in memory.
 #pragma once
 
 #include <cstdint>

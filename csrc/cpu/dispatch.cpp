@@ -84,7 +84,7 @@ const Capability& chosen() {
 // Long runs of elements that share parameters are cut into chunks. Their number depends on sizes alone, never on the
 // number of threads, so sums are taken in the same order always; its limit bounds the memory for partial sums (three
 // doubles a component) to 256 KiB, but for very many components, which still occupy 16 threads.
-constexpr int64_t kChunkLength = 8192, kMaxChunks = 256, kMinChunks = 16, kSetsPerPiece = 512;
+constexpr int64_t kChunkLength = 8192, kMaxChunks = 256, kMinChunks = 16, kMostSetsPerPiece = 512;
 constexpr int64_t kMaxPartialSums = 256 * 1024 / (3 * sizeof(double));
 
 int64_t chunks_per_set(const Problem& problem) {
@@ -136,21 +136,28 @@ void parallel_for(int64_t count, int threads, F f) {
   for (int64_t i = 0; i < count; ++i) f(i);
 }
 
-void run_shared(const Problem& problem, int threads, RunPiece run) {
-  int64_t chunks = chunks_per_set(problem);
+// Lanes over elements: sets of few elements, several of them to a piece; or chunks of a set's many elements.
+void run_over_elements(const Problem& problem, int threads, RunPiece run) {
+  size_t sums = problem.has_parameter_gradients() ? 3 * static_cast<size_t>(problem.components) : 0;
+  int64_t chunks = chunks_per_set(problem), sets = std::max<int64_t>(1, kChunkLength / problem.inner.size);
+  if (chunks == 1) {
+    parallel_for((problem.outer.size + sets - 1) / sets, threads, [&](int64_t i) {
+      int64_t begin = i * sets, end = std::min(begin + sets, problem.outer.size);
+      std::vector<double> own((end - begin) * sums);
+      run(problem, {begin, end, 0, problem.inner.size, own.data()});
+      for (int64_t outer = begin; sums > 0 && outer < end; ++outer)
+        write_gradients(problem, outer, own.data() + (outer - begin) * sums);
+    });
+    return;
+  }
   int64_t length = (problem.inner.size + chunks - 1) / chunks;
   length = (length + kLongestPack - 1) / kLongestPack * kLongestPack;
-  size_t sums = problem.has_parameter_gradients() ? 3 * static_cast<size_t>(problem.components) : 0;
-  std::vector<double> partial(chunks > 1 ? problem.outer.size * chunks * sums : 0);
+  std::vector<double> partial(problem.outer.size * chunks * sums);
   parallel_for(problem.outer.size * chunks, threads, [&](int64_t i) {
     int64_t outer = i / chunks, begin = std::min(i % chunks * length, problem.inner.size);
-    std::vector<double> own(chunks > 1 ? 0 : sums);
-    double* target = chunks > 1 ? partial.data() + i * sums : own.data();
-    run(problem, {outer, outer + 1, begin, std::min(begin + length, problem.inner.size), target});
-    if (chunks == 1 && sums > 0) write_gradients(problem, outer, target);
+    run(problem, {outer, outer + 1, begin, std::min(begin + length, problem.inner.size), partial.data() + i * sums});
   });
-  if (chunks == 1 || sums == 0) return;
-  for (int64_t outer = 0; outer < problem.outer.size; ++outer) {
+  for (int64_t outer = 0; sums > 0 && outer < problem.outer.size; ++outer) {
     double* first = partial.data() + outer * chunks * sums;
     for (int64_t chunk = 1; chunk < chunks; ++chunk)
       for (size_t i = 0; i < sums; ++i) first[i] += first[chunk * sums + i];
@@ -158,11 +165,11 @@ void run_shared(const Problem& problem, int threads, RunPiece run) {
   }
 }
 
-void run_per_element(const Problem& problem, int threads, RunPiece run) {
-  int64_t pieces = (problem.outer.size + kSetsPerPiece - 1) / kSetsPerPiece;
-  parallel_for(pieces, threads, [&](int64_t i) {
-    int64_t begin = i * kSetsPerPiece;
-    run(problem, {begin, std::min(begin + kSetsPerPiece, problem.outer.size), 0, problem.inner.size, nullptr});
+void run_over_sets(const Problem& problem, int threads, RunPiece run) {
+  int64_t sets = std::clamp(kChunkLength / problem.inner.size, kLongestPack, kMostSetsPerPiece);
+  parallel_for((problem.outer.size + sets - 1) / sets, threads, [&](int64_t i) {
+    int64_t begin = i * sets;
+    run(problem, {begin, std::min(begin + sets, problem.outer.size), 0, problem.inner.size, nullptr});
   });
 }
 
@@ -238,10 +245,10 @@ double run_bare_loop(Dtype dtype, int components, int64_t elements, int threads)
 void run_on_cpu(const Problem& problem, int threads) {
   if (problem.is_empty()) return;
   prefer_huge_pages(problem);
-  if (problem.inner.size >= kSharedLength)
-    run_shared(problem, threads, chosen().run);
+  if (runs_over_elements(problem))
+    run_over_elements(problem, threads, chosen().run);
   else
-    run_per_element(problem, threads, chosen().run);
+    run_over_sets(problem, threads, chosen().run);
 }
 
 }  // namespace mixflow

@@ -179,61 +179,106 @@ template <class Family, class V>
 MIXFLOW_FN Prepared<V, false> prepare_each(const Problem& problem, const Walk& sets, Workspace<V, false>& space) {
   using T = Scalar<V>;
   const void* data[3] = {problem.logits, problem.loc, problem.log_scale};
+  Columns<V> columns(sets, problem.components);
   for (int j = 0; j < 3; ++j)
-    gather_columns(sets, numbers<T>(data[j]), static_cast<Operand>(kLogits + j), problem.components,
-                   problem.component_stride[j], space.column(j));
+    columns.gather(numbers<T>(data[j]), static_cast<Operand>(kLogits + j), problem.component_stride[j],
+                   space.column(j));
   if (!problem.is_affine()) return prepare<Family>(space);
-  Room<V> shift_room, slope_room;
-  const T* shift = side_by_side<V>(sets, numbers<T>(problem.shift), kLogits, shift_room);
-  const T* log_slope = side_by_side<V>(sets, numbers<T>(problem.log_slope), kLogits, slope_room);
+  Room<T, Number<V>::lanes> shift, log_slope;
+  const T* shift_at = shift.read(sets, problem.shift, 0, kLogits);
+  const T* log_slope_at = log_slope.read(sets, problem.log_slope, 0, kLogits);
   Prepared<V, false> prepared = prepare<Family>(space);
-  prepared.affine = {load<V>(shift), load<V>(log_slope)};
+  prepared.affine = {load<V>(shift_at), load<V>(log_slope_at)};
   return prepared;
 }
 
-// One pack of elements through one op: those at `lanes` of one index space, at `place` of the other. Gradients of the
-// parameters go to sink(k, g_logit, g_loc, g_log_scale).
+// What an op reads and writes of some elements, each operand side by side; null where the op has no such operand.
+template <class T>
+struct Elements {
+  const T *input, *upper, *grad_value, *grad_ladj;
+  T *output, *ladj, *grad_upper, *evaluations, *residual, *grad_shift, *grad_log_slope;
+};
+
+// The elements at the positions of a walk through one index space, at `place` of the other.
+template <Op op, class T, int length>
+class Gathered {
+ public:
+  MIXFLOW_FN Gathered(const Problem& problem) : problem(problem), at{} {}
+  Gathered(const Gathered&) = delete;
+  Gathered& operator=(const Gathered&) = delete;
+
+  MIXFLOW_FN void gather(const Walk& walk, const int64_t (&place)[kOperands]) {
+    at.input = rooms[0].read(walk, problem.input, place[kInput], kInput);
+    if constexpr (on_intervals) at.upper = rooms[1].read(walk, problem.upper, place[kUpper], kUpper);
+    if constexpr (is_backward(op)) at.grad_value = rooms[2].read(walk, problem.grad_value, place[kGradValue], kGradValue);
+    if constexpr (is_backward(op) && !on_intervals)
+      at.grad_ladj = rooms[3].read(walk, problem.grad_ladj, place[kGradLadj], kGradLadj);
+    for_outputs([&](auto& room, T*& to, void* data, Operand operand) {
+      to = room.write(walk, data, place[operand], operand);
+    });
+  }
+  MIXFLOW_FN void scatter(const Walk& walk, const int64_t (&place)[kOperands]) {
+    for_outputs([&](auto& room, T*&, void* data, Operand operand) { room.done(walk, data, place[operand], operand); });
+  }
+  MIXFLOW_FN const Elements<T>& elements() const { return at; }
+
+ private:
+  static constexpr bool on_intervals = op == Op::interval || op == Op::interval_backward;
+
+  template <class Use>
+  MIXFLOW_FN void for_outputs(Use use) {
+    use(rooms[4], at.output, problem.output, kOutput);
+    if constexpr (op == Op::forward || op == Op::inverse) use(rooms[5], at.ladj, problem.ladj, kLadj);
+    if constexpr (op == Op::inverse) {
+      use(rooms[6], at.evaluations, problem.evaluations, kLadj);
+      use(rooms[7], at.residual, problem.residual, kLadj);
+    }
+    if constexpr (op == Op::interval_backward) use(rooms[5], at.grad_upper, problem.grad_upper, kGradUpper);
+    if constexpr (op == Op::backward || op == Op::inverse_backward) {
+      use(rooms[6], at.grad_shift, problem.grad_shift, kGradParameters);
+      use(rooms[7], at.grad_log_slope, problem.grad_log_slope, kGradParameters);
+    }
+  }
+
+  const Problem& problem;
+  Elements<T> at;
+  Room<T, length> rooms[8];
+};
+
+// The i-th and following elements through one op. Gradients of the parameters go to sink(k, g_logit, g_loc,
+// g_log_scale).
 template <class Family, Op op, class V, class Parameters, class Sink>
-MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, const Walk& lanes,
-                         const int64_t (&place)[kOperands], Sink&& sink) {
+MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, const Elements<Scalar<V>>& at, int i,
+                         Sink&& sink) {
   using T = Scalar<V>;
   RuntimeBase base{problem.base};
   bool parameters_wanted = is_backward(op) && problem.has_parameter_gradients();
-  Room<V> rooms[4];
-  auto find = [&](const void* data, Operand operand, int i) {
-    return side_by_side<V>(lanes, numbers<T>(data) + place[operand], operand, rooms[i]);
+  auto write = [i](T* to, V x) {
+    if (to != nullptr) store(to + i, x);
   };
-  auto write = [&](void* data, Operand operand, V x) {
-    if (data != nullptr) scatter<V>(lanes, static_cast<T*>(data) + place[operand], operand, x);
-  };
-  const T *input_at = find(problem.input, kInput, 0), *upper_at, *g_value_at, *g_ladj_at;
-  if constexpr (op == Op::interval || op == Op::interval_backward) upper_at = find(problem.upper, kUpper, 1);
-  if constexpr (is_backward(op)) g_value_at = find(problem.grad_value, kGradValue, 2);
-  if constexpr (op == Op::backward || op == Op::inverse_backward) g_ladj_at = find(problem.grad_ladj, kGradLadj, 3);
-  V input = load<V>(input_at);
+  V input = load<V>(at.input + i);
   if constexpr (op == Op::interval) {
-    write(problem.output, kOutput, log_interval<Family>(input, load<V>(upper_at), parameters));
+    write(at.output, log_interval<Family>(input, load<V>(at.upper + i), parameters));
   } else if constexpr (op == Op::interval_backward) {
-    EdgeGradients<V> grads =
-        log_interval_backward<Family>(input, load<V>(upper_at), load<V>(g_value_at), parameters, parameters_wanted,
-                                      static_cast<Sink&&>(sink));
-    write(problem.output, kOutput, grads.lower);
-    write(problem.grad_upper, kGradUpper, grads.upper);
+    EdgeGradients<V> grads = log_interval_backward<Family>(input, load<V>(at.upper + i), load<V>(at.grad_value + i),
+                                                           parameters, parameters_wanted, static_cast<Sink&&>(sink));
+    write(at.output, grads.lower);
+    write(at.grad_upper, grads.upper);
   } else if constexpr (is_backward(op)) {
     constexpr bool inverse = op == Op::inverse_backward;
-    V g_value = load<V>(g_value_at), g_ladj = load<V>(g_ladj_at), seed = g_value;
+    V g_value = load<V>(at.grad_value + i), g_ladj = load<V>(at.grad_ladj + i), seed = g_value;
     if (!inverse && problem.is_affine()) seed = g_value * exp(parameters.affine.log_slope);
-    InputGradient<V> at = backward<Family, inverse>(input, seed, g_ladj, parameters, base, parameters_wanted,
-                                                    static_cast<Sink&&>(sink));
+    InputGradient<V> found = backward<Family, inverse>(input, seed, g_ladj, parameters, base, parameters_wanted,
+                                                       static_cast<Sink&&>(sink));
     if (problem.is_affine()) {
-      AffineGradients<V> grads = inverse
-                                     ? affine_inverse_gradients(at.z, parameters.affine.log_slope, g_ladj, at.input)
-                                     : affine_gradients(at.z, g_value, g_ladj, seed, at.input);
-      at.input = grads.input;
-      write(problem.grad_shift, kGradParameters, grads.shift);
-      write(problem.grad_log_slope, kGradParameters, grads.log_slope);
+      AffineGradients<V> grads =
+          inverse ? affine_inverse_gradients(found.z, parameters.affine.log_slope, g_ladj, found.input)
+                  : affine_gradients(found.z, g_value, g_ladj, seed, found.input);
+      found.input = grads.input;
+      write(at.grad_shift, grads.shift);
+      write(at.grad_log_slope, grads.log_slope);
     }
-    write(problem.output, kOutput, at.input);
+    write(at.output, found.input);
   } else {
     Mapped<V> mapped;
     if constexpr (op == Op::forward) {
@@ -244,19 +289,23 @@ MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, c
       Solution<V> solution = inverse<Family>(input, parameters, base);
       mapped = solution.mapped;
       if (problem.is_affine()) mapped.ladj = mapped.ladj - parameters.affine.log_slope;
-      write(problem.evaluations, kLadj, solution.evaluations);
-      write(problem.residual, kLadj, solution.residual);
+      write(at.evaluations, solution.evaluations);
+      write(at.residual, solution.residual);
     }
-    write(problem.output, kOutput, mapped.value);
-    write(problem.ladj, kLadj, mapped.ladj);
+    write(at.output, mapped.value);
+    write(at.ladj, mapped.ladj);
   }
 }
 
 constexpr auto all_operands = [](Operand) { return true; };
 
+// So many elements are gathered at a time. What is common to the packs among them is done once; and the numbers of a
+// pack have long been written when they are loaded, which processors want of writes and reads of different widths.
+constexpr int kGatheredLength = 4 * kLongestPack;
+
 // Lanes over elements that share a parameter set.
 template <class Family, Op op, class V>
-void run_shared(const Problem& problem, const Piece& piece) {
+void run_over_elements(const Problem& problem, const Piece& piece) {
   constexpr int lanes = Number<V>::lanes, packs_per_flush = 64;
   bool sums_wanted = is_backward(op) && problem.has_parameter_gradients();
   Workspace<V, true> space(problem);
@@ -276,19 +325,26 @@ void run_shared(const Problem& problem, const Piece& piece) {
       sums[3 * k + 2] += g_log_scale;
     };
     // Sums run in the number type over a few packs and in double over the rest: the error does not grow with N.
+    double* partial = piece.partial + (outer - piece.outer_begin) * 3 * problem.components;
     auto flush = [&] {
       for (int i = 0; i < 3 * problem.components; ++i) {
-        piece.partial[i] += static_cast<double>(sum_lanes(sums[i]));
+        partial[i] += static_cast<double>(sum_lanes(sums[i]));
         sums[i] = V{};
       }
     };
     for (int i = 0; i < 3 * problem.components; ++i) sums[i] = V{};
+    Gathered<op, Scalar<V>, kGatheredLength> gathered(problem);
     int packs = 0;
-    for (Walk elements(problem.inner, piece.inner_begin, piece.inner_end, lanes); !elements.is_done();
-         elements.advance()) {
-      map_pack<Family, op, V>(problem, parameters, elements, place,
-                              [&, used = elements.used()](auto... gradients) { add(used, gradients...); });
-      if (sums_wanted && ++packs % packs_per_flush == 0) flush();
+    for (Walk walk(problem.inner, piece.inner_begin, piece.inner_end, kGatheredLength); !walk.is_done();
+         walk.advance()) {
+      gathered.gather(walk, place);
+      for (int i = 0; i < walk.used(); i += lanes) {
+        map_pack<Family, op, V>(
+            problem, parameters, gathered.elements(), i,
+            [&, used = smaller(lanes, walk.used() - i)](auto... gradients) { add(used, gradients...); });
+        if (sums_wanted && ++packs % packs_per_flush == 0) flush();
+      }
+      gathered.scatter(walk, place);
     }
     if (sums_wanted) flush();
   }
@@ -296,40 +352,55 @@ void run_shared(const Problem& problem, const Piece& piece) {
 
 // Lanes over parameter sets; each set serves the (few) inner elements one after the other.
 template <class Family, Op op, class V>
-void run_per_element(const Problem& problem, const Piece& piece) {
+void run_over_sets(const Problem& problem, const Piece& piece) {
   using T = Scalar<V>;
+  constexpr int lanes = Number<V>::lanes;
   bool sums_wanted = is_backward(op) && problem.has_parameter_gradients();
   Workspace<V, false> space(problem);
   V *g_logits = space.column(0), *g_locs = space.column(1), *g_log_scales = space.column(2);
-  int64_t places[kSharedLength][kOperands];
-  for (int64_t inner = piece.inner_begin; inner < piece.inner_end; ++inner)
-    problem.inner.offsets(inner, all_operands, places[inner - piece.inner_begin]);
-  for (Walk sets(problem.outer, piece.outer_begin, piece.outer_end, Number<V>::lanes); !sets.is_done();
-       sets.advance()) {
-    auto parameters = prepare_each<Family>(problem, sets, space);
-    if (sums_wanted)
-      for (int i = 0; i < 3 * problem.components; ++i) space.columns.data[i] = V{};
-    auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
-      g_logits[k] += g_logit;
-      g_locs[k] += g_loc;
-      g_log_scales[k] += g_log_scale;
-    };
-    for (int64_t inner = piece.inner_begin; inner < piece.inner_end; ++inner)
-      map_pack<Family, op, V>(problem, parameters, sets, places[inner - piece.inner_begin], add);
-    if constexpr (is_backward(op))
-      for (int j = 0; j < 3; ++j)
-        if (T* gradient = static_cast<T*>(problem.gradient(j)))
-          scatter_columns(sets, gradient, kGradParameters, problem.components,
-                          problem.component_stride[kGradParameters - kLogits], space.column(j));
+  int64_t places[kMostSerialElements][kOperands];
+  for (int64_t inner = 0; inner < problem.inner.size; ++inner)
+    problem.inner.offsets(inner, all_operands, places[inner]);
+  bool is_single = problem.inner.size == 1;  // then the elements of several packs of sets are gathered at a time
+  Gathered<op, T, kGatheredLength> elements(problem);
+  Gathered<op, T, lanes> own_elements(problem);
+  Walk sets(problem.outer, piece.outer_begin, piece.outer_end, lanes);
+  for (Walk block(problem.outer, piece.outer_begin, piece.outer_end, kGatheredLength); !block.is_done();
+       block.advance()) {
+    if (is_single) elements.gather(block, places[0]);
+    for (int first = 0; first < block.used(); first += lanes, sets.advance()) {
+      auto parameters = prepare_each<Family>(problem, sets, space);
+      if (sums_wanted)
+        for (int i = 0; i < 3 * problem.components; ++i) space.columns.data[i] = V{};
+      auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
+        g_logits[k] += g_logit;
+        g_locs[k] += g_loc;
+        g_log_scales[k] += g_log_scale;
+      };
+      for (int64_t inner = 0; inner < problem.inner.size; ++inner) {
+        if (!is_single) own_elements.gather(sets, places[inner]);
+        map_pack<Family, op, V>(problem, parameters, is_single ? elements.elements() : own_elements.elements(),
+                                is_single ? first : 0, add);
+        if (!is_single) own_elements.scatter(sets, places[inner]);
+      }
+      if constexpr (is_backward(op)) {
+        Columns<V> columns(sets, problem.components);
+        for (int j = 0; j < 3; ++j)
+          if (T* gradient = static_cast<T*>(problem.gradient(j)))
+            columns.scatter(gradient, kGradParameters, problem.component_stride[kGradParameters - kLogits],
+                            space.column(j));
+      }
+    }
+    if (is_single) elements.scatter(block, places[0]);
   }
 }
 
 template <class Family, Op op, class T>
 void run_op(const Problem& problem, const Piece& piece) {
-  if (problem.inner.size >= kSharedLength)
-    run_shared<Family, op, Wide<T, op>>(problem, piece);
+  if (runs_over_elements(problem))
+    run_over_elements<Family, op, Wide<T, op>>(problem, piece);
   else
-    run_per_element<Family, op, WidePerElement<T, op>>(problem, piece);
+    run_over_sets<Family, op, WidePerElement<T, op>>(problem, piece);
 }
 
 template <class Family, class T>

@@ -5,9 +5,9 @@
 
 namespace mixflow {
 
-// A piece of a problem: outer indices [outer_begin, outer_end) times inner indices [inner_begin, inner_end). Where a
-// parameter set serves many elements, its gradient over this piece goes to `partial`, (3, components) doubles;
-// elsewhere `partial` is null and gradients are written in place.
+// A piece of a problem: outer indices [outer_begin, outer_end) times inner indices [inner_begin, inner_end). Where lanes
+// run over the elements of a parameter set, the sets' gradients over this piece are added to `partial`, (sets,
+// components, 3) doubles; elsewhere `partial` is null and gradients are written in place.
 struct Piece {
   int64_t outer_begin, outer_end, inner_begin, inner_end;
   double* partial;
@@ -36,8 +36,13 @@ void run_special(int, Dtype, int64_t, const void*, void*);
 double bare_loop(Dtype, int, int64_t);
 }  // namespace avx512
 
-// Inner lengths from which lanes run over the elements that share a parameter set; below, they run over parameter sets.
-constexpr int64_t kSharedLength = 16;
+// Whether lanes run over the elements that share a parameter set, or over parameter sets, each of which serves its
+// elements one after the other. The former prepares a set in all lanes alike, which pays for many elements, or where
+// there are too few sets to fill the lanes. Sizes alone decide.
+constexpr int64_t kMostSerialElements = 127, kFewestSerialElements = 15, kFewSets = 16;
+inline bool runs_over_elements(const Problem& problem) {
+  return problem.inner.size > (problem.outer.size < kFewSets ? kFewestSerialElements : kMostSerialElements);
+}
 // No kernel takes more elements at a time: chunks that are multiples of it leave no lanes idle.
 constexpr int64_t kLongestPack = 64;
 

@@ -29,6 +29,7 @@ class Walk {
       bool even = true;
       for (int i = 0; i < last; ++i) even &= axes.axis[i].stride[j] == axes.axis[i + 1].stride[j] * axes.axis[i + 1].size;
       even_operands |= static_cast<unsigned>(even) << j;
+      dense_operands |= static_cast<unsigned>(stride(static_cast<Operand>(j)) == 1) << j;
     }
     look();
   }
@@ -52,9 +53,8 @@ class Walk {
   // Lanes with a position; the others are past the end.
   MIXFLOW_FN int used() const { return lanes_used; }
   // Whether every lane has a position, and they lie evenly for this operand: from `first` on, `stride` apart.
-  MIXFLOW_FN bool is_even(Operand operand) const {
-    return lanes_used == lanes && (along_last || (even_operands >> operand & 1) != 0);
-  }
+  MIXFLOW_FN bool is_even(Operand operand) const { return (even_now >> operand & 1) != 0; }
+  MIXFLOW_FN bool is_side_by_side(Operand operand) const { return (even_now & dense_operands) >> operand & 1; }
   MIXFLOW_FN int64_t stride(Operand operand) const { return axes.axis[last].stride[operand]; }
   MIXFLOW_FN int64_t first(Operand operand) const {
     if ((even_operands >> operand & 1) != 0) return begin * stride(operand);
@@ -63,26 +63,38 @@ class Walk {
     return offset;
   }
 
+  // Whether two operands lie alike, so that what one needs the other needs, too.
+  MIXFLOW_FN bool lie_alike(Operand a, Operand b) const {
+    bool alike = true;
+    for (int i = 0; i <= last; ++i) alike &= axes.axis[i].stride[a] == axes.axis[i].stride[b];
+    return alike;
+  }
   // visit(lane, count, offset) for each run of lanes: from offset on, stride(operand) apart.
   template <class Visit>
   MIXFLOW_FN void for_runs(Operand operand, Visit visit) const {
-    int64_t offset = first(operand), own_stride = stride(operand);
+    int64_t offset = first(operand);
     if (along_last || (even_operands >> operand & 1) != 0) return visit(0, lanes_used, offset);
-    int64_t at[kMaxAxes];
-    for (int i = 0; i <= last; ++i) at[i] = place[i];
-    for (int lane = 0;;) {
-      int run = smaller(lanes_used - lane, axes.axis[last].size - at[last]);
+    int64_t length = axes.axis[last].size, at[kMaxAxes];
+    for (int i = 0; i < last; ++i) at[i] = place[i];
+    int lane = smaller(length - place[last], lanes_used);
+    visit(0, lane, offset);
+    offset -= place[last] * stride(operand);  // where the run's axis begins
+    int64_t next = axes.axis[last - 1].stride[operand], left = axes.axis[last - 1].size - at[last - 1];
+    while (lane < lanes_used) {
+      offset += next;
+      if (--left == 0) {
+        left = axes.axis[last - 1].size;
+        offset -= left * next;
+        for (int i = last - 2; i >= 0; --i) {
+          offset += axes.axis[i].stride[operand];
+          if (++at[i] < axes.axis[i].size) break;
+          offset -= at[i] * axes.axis[i].stride[operand];
+          at[i] = 0;
+        }
+      }
+      int run = smaller(length, lanes_used - lane);
       visit(lane, run, offset);
       lane += run;
-      if (lane == lanes_used) return;
-      offset -= at[last] * own_stride;
-      at[last] = 0;
-      for (int i = last - 1; i >= 0; --i) {
-        offset += axes.axis[i].stride[operand];
-        if (++at[i] < axes.axis[i].size) break;
-        offset -= at[i] * axes.axis[i].stride[operand];
-        at[i] = 0;
-      }
     }
   }
   // The offset of every lane; lanes past the end repeat the first.
@@ -102,95 +114,73 @@ class Walk {
   MIXFLOW_FN void look() {
     lanes_used = smaller(lanes, end - begin);
     along_last = place[last] + lanes_used <= axes.axis[last].size;
+    even_now = lanes_used < lanes ? 0 : along_last ? ~0u : even_operands;
   }
 
   const Axes& axes;
   int last, lanes, lanes_used = 0;
-  unsigned even_operands = 0;
+  unsigned even_operands = 0, dense_operands = 0, even_now = 0;  // a bit for each operand
   bool along_last = false;
   int64_t begin, end, place[kMaxAxes], step[kMaxAxes];
 };
 
+// move(i) for i in [0, count), with few branches for the short runs that narrow matrices have.
+template <class Move>
+MIXFLOW_FN void move_run(int count, Move move) {
+  int i = 0;
+  for (; i + 4 <= count; i += 4) {
+    move(i);
+    move(i + 1);
+    move(i + 2);
+    move(i + 3);
+  }
+  if ((count & 2) != 0) {
+    move(i);
+    move(i + 1);
+    i += 2;
+  }
+  if ((count & 1) != 0) move(i);
+}
+
 // Numbers that are not side by side. Out of line, since they are slow in any case, and the same for every family and op.
-template <class V>
-__attribute__((noinline)) void gather_apart(const Walk& walk, const Scalar<V>* p, Operand operand, Scalar<V>* values) {
+template <class T>
+__attribute__((noinline)) void gather_apart(const Walk& walk, const T* p, Operand operand, T* values, int length) {
   int64_t stride = walk.stride(operand);
   walk.for_runs(operand, [&](int lane, int count, int64_t offset) {
-    for (int i = 0; i < count; ++i) values[lane + i] = p[offset + i * stride];
+    move_run(count, [to = values + lane, from = p + offset, stride](int i) { to[i] = from[i * stride]; });
   });
-  for (int i = walk.used(); i < Number<V>::lanes; ++i) values[i] = values[0];
+  for (int i = walk.used(); i < length; ++i) values[i] = values[0];
 }
-template <class V>
-__attribute__((noinline)) void scatter_apart(const Walk& walk, Scalar<V>* p, Operand operand, const Scalar<V>* values) {
+template <class T>
+__attribute__((noinline)) void scatter_apart(const Walk& walk, T* p, Operand operand, const T* values) {
   int64_t stride = walk.stride(operand);
   walk.for_runs(operand, [&](int lane, int count, int64_t offset) {
-    for (int i = 0; i < count; ++i) p[offset + i * stride] = values[lane + i];
+    move_run(count, [to = p + offset, from = values + lane, stride](int i) { to[i * stride] = from[i]; });
   });
 }
 
-// One number for each lane, side by side: where they lie, if they lie so, else in `room`. Apart from load(), so that no
-// number waits in a register for the one after it: a call would cost it that, and every loop that reads it.
-template <class V>
+// The numbers of an operand at the positions of a walk, side by side: where they lie, if they lie so, else in a room of
+// their own, which the caller fills well before numbers are loaded from it as packs.
+template <class T, int length>
 struct Room {
-  Scalar<V> values[Number<V>::lanes];
-};
-template <class V>
-MIXFLOW_FN const Scalar<V>* side_by_side(const Walk& walk, const Scalar<V>* p, Operand operand, Room<V>& room) {
-  if (walk.is_even(operand) && walk.stride(operand) == 1) return p + walk.first(operand);
-  gather_apart<V>(walk, p, operand, room.values);
-  return room.values;
-}
-template <class V>
-MIXFLOW_FN void scatter(const Walk& walk, Scalar<V>* p, Operand operand, V x) {
-  if (walk.is_even(operand) && walk.stride(operand) == 1) return store(p + walk.first(operand), x);
-  Scalar<V> values[Number<V>::lanes];
-  store(values, x);
-  scatter_apart<V>(walk, p, operand, values);
-}
+  alignas(64) T values[length];
 
-// Rows of which neither neighbouring lanes nor neighbouring numbers of a row follow each other evenly in memory.
-template <class V>
-__attribute__((noinline)) void gather_columns_apart(const Walk& walk, const Scalar<V>* p, Operand operand, int length,
-                                                    int64_t step, V* columns) {
-  constexpr int lanes = Number<V>::lanes;
-  int64_t at[lanes], stride = walk.stride(operand);
-  if (walk.is_even(operand) && (stride == 0 || stride == 1)) {
-    const Scalar<V>* first = p + walk.first(operand);
-    for (int k = 0; k < length; ++k) columns[k] = stride == 1 ? load<V>(first + k * step) : splat<V>(first[k * step]);
-    return;
+  MIXFLOW_FN const T* read(const Walk& walk, const void* data, int64_t offset, Operand operand) {
+    const T* p = static_cast<const T*>(data) + offset;
+    if (walk.is_side_by_side(operand)) return p + walk.first(operand);
+    gather_apart(walk, p, operand, values, length);
+    return values;
   }
-  walk.offsets(operand, at);
-  if (step == 1 && length >= kBlock<V>) {
-    for_blocks<V>(length, [&](int k) { load_columns([&](int i, int j) { return p + (at[i + j * kBlock<V>] + k); }, columns + k); });
-    return;
+  // Where to write, null without data; what is written is in its place after done().
+  MIXFLOW_FN T* write(const Walk& walk, void* data, int64_t offset, Operand operand) {
+    if (data == nullptr) return nullptr;
+    return walk.is_side_by_side(operand) ? static_cast<T*>(data) + offset + walk.first(operand) : values;
   }
-  for (int k = 0; k < length; ++k) {
-    Scalar<V> values[lanes];
-    for (int i = 0; i < lanes; ++i) values[i] = p[at[i] + k * step];
-    columns[k] = load<V>(values);
+  MIXFLOW_FN void done(const Walk& walk, void* data, int64_t offset, Operand operand) const {
+    if (data == nullptr || walk.is_side_by_side(operand)) return;
+    scatter_apart(walk, static_cast<T*>(data) + offset, operand, values);
   }
-}
-template <class V>
-__attribute__((noinline)) void scatter_columns_apart(const Walk& walk, Scalar<V>* p, Operand operand, int length,
-                                                     int64_t step, const V* columns) {
-  constexpr int lanes = Number<V>::lanes;
-  int64_t at[lanes];
-  if (walk.is_even(operand) && walk.stride(operand) == 1) {
-    Scalar<V>* first = p + walk.first(operand);
-    for (int k = 0; k < length; ++k) store(first + k * step, columns[k]);
-    return;
-  }
-  walk.offsets(operand, at);
-  if (step == 1 && length >= kBlock<V> && walk.used() == lanes) {
-    for_blocks<V>(length, [&](int k) { store_columns([&](int i, int j) { return p + (at[i + j * kBlock<V>] + k); }, columns + k); });
-    return;
-  }
-  for (int k = 0; k < length; ++k) {
-    Scalar<V> values[lanes];
-    store(values, columns[k]);
-    for (int i = 0; i < walk.used(); ++i) p[at[i] + k * step] = values[i];
-  }
-}
+};
 
 // Where rows lie that are `stride` apart. Compilers would compute the addresses of all rows once, before the loop over
 // blocks, and keep them in memory, since there are more than registers; so the first is hidden from them.
@@ -200,26 +190,82 @@ MIXFLOW_FN auto even_rows(T* first, int64_t stride) {
   return [first, stride](int i, int j) { return first + i * stride + j * (kBlock<V> * stride); };
 }
 
-// One row of `length` numbers, `step` apart, for each lane, transposed: column k holds number k of every lane's row.
+// One row of `length` numbers, `step` apart, for each lane, at the same places of several operands: to columns and back.
+// Column k holds number k of every lane's row.
 template <class V>
-MIXFLOW_FN void gather_columns(const Walk& walk, const Scalar<V>* p, Operand operand, int length, int64_t step,
-                               V* columns) {
-  int64_t stride = walk.stride(operand);
-  if (step != 1 || stride < kBlock<V> || length < kBlock<V> || !walk.is_even(operand))
-    return gather_columns_apart(walk, p, operand, length, step, columns);
-  const Scalar<V>* first = p + walk.first(operand);
-  for_blocks<V>(length, [&](int k) { load_columns(even_rows<V>(first + k, stride), columns + k); });
-}
-// The reverse.
-template <class V>
-MIXFLOW_FN void scatter_columns(const Walk& walk, Scalar<V>* p, Operand operand, int length, int64_t step,
-                                const V* columns) {
-  int64_t stride = walk.stride(operand);
-  if (step != 1 || stride < kBlock<V> || length < kBlock<V> || !walk.is_even(operand))
-    return scatter_columns_apart(walk, p, operand, length, step, columns);
-  Scalar<V>* first = p + walk.first(operand);
-  for_blocks<V>(length, [&](int k) { store_columns(even_rows<V>(first + k, stride), columns + k); });
-}
+class Columns {
+  using T = Scalar<V>;
+  static constexpr int lanes = Number<V>::lanes;
+
+ public:
+  Columns(const Walk& walk, int length) : walk(walk), length(length) {}
+
+  MIXFLOW_FN void gather(const T* p, Operand operand, int64_t step, V* columns) {
+    if (!are_even_rows(operand, step)) return gather_apart(p, operand, step, columns);
+    const T* first = p + walk.first(operand);
+    int64_t stride = walk.stride(operand);
+    for_blocks<V>(length, [&](int k) { load_columns(even_rows<V>(first + k, stride), columns + k); });
+  }
+  MIXFLOW_FN void scatter(T* p, Operand operand, int64_t step, const V* columns) {
+    if (!are_even_rows(operand, step)) return scatter_apart(p, operand, step, columns);
+    T* first = p + walk.first(operand);
+    int64_t stride = walk.stride(operand);
+    for_blocks<V>(length, [&](int k) { store_columns(even_rows<V>(first + k, stride), columns + k); });
+  }
+
+ private:
+  MIXFLOW_FN bool are_even_rows(Operand operand, int64_t step) const {
+    return step == 1 && length >= kBlock<V> && walk.stride(operand) >= kBlock<V> && walk.is_even(operand);
+  }
+  // The offset of each lane's row, kept for operands that lie alike.
+  MIXFLOW_FN void find(Operand operand) {
+    if (known == kOperands || !walk.lie_alike(known, operand)) walk.offsets(operand, at);
+    known = operand;
+  }
+  __attribute__((noinline)) void gather_apart(const T* p, Operand operand, int64_t step, V* columns) {
+    if (walk.is_side_by_side(operand)) {
+      const T* first = p + walk.first(operand);
+      for (int k = 0; k < length; ++k) columns[k] = load<V>(first + k * step);
+      return;
+    }
+    find(operand);
+    if (step == 1 && length >= kBlock<V>) {
+      for_blocks<V>(length, [&](int k) {
+        load_columns([&](int i, int j) { return p + (at[i + j * kBlock<V>] + k); }, columns + k);
+      });
+      return;
+    }
+    for (int k = 0; k < length; ++k) {
+      T values[lanes];
+      for (int i = 0; i < lanes; ++i) values[i] = p[at[i] + k * step];
+      columns[k] = load<V>(values);
+    }
+  }
+  __attribute__((noinline)) void scatter_apart(T* p, Operand operand, int64_t step, const V* columns) {
+    if (walk.is_side_by_side(operand)) {
+      T* first = p + walk.first(operand);
+      for (int k = 0; k < length; ++k) store(first + k * step, columns[k]);
+      return;
+    }
+    find(operand);
+    if (step == 1 && length >= kBlock<V> && walk.used() == lanes) {
+      for_blocks<V>(length, [&](int k) {
+        store_columns([&](int i, int j) { return p + (at[i + j * kBlock<V>] + k); }, columns + k);
+      });
+      return;
+    }
+    for (int k = 0; k < length; ++k) {
+      T values[lanes];
+      store(values, columns[k]);
+      for (int i = 0; i < walk.used(); ++i) p[at[i] + k * step] = values[i];
+    }
+  }
+
+  const Walk& walk;
+  int length;
+  Operand known = kOperands;
+  int64_t at[lanes];
+};
 
 }  // namespace MIXFLOW_ARCH
 }  // namespace mixflow

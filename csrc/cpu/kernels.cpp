@@ -133,6 +133,33 @@ const T* numbers(const void* data) {
   return static_cast<const T*>(data);
 }
 
+// The parameter sets of later packs, and room for their gradients.
+template <class T>
+__attribute__((noinline)) void prefetch_sets(const Problem& problem, const Walk& sets) {
+  asm volatile("");  // to a compiler, a function that does no more than prefetch does nothing
+  const void* data[3] = {problem.logits, problem.loc, problem.log_scale};
+  // Parameters that lie in the same rows, as a network puts them out, are fetched as such.
+  auto distance = [](const void* a, const void* b) { return static_cast<const T*>(b) - static_cast<const T*>(a); };
+  int64_t stride = sets.stride(kLogits), first = distance(data[0], data[1]), second = distance(data[0], data[2]);
+  bool together = problem.component_stride[0] == 1 && sets.lie_alike(kLogits, kLoc) &&
+                  sets.lie_alike(kLogits, kLogScale) && first == problem.components &&
+                  second == 2 * problem.components && second < stride;
+  for (int j = 0; j < (together ? 1 : 3); ++j) {
+    int length = problem.components * (together ? 3 : 1);
+    prefetch_rows<false>(sets, numbers<T>(data[j]), static_cast<Operand>(kLogits + j), length,
+                         problem.component_stride[j]);
+    if (problem.gradient(j) != nullptr)
+      prefetch_rows<true>(sets, numbers<T>(problem.gradient(j)), kGradParameters,
+                          problem.is_affine() ? length : problem.components,
+                          problem.component_stride[kGradParameters - kLogits]);
+    if (together && !problem.is_affine())
+      for (int i = 1; i < 3; ++i)
+        if (problem.gradient(i) != nullptr)
+          prefetch_rows<true>(sets, numbers<T>(problem.gradient(i)), kGradParameters, problem.components,
+                              problem.component_stride[kGradParameters - kLogits]);
+  }
+}
+
 // The parameter sets whose logits, loc and log_scale are loaded into the columns of `space`.
 template <class Family, class V, bool shared>
 MIXFLOW_FN Prepared<V, shared> prepare(Workspace<V, shared>& space) {
@@ -350,6 +377,10 @@ void run_over_elements(const Problem& problem, const Piece& piece) {
   }
 }
 
+// Bytes of one parameter from which on the parameters are not expected in the cache.
+constexpr int64_t kLargeParameters = 1 << 19;
+constexpr int kPacksAhead = 2;
+
 // Lanes over parameter sets; each set serves the (few) inner elements one after the other.
 template <class Family, Op op, class V>
 void run_over_sets(const Problem& problem, const Piece& piece) {
@@ -361,14 +392,21 @@ void run_over_sets(const Problem& problem, const Piece& piece) {
   int64_t places[kMostSerialElements][kOperands];
   for (int64_t inner = 0; inner < problem.inner.size; ++inner)
     problem.inner.offsets(inner, all_operands, places[inner]);
+  bool is_large = problem.outer.size * problem.components * int64_t(sizeof(T)) > kLargeParameters;
   bool is_single = problem.inner.size == 1;  // then the elements of several packs of sets are gathered at a time
   Gathered<op, T, kGatheredLength> elements(problem);
   Gathered<op, T, lanes> own_elements(problem);
   Walk sets(problem.outer, piece.outer_begin, piece.outer_end, lanes);
+  int64_t later = piece.outer_begin + kPacksAhead * lanes;
+  Walk ahead(problem.outer, later < piece.outer_end ? later : piece.outer_end, piece.outer_end, lanes);
   for (Walk block(problem.outer, piece.outer_begin, piece.outer_end, kGatheredLength); !block.is_done();
        block.advance()) {
     if (is_single) elements.gather(block, places[0]);
     for (int first = 0; first < block.used(); first += lanes, sets.advance()) {
+      if (is_large) {
+        prefetch_sets<T>(problem, ahead);
+        ahead.advance();
+      }
       auto parameters = prepare_each<Family>(problem, sets, space);
       if (sums_wanted)
         for (int i = 0; i < 3 * problem.components; ++i) space.columns.data[i] = V{};

@@ -112,7 +112,7 @@ class Walk {
     places[0] = index;
   }
   MIXFLOW_FN void look() {
-    lanes_used = smaller(lanes, end - begin);
+    lanes_used = begin < end ? smaller(lanes, end - begin) : 0;
     along_last = place[last] + lanes_used <= axes.axis[last].size;
     even_now = lanes_used < lanes ? 0 : along_last ? ~0u : even_operands;
   }
@@ -266,6 +266,18 @@ class Columns {
   Operand known = kOperands;
   int64_t at[lanes];
 };
+
+// Brings the rows at the positions of a walk, which is ahead of the one that loads or stores them, into the cache, where
+// they follow each other in memory: processors foresee reads and writes in order, which those of rows in blocks are not.
+// Of rows far apart each would have to be fetched by itself, which takes longer than it saves.
+template <bool for_writing, class T>
+MIXFLOW_FN void prefetch_rows(const Walk& walk, const T* p, Operand operand, int length, int64_t step) {
+  constexpr int line = 64 / sizeof(T);
+  int64_t stride = walk.stride(operand);
+  if (step != 1 || !walk.is_even(operand) || stride < 1 || stride >= length + line) return;
+  const T* first = p + walk.first(operand);
+  for (int64_t i = 0; i < walk.used() * stride; i += line) __builtin_prefetch(first + i, for_writing);
+}
 
 }  // namespace MIXFLOW_ARCH
 }  // namespace mixflow

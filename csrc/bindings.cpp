@@ -148,6 +148,13 @@ void map(bool inverse, int family, int base, bool is_double, const py::sequence&
   execute(call, device, stream);
 }
 
+void map_with_slopes(int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
+  Call call = make_call(Op::forward_with_slopes, family, base, is_double);
+  assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj, &call.slope,
+                    &call.ladj_slope});
+  execute(call, device, stream);
+}
+
 void map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
                   int64_t stream, const py::object& allocate) {
   Call call = make_call(inverse ? Op::inverse_backward : Op::backward, family, base, is_double);
@@ -215,6 +222,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("BUILD") = MIXFLOW_BUILD;
   m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"), py::arg("operands"),
         py::arg("device"), py::arg("stream"));
+  m.def("map_with_slopes", &map_with_slopes, py::arg("family"), py::arg("base"), py::arg("is_double"),
+        py::arg("operands"), py::arg("device"), py::arg("stream"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
         py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("allocate"));
   m.def("packed_map", &packed_map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),

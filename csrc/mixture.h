@@ -322,6 +322,23 @@ MIXFLOW_FN Mapped<V> forward(V x, const Parameters& parameters, RuntimeBase base
   return {terms.value, ladj};
 }
 
+// The same, and the derivatives of both by x: all that a gradient by x alone needs.
+template <class V>
+struct SlopedMap {
+  Mapped<V> mapped;
+  V slope, ladj_slope;
+};
+template <class Family, class V, class Parameters>
+MIXFLOW_FN SlopedMap<V> forward_with_slopes(V x, const Parameters& parameters, RuntimeBase base) {
+  Evaluation<V> at = evaluate<Family, true, false>(x, parameters);
+  Tails<V> tails = tails_of(at);
+  BaseTerms<V> terms = base_terms(at, tails, base);
+  V slope = tails.density_over_smaller * terms.mills, ladj = log_normal(slope);
+  if (!at.all_linear) ladj = select<V>(at.linear, ladj, tails.log_density_over_smaller + terms.log_mills);
+  V D = at.sums.density_slope * reciprocal(at.sums.density) * parameters.largest_inv_scale;
+  return {{terms.value, ladj}, slope, fma(-terms.score, slope, D)};
+}
+
 // Gradients. With r_k = w_k c(a_k) / (s_k f), q_k = w_k C(+-a_k) / m for the smaller tail m, the normalised weight
 // omega_k, the component score psi_k and the base score, all of which are tame in the tails:
 //     dz/dx       = (f / m) mills                          dladj/dx       = D - score dz/dx,  D = sum_k r_k psi_k / s_k

@@ -169,6 +169,8 @@ Problem make_problem(const Call& call) {
   problem.grad_upper = call.grad_upper.data;
   problem.evaluations = call.evaluations.data;
   problem.residual = call.residual.data;
+  problem.slope = call.slope.data;
+  problem.ladj_slope = call.ladj_slope.data;
   problem.grad_logits = call.grad_logits.data;
   problem.grad_loc = call.grad_loc.data;
   problem.grad_log_scale = call.grad_log_scale.data;

@@ -29,7 +29,9 @@ struct Call {
   bool on_gpu = false;
   Array input, upper, grad_value, grad_ladj;
   Array logits, loc, log_scale;
-  Array output, ladj, grad_upper, evaluations, residual;  // the last two: a diagnosed inverse, strided like ladj
+  // evaluations and residual are those of a diagnosed inverse, slope and ladj_slope of a forward map with slopes: all
+  // strided like ladj.
+  Array output, ladj, grad_upper, evaluations, residual, slope, ladj_slope;
   Array grad_logits, grad_loc, grad_log_scale;
   // Of an affine map after the mixture's: strided like logits, and like the gradients by the parameters.
   const void *shift = nullptr, *log_slope = nullptr;

@@ -17,7 +17,7 @@
 
 namespace mixflow {
 
-enum class Op { forward, backward, inverse, inverse_backward, interval, interval_backward };
+enum class Op { forward, forward_with_slopes, backward, inverse, inverse_backward, interval, interval_backward };
 enum class Dtype { float32, float64 };
 
 // Operands that are read or written per element, and the parameters with their gradients.
@@ -96,11 +96,13 @@ struct Problem {
   // An affine map after the mixture's (affine.h), or null: one number for each parameter set, beside the logits and
   // strided like them. In the backward ops a set then serves one element.
   const void *shift, *log_slope;
-  // output: z, x, the log-probability, or the gradient of the input; ladj: forward and inverse only; grad_upper:
+  // output: z, x, the log-probability, or the gradient of the input; ladj: of maps, forward and inverse; grad_upper:
   // interval backward only. The gradients, output and grad_upper, may be null: not wanted.
   void *output, *ladj, *grad_upper;
   // inverse only, null or shaped like ladj: the number of evaluations and the residual left, for tests and benchmarks
   void *evaluations, *residual;
+  // forward_with_slopes only, shaped like ladj: dz/dx and dladj/dx
+  void *slope, *ladj_slope;
   // backward ops only, each null where it is not wanted: the gradients by the parameters, and by shift and log_slope
   void *grad_logits, *grad_loc, *grad_log_scale, *grad_shift, *grad_log_slope;
 

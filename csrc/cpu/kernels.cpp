@@ -223,7 +223,7 @@ MIXFLOW_FN Prepared<V, false> prepare_each(const Problem& problem, const Walk& s
 template <class T>
 struct Elements {
   const T *input, *upper, *grad_value, *grad_ladj;
-  T *output, *ladj, *grad_upper, *evaluations, *residual, *grad_shift, *grad_log_slope;
+  T *output, *ladj, *grad_upper, *evaluations, *residual, *slope, *ladj_slope, *grad_shift, *grad_log_slope;
 };
 
 // The elements at the positions of a walk through one index space, at `place` of the other.
@@ -255,7 +255,11 @@ class Gathered {
   template <class Use>
   MIXFLOW_FN void for_outputs(Use use) {
     use(rooms[4], at.output, problem.output, kOutput);
-    if constexpr (op == Op::forward || op == Op::inverse) use(rooms[5], at.ladj, problem.ladj, kLadj);
+    if constexpr (!is_backward(op) && !on_intervals) use(rooms[5], at.ladj, problem.ladj, kLadj);
+    if constexpr (op == Op::forward_with_slopes) {
+      use(rooms[6], at.slope, problem.slope, kLadj);
+      use(rooms[7], at.ladj_slope, problem.ladj_slope, kLadj);
+    }
     if constexpr (op == Op::inverse) {
       use(rooms[6], at.evaluations, problem.evaluations, kLadj);
       use(rooms[7], at.residual, problem.residual, kLadj);
@@ -308,7 +312,12 @@ MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, c
     write(at.output, found.input);
   } else {
     Mapped<V> mapped;
-    if constexpr (op == Op::forward) {
+    if constexpr (op == Op::forward_with_slopes) {
+      SlopedMap<V> found = forward_with_slopes<Family>(input, parameters, base);
+      mapped = found.mapped;
+      write(at.slope, found.slope);
+      write(at.ladj_slope, found.ladj_slope);
+    } else if constexpr (op == Op::forward) {
       mapped = forward<Family>(input, parameters, base);
       if (problem.is_affine()) mapped = parameters.affine.forward(mapped);
     } else {
@@ -446,6 +455,8 @@ void run_family(const Problem& problem, const Piece& piece) {
   switch (problem.op) {
     case Op::forward:
       return run_op<Family, Op::forward, T>(problem, piece);
+    case Op::forward_with_slopes:
+      return run_op<Family, Op::forward_with_slopes, T>(problem, piece);
     case Op::backward:
       return run_op<Family, Op::backward, T>(problem, piece);
     case Op::inverse:

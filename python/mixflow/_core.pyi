@@ -24,6 +24,11 @@ def map(
     stream: int,
 ) -> None: ...
 
+# operands: x, logits, loc, log_scale, z, ladj, dz/dx, dladj/dx
+def map_with_slopes(
+    family: int, base: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int
+) -> None: ...
+
 # operands: grad_value, grad_ladj, x, logits, loc, log_scale, grad_input, grad_logits, grad_loc, grad_log_scale
 # allocate: from a number of bytes to the address of as much memory on the device; not called on the CPU
 def map_backward(

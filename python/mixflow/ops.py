@@ -559,6 +559,7 @@ class _Op:
         expands: Whether the kernel leaves it to torch to sum the gradients of parameters that were broadcast.
         kernel: Of the core.
         backward_kernel: Of the core.
+        slopes_kernel: Of the core, where there is one: of the op and of the derivatives of its outputs by its elements.
         indices: What the kernels take first, from the options.
         gradient: From the options to what ``backward_kernel`` computes, in differentiable torch operations.
         written_out: The op itself in torch's own operations, whose derivatives any transform of ``torch.func`` knows.
@@ -576,6 +577,7 @@ class _Op:
         expands: bool = False,
         kernel: Callable[..., None],
         backward_kernel: Callable[..., None],
+        slopes_kernel: Callable[..., None] | None = None,
         indices: Callable[..., tuple[int, ...]],
         gradient: Callable[..., Callable[..., Tensors]],
         written_out: Callable[..., Tensors],
@@ -584,7 +586,8 @@ class _Op:
         self.elements, self.outputs, self.tensors = elements, outputs, elements + len(parameters)
         self.component_axes = (0,) * elements + (1,) * len(parameters)
         self.expands = expands
-        self.kernel, self.backward_kernel, self.indices = kernel, backward_kernel, indices
+        self.kernel, self.backward_kernel, self.slopes_kernel = kernel, backward_kernel, slopes_kernel
+        self.indices = indices
         self.gradient, self.written_out, self.points = gradient, written_out, points
 
         inputs = ", ".join([*(f"Tensor x{i}" for i in range(elements)), *(f"Tensor {p}" for p in parameters)])
@@ -651,6 +654,26 @@ class _Op:
         if outputs[0].numel() > 0:
             _run(self.kernel, self.indices(*args[self.tensors :]), (*tensors, *outputs))
         return self.as_result(outputs)
+
+    def gives_slopes(self, wanted: Sequence[bool], args: Sequence[Any]) -> bool:
+        """Whether the op can be run such that its gradients are had at once: of x alone, in the forward direction."""
+        return (
+            self.slopes_kernel is not None
+            and wanted[0]
+            and not any(wanted[1:])
+            and not args[-1]
+            and _skips_dispatch(args[: self.tensors])
+        )
+
+    def compute_with_slopes(self, *args: Any) -> tuple[Tensors, Tensors]:
+        """The outputs, and their derivatives by x."""
+        tensors = args[: self.tensors]
+        outputs = self.empty_outputs(*tensors)
+        slopes = tuple(torch.empty_like(o) for o in outputs)
+        if outputs[0].numel() > 0:
+            assert self.slopes_kernel is not None
+            _run(self.slopes_kernel, self.indices(*args[self.tensors :])[1:], (*tensors, *outputs, *slopes))
+        return outputs, slopes
 
     def split_backward(self, args: Sequence[Any]) -> tuple[Tensors, tuple[Any, ...], Sequence[bool]]:
         """Tensors, options and which gradients are wanted, of the arguments of a backward op; by default, all are."""
@@ -753,12 +776,13 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
     An eager Function has no setup_context, with which torch binds its arguments by ``inspect`` at every call.
     """
 
-    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Tensors) -> Tensors:
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Tensors, slopes: Tensors = ()) -> Tensors:
         op = _OPS[name]
         saved = (*op.points(inputs, outputs), *inputs[op.elements : op.tensors])
         ctx.options = inputs[op.tensors :]
         ctx.shapes = tuple(t.shape for t in inputs[: op.tensors])
-        ctx.save_for_backward(*saved)
+        ctx.points = len(saved)
+        ctx.save_for_backward(*saved, *slopes)
         ctx.set_materialize_grads(False)
         return saved
 
@@ -769,6 +793,11 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
         if all(g is None for g in grads):
             return (None,) * op.tensors + none
         saved = ctx.saved_tensors
+        slopes, saved = saved[ctx.points :], saved[: ctx.points]
+        if slopes and not torch.is_grad_enabled():
+            terms = (g * s for g, s in zip(grads, slopes, strict=True) if g is not None)
+            grad = _sum_to(functools.reduce(torch.add, terms), ctx.shapes[0])
+            return (grad, *(None,) * (op.tensors - 1), *none)
         zero = saved[0].new_zeros(()) if any(g is None for g in grads) else None
         seeds = [zero if g is None else g for g in grads]
         if torch.compiler.is_compiling():  # no second derivatives in a compiled graph, and no Function in a backward
@@ -819,8 +848,12 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any]:
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Tensors:
-            outputs = _OPS[name].run(*inputs)
-            save(ctx, inputs, outputs)
+            op, slopes = _OPS[name], ()
+            if op.gives_slopes(ctx.needs_input_grad[: op.tensors], inputs):
+                outputs, slopes = op.compute_with_slopes(*inputs)
+            else:
+                outputs = op.run(*inputs)
+            save(ctx, inputs, outputs, slopes)
             return outputs
 
         backward = staticmethod(pull_back)
@@ -946,6 +979,7 @@ _MAP = _Op(
     options="str family, str base, bool inverse",
     kernel=_core.map,
     backward_kernel=_core.map_backward,
+    slopes_kernel=_core.map_with_slopes,
     indices=_map_indices,
     gradient=functools.partial(_map_gradient, reference.cdf_transform),
     written_out=_map_written_out,

@@ -162,10 +162,10 @@ def test_a_second_derivative_of_a_graph_is_refused(direction, device):
 # opcheck itself reads .grad of copies of its inputs, and hides the warning by means that give way to "error".
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.filterwarnings("ignore:mixflow..(map|interval). an autograd kernel was not registered:UserWarning")
+@pytest.mark.filterwarnings("ignore:mixflow..(map|affine_map|interval). an autograd kernel was not registered:UserWarning")
 def test_every_registered_op_passes_opcheck(direction, requires_grad, device):
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mixflow::")}
-    ops = {"map", "map_backward", "interval", "interval_backward"}
+    ops = {"map", "map_backward", "affine_map", "affine_map_backward", "interval", "interval_backward"}
     assert names == {f"mixflow::{op}" for op in ops}, "give a new op its arguments here"
     x, *parameters = [t.requires_grad_(requires_grad) for t in leaves(some(device))]
     options = "gaussian", "normal", direction == "inverse"
@@ -173,6 +173,11 @@ def test_every_registered_op_passes_opcheck(direction, requires_grad, device):
     if not requires_grad:
         seed = torch.ones_like(x)
         torch.library.opcheck(torch.ops.mixflow.map_backward.default, (seed, seed, x, *parameters, *options))
+    rows = torch.cat([*parameters, parameters[0][..., :2]], -1).expand(*x.shape, -1).detach().clone()
+    rows.requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.mixflow.affine_map.default, (x, rows, *options))
+    if not requires_grad:
+        torch.library.opcheck(torch.ops.mixflow.affine_map_backward.default, (seed, seed, x, rows, *options))
     if direction == "forward":
         edges = (x.detach() - 0.5).requires_grad_(requires_grad), (x.detach() + 0.5).requires_grad_(requires_grad)
         torch.library.opcheck(torch.ops.mixflow.interval.default, (*edges, *parameters, "logistic"))

@@ -96,48 +96,6 @@ void assign(const py::sequence& operands, std::initializer_list<Array*> arrays,
   for (Array* array : gradients) to_array(operands[i++], *array, true);
 }
 
-// The components' parameters or their gradients, and where the two numbers of the affine map are, in rows of
-// (logits, loc, log_scale, shift, log_slope), 3 K + 2 numbers in all.
-struct Packed {
-  Array parameters[3];
-  void *shift = nullptr, *log_slope = nullptr;
-
-  Packed(const Array& rows, Dtype dtype) {
-    int64_t numbers = rows.shape.count == 0 ? 0 : rows.shape.back(), components = (numbers - 2) / 3;
-    if (components < 1 || numbers != 3 * components + 2)
-      throw std::invalid_argument("operands: expected a last axis of length 3 K + 2; got " + std::to_string(numbers));
-    auto at = [&](int64_t i) -> void* {
-      int64_t width = dtype == Dtype::float32 ? sizeof(float) : sizeof(double);
-      return rows.data == nullptr ? nullptr : static_cast<char*>(rows.data) + i * rows.stride.back() * width;
-    };
-    for (int j = 0; j < 3; ++j) {
-      parameters[j] = rows;
-      parameters[j].data = at(j * components);
-      parameters[j].shape.value[rows.shape.count - 1] = components;
-    }
-    shift = at(3 * components);
-    log_slope = at(3 * components + 1);
-  }
-};
-
-void unpack(Call& call, const Array& rows) {
-  Packed packed(rows, call.dtype);
-  call.logits = packed.parameters[0];
-  call.loc = packed.parameters[1];
-  call.log_scale = packed.parameters[2];
-  call.shift = packed.shift;
-  call.log_slope = packed.log_slope;
-}
-
-void unpack_gradients(Call& call, const Array& rows) {
-  Packed packed(rows, call.dtype);
-  call.grad_logits = packed.parameters[0];
-  call.grad_loc = packed.parameters[1];
-  call.grad_log_scale = packed.parameters[2];
-  call.grad_shift = packed.shift;
-  call.grad_log_slope = packed.log_slope;
-}
-
 void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
   Call call = make_call(inverse ? Op::inverse : Op::forward, family, base, is_double);
   if (inverse && operands.size() == 8)
@@ -168,7 +126,7 @@ void packed_map(bool inverse, int family, int base, bool is_double, const py::se
   Call call = make_call(inverse ? Op::inverse : Op::forward, family, base, is_double);
   Array rows;
   assign(operands, {&call.input, &rows, &call.output, &call.ladj});
-  unpack(call, rows);
+  set_rows(call, rows);
   execute(call, device, stream);
 }
 
@@ -177,8 +135,8 @@ void packed_map_backward(bool inverse, int family, int base, bool is_double, con
   Call call = make_call(inverse ? Op::inverse_backward : Op::backward, family, base, is_double);
   Array rows, grad_rows;
   assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &rows}, {&call.output, &grad_rows});
-  unpack(call, rows);
-  unpack_gradients(call, grad_rows);
+  set_rows(call, rows);
+  set_gradient_rows(call, grad_rows);
   execute(call, device, stream, allocate);
 }
 

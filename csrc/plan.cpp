@@ -96,7 +96,46 @@ void finish(Axes& axes) {
   axes.axis[0] = Axis{axes.size, {}};
 }
 
+// The parts of rows.
+struct Parts {
+  Array parameters[3];
+  void *shift, *log_slope;
+
+  Parts(const Array& rows, Dtype dtype) {
+    int64_t numbers = rows.shape.count == 0 ? 0 : rows.shape.back(), components = (numbers - 2) / 3;
+    if (components < 1 || numbers != 3 * components + 2)
+      throw std::invalid_argument("operands: expected a last axis of length 3 K + 2; got " + std::to_string(numbers));
+    int64_t step = rows.stride.back() * (dtype == Dtype::float32 ? sizeof(float) : sizeof(double));
+    auto at = [&](int64_t i) { return rows.data == nullptr ? nullptr : static_cast<char*>(rows.data) + i * step; };
+    for (int j = 0; j < 3; ++j) {
+      parameters[j] = rows;
+      parameters[j].data = at(j * components);
+      parameters[j].shape.value[rows.shape.count - 1] = components;
+    }
+    shift = at(3 * components);
+    log_slope = at(3 * components + 1);
+  }
+};
+
 }  // namespace
+
+void set_rows(Call& call, const Array& rows) {
+  Parts parts(rows, call.dtype);
+  call.logits = parts.parameters[0];
+  call.loc = parts.parameters[1];
+  call.log_scale = parts.parameters[2];
+  call.shift = parts.shift;
+  call.log_slope = parts.log_slope;
+}
+
+void set_gradient_rows(Call& call, const Array& rows) {
+  Parts parts(rows, call.dtype);
+  call.grad_logits = parts.parameters[0];
+  call.grad_loc = parts.parameters[1];
+  call.grad_log_scale = parts.parameters[2];
+  call.grad_shift = parts.shift;
+  call.grad_log_slope = parts.log_slope;
+}
 
 Problem make_problem(const Call& call) {
   const Extents& batch = call.output.shape;

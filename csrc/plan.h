@@ -38,6 +38,11 @@ struct Call {
   void *grad_shift = nullptr, *grad_log_slope = nullptr;
 };
 
+// Parameters, or gradients, in rows of (logits, loc, log_scale, shift, log_slope), 3 K + 2 numbers in all, as a network
+// puts them out. The dtype of the call is set. Throws std::invalid_argument for rows of another length.
+void set_rows(Call& call, const Array& rows);
+void set_gradient_rows(Call& call, const Array& rows);
+
 // Outputs have the broadcast batch shape, and any strides; so do the gradients by the parameters, of the parameters' own
 // broadcast shape. A gradient without memory is not wanted; `output` has the batch's shape even so. Throws
 // std::invalid_argument where shapes do not broadcast, and where the batch has more than kMaxAxes axes that can not be

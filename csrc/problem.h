@@ -11,8 +11,10 @@
 
 #if defined(__CUDACC__)
 #define MIXFLOW_HOST_DEVICE __host__ __device__
+#define MIXFLOW_OUT_OF_LINE __noinline__
 #else
 #define MIXFLOW_HOST_DEVICE
+#define MIXFLOW_OUT_OF_LINE
 #endif
 
 namespace mixflow {
@@ -71,14 +73,17 @@ struct Axes {
     return result[operand];
   }
 
-  // index % size; index becomes index / size. A GPU divides 32 bits in a fifth of the time of 64.
+  // index % size; index becomes index / size. A GPU divides 32 bits in twenty instructions, and 64 bits in a hundred.
   static MIXFLOW_HOST_DEVICE int64_t remainder(int64_t& index, int64_t size) {
     int64_t whole = static_cast<uint64_t>(index | size) >> 32 == 0
                         ? static_cast<uint32_t>(index) / static_cast<uint32_t>(size)
-                        : index / size;
+                        : long_quotient(index, size);
     int64_t rest = index - whole * size;
     index = whole;
     return rest;
+  }
+  static MIXFLOW_HOST_DEVICE MIXFLOW_OUT_OF_LINE int64_t long_quotient(int64_t index, int64_t size) {
+    return index / size;
   }
 };
 

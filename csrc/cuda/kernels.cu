@@ -1,9 +1,9 @@
 // The CUDA loops over the templates of ../mixture.h, ../inverse.h and ../interval.h.
 //
-// Three layouts, as on the CPU: a parameter set that serves many elements is prepared once per block (run_shared); rows
-// of parameters, one per element, pass through shared memory (run_rows); anything else is read through its strides
-// (run_strided). An element has the same bits in all three, and how a sum is cut depends on sizes alone: never on the
-// grid or the card.
+// Three layouts: a parameter set that serves many elements is prepared once per block (run_shared); rows of parameters
+// that serve one or a few elements pass through shared memory, however they lie in memory (run_rows); where those of a
+// warp do not fit there, parameters are read through their strides (run_strided). An element has the same bits in all
+// three, and how a sum is cut depends on sizes alone: never on the grid or the card.
 #if defined(MIXFLOW_CUDA_EMULATION)
 #include "emulation.h"
 #else
@@ -19,6 +19,7 @@ static __device__ __forceinline__ unsigned char* shared_memory() {
 #include <string>
 #include <type_traits>
 
+#include "../affine.h"
 #include "../interval.h"
 #include "../inverse.h"
 #include "launch.h"
@@ -95,11 +96,11 @@ struct RawParameters : KeepsNothing<T> {
     smallest_scale = reciprocal(largest_inv_scale);
     density_floor = MIXFLOW_ARCH::density_floor(largest_inv_scale);
   }
-  MIXFLOW_FN RawParameters(const Problem& problem, int64_t outer)
-      : RawParameters(static_cast<const T*>(problem.logits) + problem.outer.offset(outer, kLogits),
-                      static_cast<const T*>(problem.loc) + problem.outer.offset(outer, kLoc),
-                      static_cast<const T*>(problem.log_scale) + problem.outer.offset(outer, kLogScale),
-                      problem.component_stride[0], problem.component_stride[1], problem.component_stride[2],
+  // The set at this place of the outer space.
+  MIXFLOW_FN RawParameters(const Problem& problem, const int64_t (&place)[kOperands])
+      : RawParameters(static_cast<const T*>(problem.logits) + place[kLogits],
+                      static_cast<const T*>(problem.loc) + place[kLoc],
+                      static_cast<const T*>(problem.log_scale) + place[kLogScale], problem.component_stride[0], problem.component_stride[1], problem.component_stride[2],
                       problem.components) {}
 
   MIXFLOW_FN T log_weight(int k) const { return logits[k * stride[0]] - largest; }
@@ -164,9 +165,9 @@ struct PreparedRow : KeepsNothing<T> {
 };
 
 template <class Family, class T>
-__device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem, int64_t outer,
+__device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem, const int64_t (&place)[kOperands],
                                                          Component<T>* prepared) {
-  RawParameters<Family, T> raw(problem, outer);
+  RawParameters<Family, T> raw(problem, place);
   for (int k = threadIdx.x; k < raw.components; k += blockDim.x) prepared[k] = raw.component(k);
   __syncthreads();
   T total(0);
@@ -196,18 +197,26 @@ MIXFLOW_FN constexpr bool has_operand(Op op, Operand operand) {
   }
 }
 
+MIXFLOW_FN constexpr bool is_parameter(Operand operand) {
+  return operand == kLogits || operand == kLoc || operand == kLogScale;
+}
+
 // The seeds of an element, such that they are read 16 bytes at a time.
 template <Op op, class T>
 struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>> {};
 
-// One element through one op; offset(operand) is its place in each. Of a backward op, use(seeds) sees to the gradients
-// by the parameters.
-template <class Family, Op op, class T, class Parameters, class Offset, class Use>
-__device__ __forceinline__ void map_element(const Problem& problem, const Parameters& parameters, Offset offset,
-                                            Use use) {
+// One element through one op, whose operands and rows of parameters are at `place`. Of a backward op, use(seeds) sees to
+// the gradients by the parameters.
+template <class Family, Op op, class T, class Parameters, class Use>
+__device__ __forceinline__ void map_element(const Problem& problem, const Parameters& parameters,
+                                            const int64_t (&place)[kOperands], Use use) {
   RuntimeBase base{problem.base};
-  auto read = [&](const void* data, Operand operand) { return static_cast<const T*>(data)[offset(operand)]; };
-  auto write = [&](void* data, Operand operand, T value) { static_cast<T*>(data)[offset(operand)] = value; };
+  auto read = [&](const void* data, Operand operand) { return static_cast<const T*>(data)[place[operand]]; };
+  auto write = [&](void* data, Operand operand, T value) {
+    if (data != nullptr) static_cast<T*>(data)[place[operand]] = value;
+  };
+  AffineMap<T> affine{};
+  if (problem.is_affine()) affine = {read(problem.shift, kLogits), read(problem.log_slope, kLogits)};
   T input = read(problem.input, kInput);
   if constexpr (op == Op::interval) {
     write(problem.output, kOutput, log_interval<Family>(input, read(problem.upper, kUpper), parameters));
@@ -218,19 +227,46 @@ __device__ __forceinline__ void map_element(const Problem& problem, const Parame
     write(problem.grad_upper, kGradUpper, at.edges.upper);
     use(at.seeds);
   } else if constexpr (is_backward(op)) {
-    SeededGradient<T> at = seeded_gradient<Family, op == Op::inverse_backward>(
-        input, read(problem.grad_value, kGradValue), read(problem.grad_ladj, kGradLadj), parameters, base);
+    constexpr bool inverse = op == Op::inverse_backward;
+    T g_value = read(problem.grad_value, kGradValue), g_ladj = read(problem.grad_ladj, kGradLadj), seed = g_value;
+    if (!inverse && problem.is_affine()) seed = g_value * exp(affine.log_slope);
+    SeededGradient<T> at = seeded_gradient<Family, inverse>(input, seed, g_ladj, parameters, base);
+    if (problem.is_affine()) {
+      AffineGradients<T> grads = inverse ? affine_inverse_gradients(at.z, affine.log_slope, g_ladj, at.input)
+                                         : affine_gradients(at.z, g_value, g_ladj, seed, at.input);
+      at.input = grads.input;
+      write(problem.grad_shift, kGradParameters, grads.shift);
+      write(problem.grad_log_slope, kGradParameters, grads.log_slope);
+    }
     write(problem.output, kOutput, at.input);
     use(at.seeds);
   } else {
     Mapped<T> mapped;
-    if constexpr (op == Op::forward)
+    if constexpr (op == Op::forward) {
       mapped = forward<Family>(input, parameters, base);
-    else
+      if (problem.is_affine()) mapped = affine.forward(mapped);
+    } else {
+      if (problem.is_affine()) input = affine.inverse(input);
       mapped = inverse<Family>(input, parameters, base).mapped;
+      if (problem.is_affine()) mapped.ladj = mapped.ladj - affine.log_slope;
+    }
     write(problem.output, kOutput, mapped.value);
     write(problem.ladj, kLadj, mapped.ladj);
   }
+}
+
+// Where an element's operands are, at `inner` of the inner space; `place` is that of its set in the outer one.
+template <Op op>
+__device__ __forceinline__ void add_inner(const Problem& problem, int64_t inner, int64_t (&place)[kOperands]) {
+  int64_t inside[kOperands];
+  problem.inner.offsets(inner, [](Operand operand) { return has_operand(op, operand); }, inside);
+  for (int operand = 0; operand < kLogits; ++operand)
+    if (has_operand(op, static_cast<Operand>(operand))) place[operand] += inside[operand];
+}
+// Where a set's operands are: those of its elements that do not differ between them, and its own.
+template <Op op>
+__device__ __forceinline__ void find_set(const Problem& problem, int64_t outer, int64_t (&place)[kOperands]) {
+  problem.outer.offsets(outer, [](Operand operand) { return has_operand(op, operand) || operand >= kLogits; }, place);
 }
 
 // The sums of a parameter set's gradients over a chunk of elements, which go to partial[j * components + k].
@@ -261,6 +297,8 @@ struct GradientSums {
   __device__ __forceinline__ GradientSums(const Seeds* seeds, double* rows, double* partial, int components)
       : seeds(seeds), rows(rows), partial(partial), components(components), groups(groups_of(components, blockDim.x)) {
     if (groups == 1) this->rows = partial;
+  }
+  __device__ __forceinline__ void clear() const {
     for_own([](double* sums, int, int, int components) {
       for (int j = 0; j < 3; ++j) sums[j * components] = 0;
     });
@@ -315,33 +353,35 @@ __global__ void __launch_bounds__(kThreads)
     int64_t outer = block / chunks.count, begin = (block - outer * chunks.count) * chunks.length;
     int64_t end = begin + chunks.length < problem.inner.size ? begin + chunks.length : problem.inner.size;
     int64_t first[kOperands];
-    for (int operand = 0; operand < kLogits; ++operand)
-      if (has_operand(op, static_cast<Operand>(operand)))
-        first[operand] = problem.outer.offset(outer, static_cast<Operand>(operand));
-    auto offset_at = [&](int64_t i) {
-      return [&, i](Operand operand) { return first[operand] + problem.inner.offset(i, operand); };
+    find_set<op>(problem, outer, first);
+    auto map_at = [&](int64_t i, const auto& parameters, auto use) {
+      int64_t place[kOperands];
+      for (int operand = 0; operand < kOperands; ++operand) place[operand] = first[operand];
+      add_inner<op>(problem, i, place);
+      map_element<Family, op, T>(problem, parameters, place, use);
     };
     auto parameters = [&] {
       if constexpr (is_prepared)
-        return prepare<Family, T>(problem, outer, prepared);
+        return prepare<Family, T>(problem, first, prepared);
       else
-        return RawParameters<Family, T>(problem, outer);
+        return RawParameters<Family, T>(problem, first);
     }();
     if constexpr (is_backward(op)) {
+      bool sums_wanted = problem.has_parameter_gradients();
       GradientSums<Family, T, Seeds> sums(seeds, rows, partial + block * 3 * problem.components, problem.components);
+      if (sums_wanted) sums.clear();
       for (int64_t tile = begin; tile < end; tile += blockDim.x) {
         int used = end - tile < blockDim.x ? static_cast<int>(end - tile) : blockDim.x;
         if (static_cast<int>(threadIdx.x) < used)
-          map_element<Family, op, T>(problem, parameters, offset_at(tile + threadIdx.x),
-                                     [&](const auto& own) { seeds[threadIdx.x] = {own}; });
+          map_at(tile + threadIdx.x, parameters, [&](const auto& own) { seeds[threadIdx.x] = {own}; });
+        if (!sums_wanted) continue;
         __syncthreads();
         sums.add_tile(parameters, used);
         __syncthreads();
       }
-      sums.finish();
+      if (sums_wanted) sums.finish();
     } else {
-      for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
-        map_element<Family, op, T>(problem, parameters, offset_at(i), nullptr);
+      for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) map_at(i, parameters, nullptr);
     }
     __syncthreads();
   }
@@ -365,33 +405,39 @@ __global__ void __launch_bounds__(2 * kThreads)
     if (lane == 0 && i < size) {
       for (int j = 1; j < lanes; ++j) sum += found[j * numbers + threadIdx.x];
       int j = static_cast<int>(own / problem.components);
-      void* gradients = j == 0 ? problem.grad_logits : j == 1 ? problem.grad_loc : problem.grad_log_scale;
-      static_cast<T*>(gradients)[problem.outer.offset(outer, kGradParameters) + own - j * int64_t(problem.components)] =
-          static_cast<T>(sum);
+      int64_t k = own - j * int64_t(problem.components), step = problem.component_stride[kGradParameters - kLogits];
+      if (T* gradient = static_cast<T*>(problem.gradient(j)))
+        gradient[problem.outer.offset(outer, kGradParameters) + k * step] = static_cast<T>(sum);
     }
     __syncthreads();
   }
 }
 
-// 16 bytes, which a thread moves at once.
-template <class T>
-struct alignas(16) Vector {
-  static constexpr int width = 16 / sizeof(T);
+// So many numbers, which a thread moves at once: 16 bytes where memory allows it.
+template <class T, int width>
+struct alignas(width * sizeof(T)) Vector {
   T value[width];
 };
-
 template <class T>
-MIXFLOW_FN bool is_aligned(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % alignof(Vector<T>) == 0;
-}
+constexpr int kWidest = 16 / sizeof(T);
 
-// How rows of parameters lie in shared memory, and in the memory that they come from. What a block would find out about
-// them time and again is found out once, by the host.
+// How the rows of three arrays lie in memory, which decides how a block moves them.
+struct Way {
+  enum Kind {
+    in_one,   // one after the other without gaps: the block's rows are moved as one
+    by_rows,  // each without gaps, anywhere: neighbouring threads move neighbouring numbers of a row
+    by_threads  // numbers of a row apart: each thread moves its own row, beside that of its neighbour
+  } kind;
+  int width;  // numbers that a thread moves at once
+};
+
+// How rows of parameters lie in shared memory, and in the memory that they come from and go to. What a block would find
+// out about them time and again is found out once, by the host.
 struct Rows {
   int length, pitch;        // odd: threads that read the same place of their own rows then use different banks
   uint32_t inverse_length;  // 2^31 / length, rounded up
-  bool contiguous;          // all three parameters are, and aligned
   bool whole_vectors;       // no 16 bytes belong to two rows
+  Way load, store;
 
   // i / length, for what fits into shared memory; a division takes a GPU twenty instructions.
   MIXFLOW_FN int row_of(int i) const {
@@ -410,28 +456,57 @@ struct Rows {
   }
 };
 
+// The way of arrays (null where there is none) whose rows are at the outer offsets of these operands.
+template <class T>
+Way way_of(const Problem& problem, const void* const (&data)[3], const Operand (&operands)[3], const int64_t* steps) {
+  const Axes& axes = problem.outer;
+  bool in_one = axes.count == 1;
+  for (int p = 0; p < 3; ++p) {
+    if (data[p] == nullptr) continue;
+    if (steps[p] != 1 && problem.components > 1) return {Way::by_threads, 1};
+    in_one = in_one && (axes.axis[0].stride[operands[p]] == problem.components || axes.size == 1);
+  }
+  // Vectors begin where their size divides the address. Of rows without gaps, one may reach from a row into the next.
+  auto fits = [&](int width) {
+    bool fits = in_one || problem.components % width == 0;
+    for (int p = 0; p < 3; ++p) {
+      fits = fits && reinterpret_cast<uintptr_t>(data[p]) % (width * sizeof(T)) == 0;
+      for (int i = 0; i < axes.count && data[p] != nullptr; ++i)
+        fits = fits && (in_one || axes.axis[i].stride[operands[p]] % width == 0);
+    }
+    return fits;
+  };
+  if (in_one && fits(kWidest<T>)) return {Way::in_one, kWidest<T>};
+  in_one = false;
+  int width = kWidest<T>;
+  while (!fits(width)) width /= 2;
+  return {Way::by_rows, width};
+}
+
 template <class T>
 Rows rows_of(const Problem& problem) {
   uint32_t length = static_cast<uint32_t>(problem.components);
-  Rows rows{problem.components, problem.components | 1, ((uint32_t(1) << 31) + length - 1) / length,
-            problem.outer.count == 1, length % Vector<T>::width == 0};
-  const void* const data[3] = {problem.logits, problem.loc, problem.log_scale};
-  for (int p = 0; p < 3; ++p)
-    rows.contiguous = rows.contiguous && problem.outer.axis[0].stride[kLogits + p] == problem.components &&
-                      is_aligned(static_cast<const T*>(data[p]));
-  return rows;
+  const int64_t* steps = problem.component_stride;
+  int64_t own_step = steps[kGradParameters - kLogits], gradient_steps[3] = {own_step, own_step, own_step};
+  return {problem.components,
+          problem.components | 1,
+          ((uint32_t(1) << 31) + length - 1) / length,
+          length % kWidest<T> == 0,
+          way_of<T>(problem, {problem.logits, problem.loc, problem.log_scale}, {kLogits, kLoc, kLogScale}, steps),
+          way_of<T>(problem, {problem.grad_logits, problem.grad_loc, problem.grad_log_scale},
+                    {kGradParameters, kGradParameters, kGradParameters}, gradient_steps)};
 }
 
 // The first `size` numbers of three arrays to rows in shared memory, `step` apart, or back. A last vector that is not
 // whole belongs to a block with rows to spare: what it has too much goes there.
 template <class T>
-__device__ __forceinline__ void load_vectors(const Rows& rows, const T* const (&from)[3], int64_t first, int size,
-                                             T* shared, int step) {
-  constexpr int width = Vector<T>::width;
+__device__ __forceinline__ void load_in_one(const Rows& rows, const T* const (&from)[3], int64_t first, int size,
+                                            T* shared, int step) {
+  constexpr int width = kWidest<T>;
   for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
-    Vector<T> vector[3];
+    Vector<T, width> vector[3];
     if (i + width <= size)
-      for (int p = 0; p < 3; ++p) vector[p] = *reinterpret_cast<const Vector<T>*>(from[p] + (first + i));
+      for (int p = 0; p < 3; ++p) vector[p] = *reinterpret_cast<const Vector<T, width>*>(from[p] + (first + i));
     else
       for (int p = 0; p < 3; ++p)
         for (int j = 0; j < width; ++j) vector[p].value[j] = i + j < size ? from[p][first + i + j] : T(0);
@@ -441,20 +516,49 @@ __device__ __forceinline__ void load_vectors(const Rows& rows, const T* const (&
   }
 }
 template <class T>
-__device__ __forceinline__ void store_vectors(const Rows& rows, T* const (&to)[3], int64_t first, int size,
-                                              const T* shared, int step) {
-  constexpr int width = Vector<T>::width;
+__device__ __forceinline__ void store_in_one(const Rows& rows, T* const (&to)[3], int64_t first, int size,
+                                             const T* shared, int step) {
+  constexpr int width = kWidest<T>;
   for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
-    Vector<T> vector[3];
+    Vector<T, width> vector[3];
     rows.template for_places<width>(i, [&](int j, int place) {
       for (int p = 0; p < 3; ++p) vector[p].value[j] = shared[p * step + place];
     });
-    if (i + width <= size)
-      for (int p = 0; p < 3; ++p) *reinterpret_cast<Vector<T>*>(to[p] + (first + i)) = vector[p];
-    else
-      for (int p = 0; p < 3; ++p)
+    for (int p = 0; p < 3; ++p) {
+      if (to[p] == nullptr) continue;
+      if (i + width <= size)
+        *reinterpret_cast<Vector<T, width>*>(to[p] + (first + i)) = vector[p];
+      else
         for (int j = 0; j < width; ++j)
           if (i + j < size) to[p][first + i + j] = vector[p].value[j];
+    }
+  }
+}
+
+// The same for rows anywhere; row r of array p begins at offsets[p * blockDim.x + r].
+template <int width, class T>
+__device__ __forceinline__ void load_by_rows(const Rows& rows, const T* const (&from)[3], const int64_t* offsets,
+                                             int size, T* shared, int step) {
+  for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
+    int row = rows.row_of(i), k = i - row * rows.length, place = row * rows.pitch + k;
+    Vector<T, width> vector[3];
+    for (int p = 0; p < 3; ++p)
+      vector[p] = *reinterpret_cast<const Vector<T, width>*>(from[p] + (offsets[p * blockDim.x + row] + k));
+    for (int p = 0; p < 3; ++p)
+      for (int j = 0; j < width; ++j) shared[p * step + place + j] = vector[p].value[j];
+  }
+}
+template <int width, class T>
+__device__ __forceinline__ void store_by_rows(const Rows& rows, T* const (&to)[3], const int64_t* offsets, int size,
+                                              const T* shared, int step) {
+  for (int i = threadIdx.x * width; i < size; i += blockDim.x * width) {
+    int row = rows.row_of(i), k = i - row * rows.length, place = row * rows.pitch + k;
+    for (int p = 0; p < 3; ++p) {
+      if (to[p] == nullptr) continue;
+      Vector<T, width> vector;
+      for (int j = 0; j < width; ++j) vector.value[j] = shared[p * step + place + j];
+      *reinterpret_cast<Vector<T, width>*>(to[p] + (offsets[row] + k)) = vector;
+    }
   }
 }
 
@@ -464,16 +568,51 @@ __device__ __forceinline__ void load_rows(const Problem& problem, const Rows& ro
                                           int step, int64_t* offsets) {
   const T* const from[3] = {static_cast<const T*>(problem.logits), static_cast<const T*>(problem.loc),
                             static_cast<const T*>(problem.log_scale)};
-  if (rows.contiguous) return load_vectors(rows, from, begin * rows.length, count * rows.length, shared, step);
-  if (static_cast<int>(threadIdx.x) < count)
-    for (int p = 0; p < 3; ++p)
-      offsets[p * blockDim.x + threadIdx.x] =
-          problem.outer.offset(begin + threadIdx.x, static_cast<Operand>(kLogits + p));
-  __syncthreads();
-  for (int i = threadIdx.x; i < count * rows.length; i += blockDim.x) {
-    int row = rows.row_of(i), k = i - row * rows.length, place = row * rows.pitch + k;
-    for (int p = 0; p < 3; ++p) shared[p * step + place] = from[p][offsets[p * blockDim.x + row] + k];
+  int size = count * rows.length, own = threadIdx.x;
+  if (rows.load.kind == Way::in_one) return load_in_one(rows, from, begin * rows.length, size, shared, step);
+  int64_t place[kOperands];
+  if (own < count) problem.outer.offsets(begin + own, is_parameter, place);
+  if (rows.load.kind == Way::by_threads) {
+    if (own < count)
+      for (int k = 0; k < rows.length; ++k)
+        for (int p = 0; p < 3; ++p)
+          shared[p * step + own * rows.pitch + k] = from[p][place[kLogits + p] + k * problem.component_stride[p]];
+    return;
   }
+  if (own < count)
+    for (int p = 0; p < 3; ++p) offsets[p * blockDim.x + own] = place[kLogits + p];
+  __syncthreads();
+  if (rows.load.width == kWidest<T>)
+    load_by_rows<kWidest<T>>(rows, from, offsets, size, shared, step);
+  else if (rows.load.width == 2)
+    load_by_rows<2>(rows, from, offsets, size, shared, step);
+  else
+    load_by_rows<1>(rows, from, offsets, size, shared, step);
+}
+// The reverse, for gradients.
+template <class T>
+__device__ __forceinline__ void store_rows(const Problem& problem, const Rows& rows, int64_t begin, int count,
+                                           const T* shared, int step, int64_t* offsets) {
+  T* const to[3] = {static_cast<T*>(problem.grad_logits), static_cast<T*>(problem.grad_loc),
+                    static_cast<T*>(problem.grad_log_scale)};
+  int size = count * rows.length, own = threadIdx.x;
+  if (rows.store.kind == Way::in_one) return store_in_one(rows, to, begin * rows.length, size, shared, step);
+  int64_t first = own < count ? problem.outer.offset(begin + own, kGradParameters) : 0;
+  if (rows.store.kind == Way::by_threads) {
+    int64_t stride = problem.component_stride[kGradParameters - kLogits];
+    for (int p = 0; own < count && p < 3; ++p)
+      for (int k = 0; to[p] != nullptr && k < rows.length; ++k)
+        to[p][first + k * stride] = shared[p * step + own * rows.pitch + k];
+    return;
+  }
+  if (own < count) offsets[own] = first;
+  __syncthreads();
+  if (rows.store.width == kWidest<T>)
+    store_by_rows<kWidest<T>>(rows, to, offsets, size, shared, step);
+  else if (rows.store.width == 2)
+    store_by_rows<2>(rows, to, offsets, size, shared, step);
+  else
+    store_by_rows<1>(rows, to, offsets, size, shared, step);
 }
 
 // Ops that go through the components more than once, whose rows are prepared.
@@ -481,20 +620,26 @@ MIXFLOW_FN constexpr bool prepares_rows(Op op) {
   return is_backward(op) || op == Op::inverse;
 }
 
-// Arrays of rows that a block has in shared memory.
-MIXFLOW_FN constexpr int row_arrays(Op op) {
-  return prepares_rows(op) ? 5 : 3;
+// Arrays of rows that a block has in shared memory: the parameters, or what is prepared of them, and where a set serves
+// several elements, the sums of their gradients. The gradients of a single one take the place of the parameters, since
+// component k is not read again once its gradient is known.
+MIXFLOW_FN constexpr int row_arrays(Op op, bool sums) {
+  return (prepares_rows(op) ? 5 : 3) + (sums ? 3 : 0);
+}
+MIXFLOW_FN bool sums_in_rows(const Problem& problem) {
+  return problem.inner.size > 1 && problem.has_parameter_gradients();
 }
 
-// A row of parameters for each element. The least that must be moved: 12 components + 12 bytes an element forward and
-// back, 24 components + 16 in the backward ops (in float; 12 and 20 for intervals). Rows are staged in shared memory,
-// so that this is also about all that is moved, in whole sectors; and gradients take the place of the parameters there,
-// since component k is not read again once its gradient is known.
+// A row of parameters for each element, or for a few of them. The least that must be moved: 12 components + 12 bytes an
+// element forward and back, 24 components + 16 in the backward ops (in float; 12 and 20 for intervals). Rows are staged
+// in shared memory, so that this is also about all that is moved, in whole sectors.
 template <class Family, Op op, class T>
 __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Problem problem, Rows rows) {
   int threads = blockDim.x, step = threads * rows.pitch;
   auto* offsets = reinterpret_cast<int64_t*>(shared_memory());
   auto* shared = reinterpret_cast<T*>(offsets + 3 * threads);
+  bool sums = sums_in_rows(problem);
+  T* gradients = shared + (sums ? row_arrays(op, false) * step : 0);
   for (int64_t begin = int64_t(blockIdx.x) * threads; begin < problem.outer.size;
        begin += int64_t(gridDim.x) * threads) {
     int count = problem.outer.size - begin < threads ? static_cast<int>(problem.outer.size - begin) : threads;
@@ -508,21 +653,26 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
         else
           return RawParameters<Family, T>(own, own + step, own + 2 * step, 1, 1, 1, rows.length);
       }();
-      auto offset = [&](Operand operand) { return problem.outer.offset(begin + threadIdx.x, operand); };
-      map_element<Family, op, T>(problem, parameters, offset, [&](const auto& seeds) {
-        for (int k = 0; k < rows.length; ++k) {
-          ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
-          own[k] = g.logit;
-          own[step + k] = g.loc;
-          own[2 * step + k] = g.log_scale;
-        }
-      });
+      T* own_gradients = gradients + threadIdx.x * rows.pitch;
+      int64_t first[kOperands];
+      find_set<op>(problem, begin + threadIdx.x, first);
+      for (int64_t inner = 0; inner < problem.inner.size; ++inner) {
+        int64_t place[kOperands];
+        for (int operand = 0; operand < kOperands; ++operand) place[operand] = first[operand];
+        if (problem.inner.size > 1) add_inner<op>(problem, inner, place);
+        map_element<Family, op, T>(problem, parameters, place, [&](const auto& seeds) {
+          for (int k = 0; problem.has_parameter_gradients() && k < rows.length; ++k) {
+            ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
+            own_gradients[k] = inner == 0 ? g.logit : own_gradients[k] + g.logit;
+            own_gradients[step + k] = inner == 0 ? g.loc : own_gradients[step + k] + g.loc;
+            own_gradients[2 * step + k] = inner == 0 ? g.log_scale : own_gradients[2 * step + k] + g.log_scale;
+          }
+        });
+      }
     }
     __syncthreads();
     if constexpr (is_backward(op)) {
-      T* const to[3] = {static_cast<T*>(problem.grad_logits), static_cast<T*>(problem.grad_loc),
-                        static_cast<T*>(problem.grad_log_scale)};
-      store_vectors(rows, to, begin * rows.length, count * rows.length, shared, step);
+      if (problem.has_parameter_gradients()) store_rows(problem, rows, begin, count, gradients, step, offsets);
       __syncthreads();
     }
   }
@@ -532,30 +682,33 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
 template <class Family, Op op, class T>
 __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ Problem problem) {
   int64_t inner_size = problem.inner.size, size = problem.outer.size * (is_backward(op) ? 1 : inner_size);
-  auto offset_at = [&](int64_t outer, int64_t inner) {
-    return [&problem, outer, inner](Operand operand) {
-      return problem.outer.offset(outer, operand) + problem.inner.offset(inner, operand);
-    };
-  };
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += int64_t(gridDim.x) * blockDim.x) {
+    int64_t outer = is_backward(op) || inner_size == 1 ? i : i / inner_size, set[kOperands], place[kOperands];
+    find_set<op>(problem, outer, set);
+    RawParameters<Family, T> parameters(problem, set);
     if constexpr (is_backward(op)) {
-      RawParameters<Family, T> parameters(problem, i);
-      int64_t row = problem.outer.offset(i, kGradParameters);
-      T *g_logits = static_cast<T*>(problem.grad_logits) + row, *g_locs = static_cast<T*>(problem.grad_loc) + row,
-        *g_log_scales = static_cast<T*>(problem.grad_log_scale) + row;
-      for (int64_t inner = 0; inner < inner_size; ++inner)
-        map_element<Family, op, T>(problem, parameters, offset_at(i, inner), [&](const auto& seeds) {
-          for (int k = 0; k < problem.components; ++k) {
+      int64_t step = problem.component_stride[kGradParameters - kLogits];
+      for (int64_t inner = 0; inner < inner_size; ++inner) {
+        for (int operand = 0; operand < kOperands; ++operand) place[operand] = set[operand];
+        add_inner<op>(problem, inner, place);
+        map_element<Family, op, T>(problem, parameters, place, [&](const auto& seeds) {
+          auto add = [&](void* data, int k, T g) {
+            if (data == nullptr) return;
+            T& sum = static_cast<T*>(data)[set[kGradParameters] + k * step];
+            sum = inner == 0 ? g : sum + g;
+          };
+          for (int k = 0; problem.has_parameter_gradients() && k < problem.components; ++k) {
             ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
-            g_logits[k] = inner == 0 ? g.logit : g_logits[k] + g.logit;
-            g_locs[k] = inner == 0 ? g.loc : g_locs[k] + g.loc;
-            g_log_scales[k] = inner == 0 ? g.log_scale : g_log_scales[k] + g.log_scale;
+            add(problem.grad_logits, k, g.logit);
+            add(problem.grad_loc, k, g.loc);
+            add(problem.grad_log_scale, k, g.log_scale);
           }
         });
+      }
     } else {
-      int64_t outer = inner_size == 1 ? i : i / inner_size;
-      map_element<Family, op, T>(problem, RawParameters<Family, T>(problem, outer),
-                                 offset_at(outer, i - outer * inner_size), nullptr);
+      for (int operand = 0; operand < kOperands; ++operand) place[operand] = set[operand];
+      add_inner<op>(problem, i - outer * inner_size, place);
+      map_element<Family, op, T>(problem, parameters, place, nullptr);
     }
   }
 }
@@ -564,6 +717,8 @@ const char* name_of(Op op) {
   switch (op) {
     case Op::forward:
       return "forward";
+    case Op::forward_with_slopes:
+      return "forward_with_slopes";
     case Op::backward:
       return "backward";
     case Op::inverse:
@@ -625,20 +780,17 @@ bool is_shared(const Problem& problem) {
 }
 
 template <Op op, class T>
-size_t row_bytes(const Rows& rows, int threads) {
-  return threads * (3 * sizeof(int64_t) + row_arrays(op) * sizeof(T) * rows.pitch);
+size_t row_bytes(const Problem& problem, const Rows& rows, int threads) {
+  return threads * (3 * sizeof(int64_t) + row_arrays(op, sums_in_rows(problem)) * sizeof(T) * rows.pitch);
 }
 
 // Threads of a block of run_rows: as many as there is shared memory for. None where it does not apply.
 template <Op op, class T>
 int row_threads(const Problem& problem, const Rows& rows) {
-  const int64_t* stride = problem.component_stride;
-  if (problem.inner.size != 1 || stride[0] != 1 || stride[1] != 1 || stride[2] != 1) return 0;
-  for (const void* gradient : {problem.grad_logits, problem.grad_loc, problem.grad_log_scale})
-    if (!is_aligned(static_cast<const T*>(gradient))) return 0;
+  if (is_shared(problem)) return 0;
   for (int threads = kThreads; threads > kWarp; threads /= 2)
-    if (row_bytes<op, T>(rows, threads) <= kSharedBytes) return threads;
-  return row_bytes<op, T>(rows, kWarp) <= kMostSharedBytes ? kWarp : 0;
+    if (row_bytes<op, T>(problem, rows, threads) <= kSharedBytes) return threads;
+  return row_bytes<op, T>(problem, rows, kWarp) <= kMostSharedBytes ? kWarp : 0;
 }
 
 template <class Family, Op op, class T, bool is_prepared>
@@ -648,12 +800,13 @@ void launch_shared(const Problem& problem, const Launcher& launch, double* parti
                 kSharedBytes);
   Chunks chunks = chunks_of(problem);
   size_t bytes = is_prepared ? problem.components * sizeof(Component<T>) : 0;
+  bool sums = is_backward(op) && problem.has_parameter_gradients();
   if (is_backward(op))
     bytes += chunks.threads * sizeof(Seeds) +
              GradientSums<Family, T, Seeds>::shared_rows(problem.components, chunks.threads) * sizeof(double);
   launch(run_shared<Family, op, T, is_prepared>, problem.outer.size * chunks.count, chunks.threads, bytes, problem,
          chunks, partial);
-  if (is_backward(op)) {
+  if (sums) {
     int lanes = 1, threads = 2 * kThreads;
     while (lanes < chunks.count && lanes < 2 * kWarp) lanes *= 2;
     launch(add_partial_sums<T>, ceil_div(problem.outer.size * 3 * problem.components, threads / lanes), threads,
@@ -670,7 +823,7 @@ void launch_op(const Problem& problem, const Launcher& launch, double* partial) 
   Rows rows = rows_of<T>(problem);
   if (int threads = row_threads<op, T>(problem, rows))
     return launch(run_rows<Family, op, T>, ceil_div(problem.outer.size, threads), threads,
-                  row_bytes<op, T>(rows, threads), problem, rows);
+                  row_bytes<op, T>(problem, rows, threads), problem, rows);
   int64_t size = problem.outer.size * (is_backward(op) ? 1 : problem.inner.size);
   launch(run_strided<Family, op, T>, ceil_div(size, kThreads), kThreads, 0, problem);
 }
@@ -680,6 +833,8 @@ void launch_family(const Problem& problem, const Launcher& launch, double* parti
   switch (problem.op) {
     case Op::forward:
       return launch_op<Family, Op::forward, T>(problem, launch, partial);
+    case Op::forward_with_slopes:
+      throw std::invalid_argument("op: forward_with_slopes is the CPU's; a GPU computes gradients of x alone as such");
     case Op::backward:
       return launch_op<Family, Op::backward, T>(problem, launch, partial);
     case Op::inverse:
@@ -698,7 +853,7 @@ void launch_family(const Problem& problem, const Launcher& launch, double* parti
 
 size_t cuda_workspace(const Problem& problem) {
   using namespace MIXFLOW_ARCH;
-  if (problem.is_empty() || !is_backward(problem.op) || !is_shared(problem)) return 0;
+  if (problem.is_empty() || !problem.has_parameter_gradients() || !is_shared(problem)) return 0;
   return problem.outer.size * chunks_of(problem).count * 3 * problem.components * sizeof(double);
 }
 

@@ -74,9 +74,25 @@ struct Tensor {
     if (dtype == Dtype::float64) return std::memcpy(&value, memory.get() + i * sizeof value, sizeof value), value;
     return std::memcpy(&narrow, memory.get() + i * sizeof narrow, sizeof narrow), narrow;
   }
+  void copy(int64_t i, const Tensor& from, int64_t j) {
+    std::memcpy(memory.get() + i * width(), from.memory.get() + j * width(), width());
+  }
   bool is_written(int64_t i) const {
     const unsigned char* first = memory.get() + static_cast<size_t>(i) * width();
     return std::any_of(first, first + width(), [](unsigned char byte) { return byte != 0xff; });
+  }
+  // Where the i-th number of its own shape, in row-major order, lies.
+  int64_t place(int64_t i) const {
+    int64_t result = 0;
+    for (size_t j = shape.size(); j-- > 0; i /= shape[j]) result += i % shape[j] * stride[j];
+    return result;
+  }
+  // Every number of it, and nothing between them.
+  bool is_written() const {
+    int64_t own = 0, found = 0;
+    for (int64_t i = 0; i < count(shape); ++i) own += is_written(place(i));
+    for (int64_t i = 0; i < numbers; ++i) found += is_written(i);
+    return own == count(shape) && found == own;
   }
   // Bits of one number; all NaN count as one.
   bool same(int64_t i, const Tensor& other, int64_t j) const {
@@ -173,14 +189,44 @@ inline Tensor scattered(Random& random, Dtype dtype, const Shape& shape, Kind ki
   return operand;
 }
 
+// The same numbers in contiguous memory.
+inline Tensor compact(const Tensor& from) {
+  Tensor operand = contiguous(from.dtype, from.shape);
+  for (int64_t i = 0; i < count(from.shape); ++i) operand.copy(i, from, from.place(i));
+  return operand;
+}
+
+// Memory to write to: contiguous, or, given `random`, with axes in any order and gaps between elements.
+inline Tensor blank(Random* random, Dtype dtype, const Shape& shape) {
+  if (random == nullptr) return contiguous(dtype, shape);
+  Tensor operand{dtype, shape, Shape(shape.size()), nullptr};
+  std::vector<size_t> order(shape.size());
+  std::iota(order.rbegin(), order.rend(), size_t{0});
+  if (random->chance(0.5))
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random->below(i)]);
+  int64_t step = random->chance(0.2) ? 1 + random->below(3) : 1;
+  for (size_t i : order) {
+    operand.stride[i] = step;
+    step *= std::max<int64_t>(shape[i], 1) + (random->chance(0.2) ? random->below(3) : 0);
+  }
+  operand.allocate();
+  return operand;
+}
+
 struct Case {
   Op op;
   Dtype dtype;
   int family, base;
   Shape batch;
   Tensor input, upper, grad_value, grad_ladj, parameters[3];
+  // Of a map with an affine one after it, in the place of parameters: rows of 3 K + 2 numbers.
+  bool is_affine = false;
+  Tensor rows;
+  // Which gradients are wanted: by the input, the upper edge and the parameters.
+  bool input_wanted = true, upper_wanted = true, wanted[3] = {true, true, true};
 
   bool is_interval() const { return op == Op::interval || op == Op::interval_backward; }
+  bool is_map() const { return op == Op::forward || op == Op::inverse || op == Op::forward_with_slopes; }
 
   Shape gradient_shape() const {
     Shape shape(1, parameters[0].shape.back());
@@ -192,12 +238,21 @@ struct Case {
     }
     return shape;
   }
+  // The same call on contiguous operands.
+  Case compacted() const {
+    Case result = *this;
+    for (Tensor* operand : {&result.input, &result.upper, &result.grad_value, &result.grad_ladj}) *operand = compact(*operand);
+    for (Tensor& parameter : result.parameters)
+      if (!is_affine) parameter = compact(parameter);
+    if (is_affine) result.rows = compact(rows);
+    return result;
+  }
 };
 
 inline Case make_case(Random& random) {
   Case made;
-  made.op =
-      random.of({Op::forward, Op::backward, Op::inverse, Op::inverse_backward, Op::interval, Op::interval_backward});
+  made.op = random.of({Op::forward, Op::forward_with_slopes, Op::backward, Op::inverse, Op::inverse_backward,
+                       Op::interval, Op::interval_backward});
   made.dtype = random.of({Dtype::float32, Dtype::float64});
   made.family = static_cast<int>(random.below(static_cast<int64_t>(family_names().size())));
   made.base = static_cast<int>(random.below(static_cast<int64_t>(base_names().size())));
@@ -205,7 +260,8 @@ inline Case make_case(Random& random) {
   int64_t room = 100 + (random.chance(0.05) ? 300000 : 6000) / components;
   int64_t axes = random.chance(0.02) ? random.below(20) : random.below(5);
   for (int64_t i = 0; i < axes; ++i) {
-    int64_t size = axes > 5 ? 1 + random.below(2) : random.of<int64_t>({1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 100, 9000});
+    int64_t size = axes > 5 ? 1 + random.below(2)
+                            : random.of<int64_t>({1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 100, 130, 9000});
     if (random.chance(0.01)) size = 0;
     if (size > room) size = 1;
     made.batch.push_back(size);
@@ -221,49 +277,94 @@ inline Case make_case(Random& random) {
                           extremes);
   Kind kinds[3] = {Kind::logit, Kind::loc, Kind::log_scale};
   Shape shape = part_of(random, made.batch, shared);
-  for (int j = 0; j < 3; ++j) {
-    if (random.chance(0.2)) shape = part_of(random, made.batch, shared);
-    Shape whole = shape;
-    whole.push_back(components);
-    made.parameters[j] = scattered(random, made.dtype, whole, kinds[j], extremes);
+  made.is_affine = !made.is_interval() && made.op != Op::forward_with_slopes && random.chance(0.3);
+  if (made.is_affine) {
+    shape.push_back(3 * components + 2);
+    made.rows = scattered(random, made.dtype, shape, Kind::logit, extremes);
+  } else {
+    for (int j = 0; j < 3; ++j) {
+      if (random.chance(0.2)) shape = part_of(random, made.batch, shared);
+      Shape whole = shape;
+      whole.push_back(components);
+      made.parameters[j] = scattered(random, made.dtype, whole, kinds[j], extremes);
+    }
+  }
+  if (random.chance(0.3)) {
+    made.input_wanted = random.chance(0.6);
+    made.upper_wanted = random.chance(0.6);
+    for (bool& wanted : made.wanted) wanted = random.chance(0.4);
+    if (made.is_affine && random.chance(0.5)) std::fill(made.wanted, made.wanted + 3, false);
   }
   return made;
 }
 
-// Outputs in the order: value or gradient of the input; ladj, evaluations and residual, or gradient of the upper edge;
-// gradients of the parameters. All but the last belong to the elements.
+// Outputs in the order: value or gradient of the input; ladj, evaluations and residual, slopes, or gradient of the upper
+// edge; gradients of the parameters, or of rows. All but the last belong to the elements. Those not wanted are left out.
+// They are contiguous, or, given `random`, laid out in any way.
 struct Outputs {
   std::vector<Tensor> all;
   size_t by_element = 0;
   Call call;
 
-  Outputs(const Case& from, bool diagnosed) {
+  Outputs(const Case& from, bool diagnosed, Random* random = nullptr) {
     call.op = from.op;
     call.dtype = from.dtype;
     call.family = from.family;
     call.base = from.base;
     call.input = from.input.array();
-    call.logits = from.parameters[0].array();
-    call.loc = from.parameters[1].array();
-    call.log_scale = from.parameters[2].array();
-    add(contiguous(from.dtype, from.batch), call.output);
+    if (from.is_affine) {
+      set_rows(call, from.rows.array());
+    } else {
+      call.logits = from.parameters[0].array();
+      call.loc = from.parameters[1].array();
+      call.log_scale = from.parameters[2].array();
+    }
+    auto element = [&] { return blank(random, from.dtype, from.batch); };
+    bool backward = is_backward(from.op);
+    call.output = contiguous(from.dtype, from.batch).array();
+    call.output.data = nullptr;
+    if (!backward || from.input_wanted) add(element(), call.output);
     if (from.is_interval()) call.upper = from.upper.array();
-    if (from.op == Op::interval_backward) add(contiguous(from.dtype, from.batch), call.grad_upper);
-    if (from.op == Op::forward || from.op == Op::inverse) add(contiguous(from.dtype, from.batch), call.ladj);
-    if (diagnosed)
-      for (Array* extra : {&call.evaluations, &call.residual}) add(contiguous(from.dtype, from.batch), *extra);
+    if (from.op == Op::interval_backward && from.upper_wanted) add(element(), call.grad_upper);
+    if (from.is_map()) {
+      add(element(), call.ladj);
+      Tensor alike = all.back();
+      auto add_alike = [&](Array& array) {
+        Tensor other = alike;
+        other.allocate();
+        add(other, array);
+      };
+      if (from.op == Op::forward_with_slopes)
+        for (Array* extra : {&call.slope, &call.ladj_slope}) add_alike(*extra);
+      if (diagnosed)
+        for (Array* extra : {&call.evaluations, &call.residual}) add_alike(*extra);
+    }
     by_element = all.size();
-    if (is_backward(from.op)) {
-      call.grad_value = from.grad_value.array();
-      if (!from.is_interval()) call.grad_ladj = from.grad_ladj.array();
-      for (Array* gradient : {&call.grad_logits, &call.grad_loc, &call.grad_log_scale})
-        add(contiguous(from.dtype, from.gradient_shape()), *gradient);
+    if (!backward) return;
+    call.grad_value = from.grad_value.array();
+    if (!from.is_interval()) call.grad_ladj = from.grad_ladj.array();
+    if (from.is_affine) {
+      Shape shape = from.batch;
+      shape.push_back(from.rows.shape.back());
+      Array rows;
+      if (from.wanted[0]) {
+        add(blank(random, from.dtype, shape), rows);
+        set_gradient_rows(call, rows);
+      }
+      return;
+    }
+    Tensor alike = blank(random, from.dtype, from.gradient_shape());
+    Array* gradients[3] = {&call.grad_logits, &call.grad_loc, &call.grad_log_scale};
+    for (int j = 0; j < 3; ++j) {
+      if (!from.wanted[j]) continue;
+      Tensor own = alike;
+      own.allocate();
+      add(own, *gradients[j]);
     }
   }
   bool are_written() const {
     for (const Tensor& output : all)
-      for (int64_t i = 0; i < output.numbers; ++i)
-        if (!output.is_written(i)) return false;
+      if (!output.is_written()) return false;
     return true;
   }
 
@@ -280,6 +381,13 @@ struct Failure : std::runtime_error {
 
 inline void require(bool holds, const char* what) {
   if (!holds) throw Failure(what);
+}
+
+// Whether two outputs are the same in every bit, wherever they lie.
+inline bool are_same(const Tensor& a, const Tensor& b) {
+  for (int64_t i = 0; i < count(a.shape); ++i)
+    if (!a.same(a.place(i), b, b.place(i))) return false;
+  return true;
 }
 
 inline bool is_refused(const Call& call) {

@@ -1,6 +1,7 @@
 // Random calls of the CUDA kernels, emulated on the CPU (emulation.h), against the CPU kernels. Both are compiled alike
 // from the same templates, without fused multiply-add, so that bits can be asked for. Each case checks that
 //   - every element of every output is written (that nothing else is, the address sanitizer sees);
+//   - the same call on contiguous operands, with contiguous results, gives the same bits;
 //   - other orders of blocks and threads and smaller grids give the same bits;
 //   - what belongs to an element has the bits of the CPU kernel;
 //   - a gradient of a parameter is the sum of what each element adds to it, which the CPU kernel gives when every
@@ -21,7 +22,8 @@
 namespace mixflow {
 namespace {
 
-void run_emulated(const Call& call, emulation::Schedule schedule) {
+void run_emulated(Call call, emulation::Schedule schedule) {
+  call.on_gpu = true;
   Problem problem = make_problem(call);
   std::unique_ptr<void, decltype(&std::free)> workspace(std::malloc(cuda_workspace(problem)), std::free);
   emulation::schedule = schedule;
@@ -30,7 +32,10 @@ void run_emulated(const Call& call, emulation::Schedule schedule) {
 
 // The gradient of each parameter, element by element.
 Outputs terms_of(Case made) {
-  for (Tensor& parameter : made.parameters) {
+  std::vector<Tensor*> parameters{&made.parameters[0], &made.parameters[1], &made.parameters[2]};
+  if (made.is_affine) parameters = {&made.rows};
+  for (Tensor* operand : parameters) {
+    Tensor& parameter = *operand;
     Tensor expanded{made.dtype, made.batch, Shape(made.batch.size()), parameter.memory, parameter.numbers};
     size_t own = parameter.shape.size() - 1, skipped = made.batch.size() - own;
     for (size_t i = 0; i < own; ++i) expanded.stride[skipped + i] = parameter.shape[i] == 1 ? 0 : parameter.stride[i];
@@ -82,21 +87,27 @@ void check_sums(const Case& made, const Tensor& sums, const Tensor& terms) {
 
 bool check_case(Random& random) {
   Case made = make_case(random);
-  Outputs expected(made, false), emulated(made, false), rescheduled(made, false);
+  if (made.op == Op::forward_with_slopes) made.op = Op::forward;
+  Outputs expected(made, false);
   if (is_refused(expected.call) || count(made.batch) == 0) return false;
   run_on_cpu(make_problem(expected.call), 1);
+  Random layouts = random, same_layouts = random;
+  Outputs emulated(made, false, &layouts), rescheduled(made, false, &same_layouts);
   run_emulated(emulated.call, {});
-  require(emulated.are_written(), "an output was left unwritten");
+  require(emulated.are_written(), "an output was left unwritten, or what lies between was not");
   run_emulated(rescheduled.call, {random.chance(0.5), random.chance(0.7), 1 + static_cast<unsigned>(random.below(3))});
-  for (size_t j = 0; j < emulated.all.size(); ++j)
-    for (int64_t i = 0; i < emulated.all[j].numbers; ++i)
-      require(emulated.all[j].same(i, rescheduled.all[j], i), "the schedule changes the result");
+  Case compacted = made.compacted();
+  Outputs contiguous_outputs(compacted, false);
+  run_emulated(contiguous_outputs.call, {});
+  for (size_t j = 0; j < emulated.all.size(); ++j) {
+    require(are_same(emulated.all[j], rescheduled.all[j]), "the schedule changes the result");
+    require(are_same(emulated.all[j], contiguous_outputs.all[j]), "the layout changes the result");
+  }
   for (size_t j = 0; j < emulated.by_element; ++j)
-    for (int64_t i = 0; i < emulated.all[j].numbers; ++i)
-      require(emulated.all[j].same(i, expected.all[j], i), "an element differs from the CPU's");
+    require(are_same(emulated.all[j], expected.all[j]), "an element differs from the CPU's");
   if (is_backward(made.op)) {
     Outputs terms = terms_of(made);
-    for (size_t j = emulated.by_element; j < emulated.all.size(); ++j) check_sums(made, emulated.all[j], terms.all[j]);
+    for (size_t j = emulated.by_element; j < emulated.all.size(); ++j) check_sums(made, contiguous_outputs.all[j], terms.all[j]);
   }
   return true;
 }
@@ -104,11 +115,13 @@ bool check_case(Random& random) {
 // What a failed launch says, and that the device is what it was before.
 void check_errors(Random& random) {
   Case made = make_case(random);
-  while (count(made.batch) == 0 || made.batch.size() > kMaxAxes) made = make_case(random);
+  while (count(made.batch) == 0 || made.batch.size() > kMaxAxes || made.op == Op::forward_with_slopes)
+    made = make_case(random);
   Outputs outputs(made, false);
   Problem problem = make_problem(outputs.call);
   std::unique_ptr<void, decltype(&std::free)> workspace(std::malloc(cuda_workspace(problem)), std::free);
-  const char* names[] = {"forward", "backward", "inverse", "inverse_backward", "interval", "interval_backward"};
+  const char* names[] = {"forward",          "forward_with_slopes", "backward",         "inverse",
+                         "inverse_backward", "interval",            "interval_backward"};
   auto message_of = [&](int device) {
     try {
       run_on_cuda(problem, device, nullptr, workspace.get());

@@ -2,8 +2,8 @@
 //
 //     z = exp(a) m + b     log |dz/dx| = log |dm/dx| + a     m = G^-1(F(x)), a = log_slope, b = shift
 //
-// Forward it takes what the mixture gives, in the inverse it comes first. Gradients are those of the op as a whole, from
-// m at x in either direction.
+// Forward it takes what the mixture gives, in the inverse it comes first. Gradients are those of the op as a whole,
+// from m at x in either direction.
 #pragma once
 
 #include "mixture.h"

@@ -135,13 +135,11 @@ MIXFLOW_FN Sums<V> linear_sums(V x, const Parameters& parameters) {
       if constexpr (keep) parameters.keep(k, shares);
       sums.lower = fma(c.weight, shares.lower, sums.lower);
       sums.upper = fma(c.weight, shares.upper, sums.upper);
+      sums.density = fma(c.density_weight, shares.density, sums.density);
       if constexpr (with_slope) {
         V density = c.density_weight * shares.density;
         V score = Family::score(distance * c.inv_scale, shares.lower, shares.upper);
-        sums.density += density;
         sums.density_slope = fma(density * (c.inv_scale * parameters.smallest_scale), score, sums.density_slope);
-      } else {
-        sums.density = fma(c.density_weight, shares.density, sums.density);
       }
     });
   }

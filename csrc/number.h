@@ -778,8 +778,8 @@ MIXFLOW_FN void store_columns(Rows row, const Pair<V>* columns) {
   store_columns([&](int i, int block) { return row(i, block + Number<V>::lanes / kBlock<V>); }, b);
 }
 
-// block(k) for the blocks that cover `length` numbers, at least kBlock of them: where the last one would not be whole, it
-// begins earlier and shares numbers with the one before.
+// block(k) for the blocks that cover `length` numbers, at least kBlock of them: where the last one would not be whole,
+// it begins earlier and shares numbers with the one before.
 template <class V, class Block>
 MIXFLOW_FN void for_blocks(int length, Block block) {
   int k = 0;

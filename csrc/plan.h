@@ -43,8 +43,8 @@ struct Call {
 void set_rows(Call& call, const Array& rows);
 void set_gradient_rows(Call& call, const Array& rows);
 
-// Outputs have the broadcast batch shape, and any strides; so do the gradients by the parameters, of the parameters' own
-// broadcast shape. A gradient without memory is not wanted; `output` has the batch's shape even so. Throws
+// Outputs have the broadcast batch shape, and any strides; so do the gradients by the parameters, of the parameters'
+// own broadcast shape. A gradient without memory is not wanted; `output` has the batch's shape even so. Throws
 // std::invalid_argument where shapes do not broadcast, and where the batch has more than kMaxAxes axes that can not be
 // merged.
 Problem make_problem(const Call& call);

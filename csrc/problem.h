@@ -59,6 +59,11 @@ struct Axes {
   // alone. One division for each axis but the first, whatever the number of operands.
   template <class Wanted>
   MIXFLOW_HOST_DEVICE void offsets(int64_t index, Wanted wanted, int64_t (&result)[kOperands]) const {
+    if (count == 1) {
+      for (int j = 0; j < kOperands; ++j)
+        if (wanted(static_cast<Operand>(j))) result[j] = index * axis[0].stride[j];
+      return;
+    }
     for (int j = 0; j < kOperands; ++j)
       if (wanted(static_cast<Operand>(j))) result[j] = 0;
     for (int i = count - 1; i >= 0; --i) {

@@ -162,7 +162,9 @@ def test_a_second_derivative_of_a_graph_is_refused(direction, device):
 # opcheck itself reads .grad of copies of its inputs, and hides the warning by means that give way to "error".
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.filterwarnings("ignore:mixflow..(map|affine_map|interval). an autograd kernel was not registered:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:mixflow..(map|affine_map|interval). an autograd kernel was not registered:UserWarning"
+)
 def test_every_registered_op_passes_opcheck(direction, requires_grad, device):
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mixflow::")}
     ops = {"map", "map_backward", "affine_map", "affine_map_backward", "interval", "interval_backward"}

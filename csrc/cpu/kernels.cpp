@@ -237,12 +237,12 @@ class Gathered {
   MIXFLOW_FN void gather(const Walk& walk, const int64_t (&place)[kOperands]) {
     at.input = rooms[0].read(walk, problem.input, place[kInput], kInput);
     if constexpr (on_intervals) at.upper = rooms[1].read(walk, problem.upper, place[kUpper], kUpper);
-    if constexpr (is_backward(op)) at.grad_value = rooms[2].read(walk, problem.grad_value, place[kGradValue], kGradValue);
+    if constexpr (is_backward(op))
+      at.grad_value = rooms[2].read(walk, problem.grad_value, place[kGradValue], kGradValue);
     if constexpr (is_backward(op) && !on_intervals)
       at.grad_ladj = rooms[3].read(walk, problem.grad_ladj, place[kGradLadj], kGradLadj);
-    for_outputs([&](auto& room, T*& to, void* data, Operand operand) {
-      to = room.write(walk, data, place[operand], operand);
-    });
+    for_outputs(
+        [&](auto& room, T*& to, void* data, Operand operand) { to = room.write(walk, data, place[operand], operand); });
   }
   MIXFLOW_FN void scatter(const Walk& walk, const int64_t (&place)[kOperands]) {
     for_outputs([&](auto& room, T*&, void* data, Operand operand) { room.done(walk, data, place[operand], operand); });
@@ -299,8 +299,8 @@ MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, c
     constexpr bool inverse = op == Op::inverse_backward;
     V g_value = load<V>(at.grad_value + i), g_ladj = load<V>(at.grad_ladj + i), seed = g_value;
     if (!inverse && problem.is_affine()) seed = g_value * exp(parameters.affine.log_slope);
-    InputGradient<V> found = backward<Family, inverse>(input, seed, g_ladj, parameters, base, parameters_wanted,
-                                                       static_cast<Sink&&>(sink));
+    InputGradient<V> found =
+        backward<Family, inverse>(input, seed, g_ladj, parameters, base, parameters_wanted, static_cast<Sink&&>(sink));
     if (problem.is_affine()) {
       AffineGradients<V> grads =
           inverse ? affine_inverse_gradients(found.z, parameters.affine.log_slope, g_ladj, found.input)

@@ -5,8 +5,8 @@
 
 namespace mixflow {
 
-// A piece of a problem: outer indices [outer_begin, outer_end) times inner indices [inner_begin, inner_end). Where lanes
-// run over the elements of a parameter set, the sets' gradients over this piece are added to `partial`, (sets,
+// A piece of a problem: outer indices [outer_begin, outer_end) times inner indices [inner_begin, inner_end). Where
+// lanes run over the elements of a parameter set, the sets' gradients over this piece are added to `partial`, (sets,
 // components, 3) doubles; elsewhere `partial` is null and gradients are written in place.
 struct Piece {
   int64_t outer_begin, outer_end, inner_begin, inner_end;

@@ -1,11 +1,13 @@
 // From memory to the lanes of a pack and back, whatever the strides.
 //
 // A pack takes consecutive positions of an index space. For one operand they lie in one of two ways:
-//   - evenly, `stride` apart: because the space's axes merge for this operand (it is contiguous, say, or the same number
+//   - evenly, `stride` apart: because the space's axes merge for this operand (it is contiguous, say, or the same
+//   number
 //     everywhere), or because all lanes happen to lie along the last axis;
 //   - in several runs along the last axis, each of them even.
-// Each operand is looked at alone, so one with odd strides slows down nothing but itself. A position is carried from one
-// pack to the next as its places along the axes, as an odometer counts, since a division takes as long as a component.
+// Each operand is looked at alone, so one with odd strides slows down nothing but itself. A position is carried from
+// one pack to the next as its places along the axes, as an odometer counts, since a division takes as long as a
+// component.
 #pragma once
 
 #include "../number.h"
@@ -27,7 +29,8 @@ class Walk {
     split(lanes, step);
     for (int j = 0; j < kOperands; ++j) {
       bool even = true;
-      for (int i = 0; i < last; ++i) even &= axes.axis[i].stride[j] == axes.axis[i + 1].stride[j] * axes.axis[i + 1].size;
+      for (int i = 0; i < last; ++i)
+        even &= axes.axis[i].stride[j] == axes.axis[i + 1].stride[j] * axes.axis[i + 1].size;
       even_operands |= static_cast<unsigned>(even) << j;
       dense_operands |= static_cast<unsigned>(stride(static_cast<Operand>(j)) == 1) << j;
     }
@@ -142,7 +145,8 @@ MIXFLOW_FN void move_run(int count, Move move) {
   if ((count & 1) != 0) move(i);
 }
 
-// Numbers that are not side by side. Out of line, since they are slow in any case, and the same for every family and op.
+// Numbers that are not side by side. Out of line, since they are slow in any case, and the same for every family and
+// op.
 template <class T>
 __attribute__((noinline)) void gather_apart(const Walk& walk, const T* p, Operand operand, T* values, int length) {
   int64_t stride = walk.stride(operand);
@@ -190,8 +194,8 @@ MIXFLOW_FN auto even_rows(T* first, int64_t stride) {
   return [first, stride](int i, int j) { return first + i * stride + j * (kBlock<V> * stride); };
 }
 
-// One row of `length` numbers, `step` apart, for each lane, at the same places of several operands: to columns and back.
-// Column k holds number k of every lane's row.
+// One row of `length` numbers, `step` apart, for each lane, at the same places of several operands: to columns and
+// back. Column k holds number k of every lane's row.
 template <class V>
 class Columns {
   using T = Scalar<V>;
@@ -267,9 +271,9 @@ class Columns {
   int64_t at[lanes];
 };
 
-// Brings the rows at the positions of a walk, which is ahead of the one that loads or stores them, into the cache, where
-// they follow each other in memory: processors foresee reads and writes in order, which those of rows in blocks are not.
-// Of rows far apart each would have to be fetched by itself, which takes longer than it saves.
+// Brings the rows at the positions of a walk, which is ahead of the one that loads or stores them, into the cache,
+// where they follow each other in memory: processors foresee reads and writes in order, which those of rows in blocks
+// are not. Of rows far apart each would have to be fetched by itself, which takes longer than it saves.
 template <bool for_writing, class T>
 MIXFLOW_FN void prefetch_rows(const Walk& walk, const T* p, Operand operand, int length, int64_t step) {
   constexpr int line = 64 / sizeof(T);

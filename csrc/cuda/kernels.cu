@@ -100,8 +100,8 @@ struct RawParameters : KeepsNothing<T> {
   MIXFLOW_FN RawParameters(const Problem& problem, const int64_t (&place)[kOperands])
       : RawParameters(static_cast<const T*>(problem.logits) + place[kLogits],
                       static_cast<const T*>(problem.loc) + place[kLoc],
-                      static_cast<const T*>(problem.log_scale) + place[kLogScale], problem.component_stride[0], problem.component_stride[1], problem.component_stride[2],
-                      problem.components) {}
+                      static_cast<const T*>(problem.log_scale) + place[kLogScale], problem.component_stride[0],
+                      problem.component_stride[1], problem.component_stride[2], problem.components) {}
 
   MIXFLOW_FN T log_weight(int k) const { return logits[k * stride[0]] - largest; }
   MIXFLOW_FN Component<T> component(int k) const {
@@ -205,8 +205,8 @@ MIXFLOW_FN constexpr bool is_parameter(Operand operand) {
 template <Op op, class T>
 struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>> {};
 
-// One element through one op, whose operands and rows of parameters are at `place`. Of a backward op, use(seeds) sees to
-// the gradients by the parameters.
+// One element through one op, whose operands and rows of parameters are at `place`. Of a backward op, use(seeds) sees
+// to the gradients by the parameters.
 template <class Family, Op op, class T, class Parameters, class Use>
 __device__ __forceinline__ void map_element(const Problem& problem, const Parameters& parameters,
                                             const int64_t (&place)[kOperands], Use use) {
@@ -424,8 +424,8 @@ constexpr int kWidest = 16 / sizeof(T);
 // How the rows of three arrays lie in memory, which decides how a block moves them.
 struct Way {
   enum Kind {
-    in_one,   // one after the other without gaps: the block's rows are moved as one
-    by_rows,  // each without gaps, anywhere: neighbouring threads move neighbouring numbers of a row
+    in_one,     // one after the other without gaps: the block's rows are moved as one
+    by_rows,    // each without gaps, anywhere: neighbouring threads move neighbouring numbers of a row
     by_threads  // numbers of a row apart: each thread moves its own row, beside that of its neighbour
   } kind;
   int width;  // numbers that a thread moves at once

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Transform, constraints
 from torch.nn.functional import logsigmoid
 
 from . import reference
-from .ops import cdf_transform, cdf_transform_inverse, check_mixture, discretized_log_prob
+from .ops import cdf_transform, cdf_transform_inverse, check_mixture, components_last, discretized_log_prob
 
 __all__ = ["Mixture", "MixtureCDFTransform"]
 
@@ -33,6 +33,8 @@ class Mixture(Distribution):
         log_scale: Natural logarithms of their scales, ``(..., K)``.
         family: One of ``mixflow.FAMILIES``.
         validate_args: As in every torch Distribution: whether to check parameters and values at every call.
+        dim: The axis of the components in the three parameters, as in :func:`mixflow.cdf_transform`. Properties give
+            them with this axis moved to the end.
 
     Raises:
         TypeError: As in :func:`mixflow.cdf_transform`.
@@ -65,7 +67,9 @@ class Mixture(Distribution):
         log_scale: Tensor,
         family: str = "gaussian",
         validate_args: bool | None = None,
+        dim: int = -1,
     ) -> None:
+        logits, loc, log_scale = components_last((logits, loc, log_scale), dim)
         check_mixture(logits, loc, log_scale, family)
         self.family, self._parameters = family, (logits, loc, log_scale)
         batch_shape = torch.broadcast_shapes(*(p.shape[:-1] for p in self._parameters))
@@ -233,6 +237,7 @@ class MixtureCDFTransform(Transform):
         base: One of ``mixflow.BASES``.
         cache_size: 1 to remember the last pair and its log-derivative, so that the inverse of a result and its
             Jacobian cost nothing; else 0.
+        dim: The axis of the components in the three parameters, as in :func:`mixflow.cdf_transform`.
 
     Raises:
         TypeError: As in :func:`mixflow.cdf_transform`.
@@ -261,7 +266,9 @@ class MixtureCDFTransform(Transform):
         family: str = "gaussian",
         base: str = "normal",
         cache_size: int = 0,
+        dim: int = -1,
     ) -> None:
+        logits, loc, log_scale = components_last((logits, loc, log_scale), dim)
         check_mixture(logits, loc, log_scale, family, base)
         super().__init__(cache_size=cache_size)
         self.logits, self.loc, self.log_scale = logits, loc, log_scale

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _core, reference
-from .checks import check_integer
 
 __all__ = ["BASES", "FAMILIES", "cdf_transform", "cdf_transform_inverse", "discretized_log_prob"]
 
@@ -39,7 +38,14 @@ _FULL = (torch.float32, torch.float64)
 
 
 def cdf_transform(
-    x: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian", base: str = "normal", dim: int = -1
+    x: Array,
+    logits: Array,
+    loc: Array,
+    log_scale: Array,
+    *,
+    family: str = "gaussian",
+    base: str = "normal",
+    dim: int = -1,
 ) -> tuple[Array, Array]:
     r"""Map data to the base distribution through a mixture CDF, ``z = G^-1(F(x))``.
 
@@ -68,8 +74,8 @@ def cdf_transform(
 
     Raises:
         TypeError: An argument is not a floating-point tensor or array, or float64 is mixed with another dtype.
-        ValueError: Shapes do not broadcast, ``K`` differs or is 0, devices differ, a name is unknown, or a parameter has
-            no axis ``dim``.
+        ValueError: Shapes do not broadcast, ``K`` differs or is 0, devices differ, a name is unknown, or there is no axis
+            ``dim``.
 
     Source: the "mixture CDF" flow layer of Ho et al., "Flow++" (2019), and Meng et al., "Gaussianization Flows" (2020).
 
@@ -86,7 +92,14 @@ def cdf_transform(
 
 
 def cdf_transform_inverse(
-    z: Array, logits: Array, loc: Array, log_scale: Array, *, family: str = "gaussian", base: str = "normal", dim: int = -1
+    z: Array,
+    logits: Array,
+    loc: Array,
+    log_scale: Array,
+    *,
+    family: str = "gaussian",
+    base: str = "normal",
+    dim: int = -1,
 ) -> tuple[Array, Array]:
     r"""Map from the base distribution back to data, ``x = F^-1(G(z))``: the inverse of :func:`cdf_transform`.
 
@@ -170,7 +183,9 @@ def discretized_log_prob(
     return _call(_INTERVAL, ("lower", "upper"), (lower, upper, logits, loc, log_scale), dim, family)[0]
 
 
-def affine_transform(x: Tensor, rows: Tensor, *, family: str, base: str, inverse: bool = False) -> tuple[Tensor, Tensor]:
+def affine_transform(
+    x: Tensor, rows: Tensor, *, family: str, base: str, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
     r"""A mixture CDF, the quantile function of a base and an affine map as one op: the map of coupling flows.
 
     ``z = exp(log_slope) G^-1(F(x)) + shift`` and ``ladj = log |dz/dx|``, or its inverse. A network's output is taken as
@@ -219,7 +234,7 @@ def _call(
         with torch.no_grad():
             return tuple(t.numpy() for t in _call(op, names, tensors, dim, family, *options))
     if dim != -1:
-        arrays = (*arrays[:-3], *components_last(arrays[-3:], dim))
+        arrays = (*arrays[:-3], *cast("tuple[Array, ...]", components_last(cast(Tensors, arrays[-3:]), dim)))
     if _plainly_right(arrays) and family in FAMILIES and (not options or options[0] in BASES):
         return op.call_plain(arrays, family, *options)
     _check(names, arrays, family, *options[:1])
@@ -237,13 +252,14 @@ def _in_full_precision(op: _Op, tensors: Tensors, *options: Any) -> Tensors:
 
 def components_last(parameters: Sequence[Tensor], dim: int) -> Tensors:
     """Views of logits, loc and log_scale with axis ``dim`` of each moved to the end; ValueError where there is none."""
-    number = check_integer("dim", dim, -(2**31))
+    if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
+        raise TypeError(f"dim: expected an integer, an axis of the parameters; got {type(dim).__name__}")
+    if dim == -1:
+        return tuple(parameters)
     for name, parameter in zip(_PARAMETERS, parameters, strict=True):
-        if isinstance(parameter, Tensor) and not -parameter.dim() <= number < parameter.dim():
-            raise ValueError(
-                f"dim: expected an axis of {name}, which has the shape {tuple(parameter.shape)}; got {number}"
-            )
-    return tuple(p.movedim(number, -1) if isinstance(p, Tensor) else p for p in parameters)
+        if isinstance(parameter, Tensor) and not -parameter.dim() <= dim < parameter.dim():
+            raise ValueError(f"dim: expected an axis of {name}, of shape {tuple(parameter.shape)}; got {dim}")
+    return tuple(p.movedim(int(dim), -1) if isinstance(p, Tensor) else p for p in parameters)
 
 
 def _from_numpy(name: str, array: object) -> Tensor:
@@ -701,7 +717,7 @@ class _Op:
             _run(self.slopes_kernel, self.indices(*args[self.tensors :])[1:], (*tensors, *outputs, *slopes))
         return outputs, slopes
 
-    def split_backward(self, args: Sequence[Any]) -> tuple[Tensors, tuple[Any, ...], Sequence[bool]]:
+    def split_backward(self, args: tuple[Any, ...]) -> tuple[Tensors, tuple[Any, ...], Sequence[bool]]:
         """Tensors, options and which gradients are wanted, of the arguments of a backward op; by default, all are."""
         count = self.outputs + self.tensors
         given, options = args[:count], args[count:]
@@ -863,7 +879,10 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
                         found[i] = own.sum_to_size(shape)
                 return (*found, *none)
             results = op.torch_backward(*seeds, *saved, *ctx.options, wanted)
-        return (*[_sum_to(g, s) if w else None for g, s, w in zip(results, ctx.shapes, wanted, strict=True)], *none)
+        summed = [
+            _sum_to(cast(Tensor, g), s) if w else None for g, s, w in zip(results, ctx.shapes, wanted, strict=True)
+        ]
+        return (*summed, *none)
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -931,7 +950,8 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
                 op, saved = _OPS[name], ctx.saved_tensors
                 small = 0 < saved[0].numel() * saved[-1].shape[-1] < _WORTH_ASKING
                 if small and _are_plain_seeds(grads) and _skips_dispatch(saved):
-                    return (*op.all_gradients((*grads, *saved), ctx.options), *(None,) * len(ctx.options))
+                    given = cast(Tensors, (*grads, *saved))
+                    return (*op.all_gradients(given, ctx.options), *(None,) * len(ctx.options))
             return pull_back(ctx, *grads)
 
     class Compiled(torch.autograd.Function):

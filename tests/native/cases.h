@@ -241,7 +241,8 @@ struct Case {
   // The same call on contiguous operands.
   Case compacted() const {
     Case result = *this;
-    for (Tensor* operand : {&result.input, &result.upper, &result.grad_value, &result.grad_ladj}) *operand = compact(*operand);
+    for (Tensor* operand : {&result.input, &result.upper, &result.grad_value, &result.grad_ladj})
+      *operand = compact(*operand);
     for (Tensor& parameter : result.parameters)
       if (!is_affine) parameter = compact(parameter);
     if (is_affine) result.rows = compact(rows);
@@ -260,8 +261,8 @@ inline Case make_case(Random& random) {
   int64_t room = 100 + (random.chance(0.05) ? 300000 : 6000) / components;
   int64_t axes = random.chance(0.02) ? random.below(20) : random.below(5);
   for (int64_t i = 0; i < axes; ++i) {
-    int64_t size = axes > 5 ? 1 + random.below(2)
-                            : random.of<int64_t>({1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 100, 130, 9000});
+    int64_t size =
+        axes > 5 ? 1 + random.below(2) : random.of<int64_t>({1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 100, 130, 9000});
     if (random.chance(0.01)) size = 0;
     if (size > room) size = 1;
     made.batch.push_back(size);
@@ -298,9 +299,9 @@ inline Case make_case(Random& random) {
   return made;
 }
 
-// Outputs in the order: value or gradient of the input; ladj, evaluations and residual, slopes, or gradient of the upper
-// edge; gradients of the parameters, or of rows. All but the last belong to the elements. Those not wanted are left out.
-// They are contiguous, or, given `random`, laid out in any way.
+// Outputs in the order: value or gradient of the input; ladj, evaluations and residual, slopes, or gradient of the
+// upper edge; gradients of the parameters, or of rows. All but the last belong to the elements. Those not wanted are
+// left out. They are contiguous, or, given `random`, laid out in any way.
 struct Outputs {
   std::vector<Tensor> all;
   size_t by_element = 0;

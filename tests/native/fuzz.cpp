@@ -70,7 +70,8 @@ void check_alone(Random& random, const Case& from, const Outputs& whole) {
   Outputs single(alone, from.op == Op::inverse && !from.is_affine);
   run_on_cpu(make_problem(single.call), 1);
   for (size_t i = 0; i < whole.by_element; ++i)
-    require(single.all[i].same(0, whole.all[i], whole.all[i].place(position)), "an element alone differs from itself in the batch");
+    require(single.all[i].same(0, whole.all[i], whole.all[i].place(position)),
+            "an element alone differs from itself in the batch");
 }
 
 // Whether the case was run: batches with too many axes that cannot be merged are refused.

@@ -107,7 +107,8 @@ bool check_case(Random& random) {
     require(are_same(emulated.all[j], expected.all[j]), "an element differs from the CPU's");
   if (is_backward(made.op)) {
     Outputs terms = terms_of(made);
-    for (size_t j = emulated.by_element; j < emulated.all.size(); ++j) check_sums(made, contiguous_outputs.all[j], terms.all[j]);
+    for (size_t j = emulated.by_element; j < emulated.all.size(); ++j)
+      check_sums(made, contiguous_outputs.all[j], terms.all[j]);
   }
   return true;
 }
@@ -120,8 +121,8 @@ void check_errors(Random& random) {
   Outputs outputs(made, false);
   Problem problem = make_problem(outputs.call);
   std::unique_ptr<void, decltype(&std::free)> workspace(std::malloc(cuda_workspace(problem)), std::free);
-  const char* names[] = {"forward",          "forward_with_slopes", "backward",         "inverse",
-                         "inverse_backward", "interval",            "interval_backward"};
+  const char* names[] = {"forward",  "forward_with_slopes", "backward", "inverse", "inverse_backward",
+                         "interval", "interval_backward"};
   auto message_of = [&](int device) {
     try {
       run_on_cuda(problem, device, nullptr, workspace.get());

@@ -202,7 +202,7 @@ def test_results_have_the_memory_format_of_x(direction, name, device):
 
 
 def spied_gradients(monkeypatch, run):
-    """Which of the gradients that the core could write are asked of it in each of its calls, and what ``run`` returns."""
+    """Which of the gradients that it could write each call asks the core for, and what ``run`` returns."""
     asked = []
     for op in (mixflow.ops._MAP, mixflow.ops._INTERVAL, mixflow.ops._AFFINE):
         kernel = op.backward_kernel

@@ -74,7 +74,7 @@ def cdf_transform(
 
     Raises:
         TypeError: An argument is not a floating-point tensor or array, or float64 is mixed with another dtype.
-        ValueError: Shapes do not broadcast, ``K`` differs or is 0, devices differ, a name is unknown, or there is no axis
+        ValueError: Shapes do not broadcast, ``K`` differs or is 0, devices differ, a name is unknown, or no axis is
             ``dim``.
 
     Source: the "mixture CDF" flow layer of Ho et al., "Flow++" (2019), and Meng et al., "Gaussianization Flows" (2020).
@@ -234,7 +234,8 @@ def _call(
         with torch.no_grad():
             return tuple(t.numpy() for t in _call(op, names, tensors, dim, family, *options))
     if dim != -1:
-        arrays = (*arrays[:-3], *cast("tuple[Array, ...]", components_last(cast(Tensors, arrays[-3:]), dim)))
+        moved: Any = components_last(arrays[-3:], dim)
+        arrays = arrays[:-3] + moved
     if _plainly_right(arrays) and family in FAMILIES and (not options or options[0] in BASES):
         return op.call_plain(arrays, family, *options)
     _check(names, arrays, family, *options[:1])

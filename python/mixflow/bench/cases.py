@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import memory, verify
+from . import memory, practice, verify
 from .baselines import BASE_OF
 from .inputs import LAYOUTS, Inputs, Settings
 from .rivals import RIVALS, Absent, Limit, Rival
@@ -340,6 +340,19 @@ def peak_memory(work: Work, family: str, layout: str, n: int, k: int) -> Case:
     return Case("Peak memory beyond the outputs", f"{work.name}, {family}, {layout}, {n}, {k}", measure)
 
 
+# -- mixflow as real code calls it ---------------------------------------------------------------------------
+
+
+def in_practice(group: str, pair: practice.Pair) -> Case:
+    """Case: a layout against the contiguous one, or a step against the same with the plain formula."""
+
+    def measure(settings: Settings) -> list[Row]:
+        both = practice.contenders(pair, settings)
+        return [rate_row(pair.name, both, race(both, settings), 0, 1, pair.target)]
+
+    return Case(group, pair.name, measure)
+
+
 # -- all of it -----------------------------------------------------------------------------------------------
 
 LOG, COMPILED_LOG = "eager log-space", "compiled log-space"
@@ -389,6 +402,8 @@ ALL_WORKS = (FORWARD, FORWARD_BACKWARD, INVERSE, INVERSE_BACKWARD)
 FAMILIES = tuple(BASE_OF)
 
 CASES = [
+    *(in_practice("As real code calls it, one thread", pair) for pair in practice.LAYOUTS),
+    *(in_practice("Against the formula it replaces, one thread", pair) for pair in practice.STEPS),
     *(
         against(group, w, f, layout, targets, device=device)
         for device, comparisons in COMPARISONS.items()

@@ -74,7 +74,12 @@ assert not torch.cuda.is_initialized()
 def test_a_build_without_kernels_says_how_to_get_one_with_them(monkeypatch):
     monkeypatch.setattr(ops._core, "cuda_architectures", lambda: "")
     elsewhere = SimpleNamespace(
-        device=torch.device("cuda", 1), data_ptr=lambda: 0, shape=(3,), stride=lambda: (1,), dtype=torch.float32
+        device=torch.device("cuda", 1),
+        is_cpu=False,
+        data_ptr=lambda: 0,
+        shape=(3,),
+        stride=lambda: (1,),
+        dtype=torch.float32,
     )
     with pytest.raises(
         RuntimeError, match=r"^x: expected a CPU tensor, .* no CUDA kernels; got one on cuda:1\. .*nvcc"

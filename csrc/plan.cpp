@@ -69,13 +69,13 @@ void sort(Axis* axes, int count, std::initializer_list<Operand> leaders) {
 // parameters: both then find in the cache what came with the numbers before. A GPU moves rows of parameters by many
 // threads, and has no use of it.
 void tile(Axis* axes, int& count) {
-  constexpr int64_t length = 128;
+  constexpr int64_t length = 128, fewest = 64;
   int nearest = count - 1;
   for (int i = 0; i < count; ++i) {
     int64_t distance = std::abs(axes[i].stride[kOutput]), least = std::abs(axes[nearest].stride[kOutput]);
     if (axes[i].size > 1 && distance > 0 && (least == 0 || distance < least || axes[nearest].size == 1)) nearest = i;
   }
-  if (nearest >= count - 1) return;
+  if (nearest >= count - 1 || axes[nearest].size < fewest) return;
   Axis inside = axes[nearest];
   bool is_split = inside.size % length == 0 && inside.size > length && count < kMaxAxes;
   if (is_split) {

@@ -20,6 +20,30 @@ MIXFLOW_FN int smaller(int64_t a, int64_t b) {
   return static_cast<int>(a < b ? a : b);
 }
 
+// move(run, i) for each of `runs` runs and i in [0, length): without a loop over i for the shortest, which narrow
+// matrices have.
+template <int length, class Move>
+MIXFLOW_FN void move_short_runs(int runs, Move move) {
+  for (int run = 0; run < runs; ++run)
+    for (int i = 0; i < length; ++i) move(run, i);
+}
+template <class Move>
+MIXFLOW_FN void move_runs(int runs, int length, Move move) {
+  switch (length) {
+    case 1:
+      return move_short_runs<1>(runs, move);
+    case 2:
+      return move_short_runs<2>(runs, move);
+    case 3:
+      return move_short_runs<3>(runs, move);
+    case 4:
+      return move_short_runs<4>(runs, move);
+    default:
+      for (int run = 0; run < runs; ++run)
+        for (int i = 0; i < length; ++i) move(run, i);
+  }
+}
+
 // The positions [begin, end) of an index space, `lanes` at a time.
 class Walk {
  public:
@@ -72,39 +96,45 @@ class Walk {
     for (int i = 0; i <= last; ++i) alike &= axes.axis[i].stride[a] == axes.axis[i].stride[b];
     return alike;
   }
-  // visit(lane, count, offset) for each run of lanes: from offset on, stride(operand) apart.
+  // visit(lane, runs, length, offset, next) for `runs` runs of `length` lanes each, from `lane` on: the first from
+  // offset on, the others each `next` further, and numbers in a run stride(operand) apart.
   template <class Visit>
   MIXFLOW_FN void for_runs(Operand operand, Visit visit) const {
     int64_t offset = first(operand);
-    if (along_last || (even_operands >> operand & 1) != 0) return visit(0, lanes_used, offset);
+    if (along_last || (even_operands >> operand & 1) != 0) return visit(0, 1, lanes_used, offset, 0);
     int64_t length = axes.axis[last].size, at[kMaxAxes];
     for (int i = 0; i < last; ++i) at[i] = place[i];
     int lane = smaller(length - place[last], lanes_used);
-    visit(0, lane, offset);
+    visit(0, 1, lane, offset, 0);
     offset -= place[last] * stride(operand);  // where the run's axis begins
-    int64_t next = axes.axis[last - 1].stride[operand], left = axes.axis[last - 1].size - at[last - 1];
+    const Axis& outside = axes.axis[last - 1];
+    int64_t next = outside.stride[operand], left = outside.size - at[last - 1] - 1;
     while (lane < lanes_used) {
-      offset += next;
-      if (--left == 0) {
-        left = axes.axis[last - 1].size;
-        offset -= left * next;
+      if (left == 0) {
+        left = outside.size;
+        offset -= (left - 1) * next;
         for (int i = last - 2; i >= 0; --i) {
           offset += axes.axis[i].stride[operand];
           if (++at[i] < axes.axis[i].size) break;
           offset -= at[i] * axes.axis[i].stride[operand];
           at[i] = 0;
         }
+        offset -= next;
       }
-      int run = smaller(length, lanes_used - lane);
-      visit(lane, run, offset);
-      lane += run;
+      int rest = lanes_used - lane, count = smaller(length, rest), runs = 1;
+      if (length <= 16 && rest >= length) runs = smaller(rest / static_cast<int>(length), left);
+      visit(lane, runs, count, offset + next, next);
+      lane += runs * count;
+      left -= runs;
+      offset += runs * next;
     }
   }
   // The offset of every lane; lanes past the end repeat the first.
   MIXFLOW_FN void offsets(Operand operand, int64_t* result) const {
     int64_t own_stride = stride(operand);
-    for_runs(operand, [&](int lane, int count, int64_t offset) {
-      for (int i = 0; i < count; ++i) result[lane + i] = offset + i * own_stride;
+    for_runs(operand, [&](int lane, int runs, int length, int64_t offset, int64_t next) {
+      move_runs(runs, length,
+                [=](int run, int i) { result[lane + run * length + i] = offset + run * next + i * own_stride; });
     });
     for (int i = lanes_used; i < lanes; ++i) result[i] = result[0];
   }
@@ -127,39 +157,25 @@ class Walk {
   int64_t begin, end, place[kMaxAxes], step[kMaxAxes];
 };
 
-// move(i) for i in [0, count), with few branches for the short runs that narrow matrices have.
-template <class Move>
-MIXFLOW_FN void move_run(int count, Move move) {
-  int i = 0;
-  for (; i + 4 <= count; i += 4) {
-    move(i);
-    move(i + 1);
-    move(i + 2);
-    move(i + 3);
-  }
-  if ((count & 2) != 0) {
-    move(i);
-    move(i + 1);
-    i += 2;
-  }
-  if ((count & 1) != 0) move(i);
-}
-
 // Numbers that are not side by side. Out of line, since they are slow in any case, and the same for every family and
 // op.
 template <class T>
-__attribute__((noinline)) void gather_apart(const Walk& walk, const T* p, Operand operand, T* values, int length) {
+__attribute__((noinline)) void gather_apart(const Walk& walk, const T* p, Operand operand, T* values, int room) {
   int64_t stride = walk.stride(operand);
-  walk.for_runs(operand, [&](int lane, int count, int64_t offset) {
-    move_run(count, [to = values + lane, from = p + offset, stride](int i) { to[i] = from[i * stride]; });
+  walk.for_runs(operand, [&](int lane, int runs, int length, int64_t offset, int64_t next) {
+    T* to = values + lane;
+    const T* from = p + offset;
+    move_runs(runs, length, [=](int run, int i) { to[run * length + i] = from[run * next + i * stride]; });
   });
-  for (int i = walk.used(); i < length; ++i) values[i] = values[0];
+  for (int i = walk.used(); i < room; ++i) values[i] = values[0];
 }
 template <class T>
 __attribute__((noinline)) void scatter_apart(const Walk& walk, T* p, Operand operand, const T* values) {
   int64_t stride = walk.stride(operand);
-  walk.for_runs(operand, [&](int lane, int count, int64_t offset) {
-    move_run(count, [to = p + offset, from = values + lane, stride](int i) { to[i * stride] = from[i]; });
+  walk.for_runs(operand, [&](int lane, int runs, int length, int64_t offset, int64_t next) {
+    T* to = p + offset;
+    const T* from = values + lane;
+    move_runs(runs, length, [=](int run, int i) { to[run * next + i * stride] = from[run * length + i]; });
   });
 }
 

@@ -7,6 +7,7 @@ bits; steps against the same code with the plain formula in the op's place.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -253,16 +254,19 @@ FORMULA = "plain formula"
 
 
 def _formula(
-    x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, dim: int = -1, **_: Any
+    x: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, dim: int = -1, base: str = "logistic", **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """A logistic mixture's CDF and a logit, in log space for the mixture alone, as published coupling flows have it."""
+    """A logistic mixture's CDF and a base's quantile, in log space for the mixture alone, as in published flows."""
     log_weight = torch.log_softmax(logits, dim)
     a = (x.unsqueeze(dim) - loc) * torch.exp(-log_scale)
     log_cdf = torch.logsumexp(log_weight + nn.functional.logsigmoid(a), dim)
     log_pdf = torch.logsumexp(log_weight + a - log_scale - 2 * nn.functional.softplus(a), dim)
     u = log_cdf.exp()
-    z = log_cdf - torch.log1p(-u)
-    return z, log_pdf - log_cdf - torch.log1p(-u)
+    if base == "normal":
+        z = torch.special.ndtri(u)
+        return z, log_pdf + 0.5 * z.square() + 0.5 * math.log(2 * math.pi)
+    log_sf = torch.log1p(-u)
+    return log_cdf - log_sf, log_pdf - log_cdf - log_sf
 
 
 def _affine_formula(x: Tensor, rows: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
@@ -341,7 +345,7 @@ def _step(make: Callable[[int], flows.Flow], rows: int) -> Callable[[Settings, D
             first = make(settings.components).to(settings.device, settings.dtype)
             torch.manual_seed(0)
             second = make(settings.components).to(settings.device, settings.dtype)
-        x = draw(n, first.features)
+        x = 0.5 * draw(n, first.features)  # further out the plain formula is infinite
         own = [torch.optim.AdamW(flow.parameters(), 1e-4) for flow in (first, second)]
 
         def step(flow: flows.Flow, optimizer: torch.optim.Optimizer) -> Sequence[Tensor]:

@@ -64,21 +64,19 @@ void sort(Axis* axes, int count, std::initializer_list<Operand> leaders) {
     for (int j = i; j > 0 && distance(axes[j]) > distance(axes[j - 1]); --j) std::swap(axes[j], axes[j - 1]);
 }
 
-// Where parameters and elements lie in different orders (an image is channels_last and its parameters are not), lanes
-// run along the axis in which the elements are neighbours, a few at a time, and from there along the axes of the
-// parameters: both then find in the cache what came with the numbers before. A GPU moves rows of parameters by many
-// threads, and has no use of it.
+// Lanes run along the axis in which the rows of parameters are neighbours. Where the elements of that axis are so far
+// apart that their cache lines would be gone before the neighbours in them are wanted (a transposed matrix of many
+// columns), lanes run along the axis in which the elements are neighbours instead, so many at a time, and from there
+// along the axes of the parameters. A GPU moves rows of parameters by many threads, and has no use of it.
 void tile(Axis* axes, int& count) {
-  constexpr int64_t length = 128, fewest = 64;
+  constexpr int64_t length = 128, far = 512;
+  auto distance = [&](int i) { return std::abs(axes[i].stride[kOutput]); };
   int nearest = count - 1;
-  for (int i = 0; i < count; ++i) {
-    int64_t distance = std::abs(axes[i].stride[kOutput]), least = std::abs(axes[nearest].stride[kOutput]);
-    if (axes[i].size > 1 && distance > 0 && (least == 0 || distance < least || axes[nearest].size == 1)) nearest = i;
-  }
-  if (nearest >= count - 1 || axes[nearest].size < fewest) return;
+  for (int i = 0; i < count; ++i)
+    if (axes[i].size > 1 && distance(i) < distance(nearest)) nearest = i;
+  if (nearest >= count - 1 || distance(nearest) == 0 || distance(count - 1) < far) return;
   Axis inside = axes[nearest];
-  bool is_split = inside.size % length == 0 && inside.size > length && count < kMaxAxes;
-  if (is_split) {
+  if (inside.size % length == 0 && inside.size > length && count < kMaxAxes) {
     inside.size = length;
     axes[nearest].size /= length;
     for (int64_t& stride : axes[nearest].stride) stride *= length;

@@ -24,7 +24,8 @@ SHAPES = {
     "many": ((41, 37), ()),
     "few sets of many": ((5, 300), (5, 1)),
     "hundreds of middle size": ((50, 60), (50, 1)),
-    "tiled": ((3, 256, 10), (3, 256, 10)),
+    "tiled": ((256, 530), (256, 530)),
+    "tiled, not split": ((7, 600), (7, 600)),
 }
 
 
@@ -220,7 +221,7 @@ def spied_gradients(monkeypatch, run):
 @pytest.mark.parametrize("direction", OPS)
 def test_only_gradients_that_are_asked_for_are_computed(direction, shared, monkeypatch):
     generator = torch.Generator().manual_seed(6)
-    shapes = (4000, 9), *[(9, 4) if shared else (4000, 9, 4)] * 3
+    shapes = (4000, 18), *[(18, 4) if shared else (4000, 18, 4)] * 3
     x, *parameters = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
 
     def gradients(flags, inputs=None):

@@ -496,7 +496,7 @@ def _needs_gradient(tensors: Tensors) -> bool:
     return False
 
 
-_WORTH_ASKING = 2**16  # components of all elements: a gradient of so many takes ten times as long as the question
+_WORTH_ASKING = 2**18  # components of all elements: their gradients take fifty times as long as the question
 
 
 def _asked_for(ctx: Any, wanted: tuple[bool, ...]) -> tuple[bool, ...]:

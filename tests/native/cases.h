@@ -261,8 +261,8 @@ inline Case make_case(Random& random) {
   int64_t room = 100 + (random.chance(0.05) ? 300000 : 6000) / components;
   int64_t axes = random.chance(0.02) ? random.below(20) : random.below(5);
   for (int64_t i = 0; i < axes; ++i) {
-    int64_t size =
-        axes > 5 ? 1 + random.below(2) : random.of<int64_t>({1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 100, 130, 256, 9000});
+    int64_t size = axes > 5 ? 1 + random.below(2)
+                            : random.of<int64_t>({1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 100, 130, 256, 700, 9000});
     if (random.chance(0.01)) size = 0;
     if (size > room) size = 1;
     made.batch.push_back(size);

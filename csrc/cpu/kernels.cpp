@@ -137,27 +137,24 @@ const T* numbers(const void* data) {
 template <class T>
 __attribute__((noinline)) void prefetch_sets(const Problem& problem, const Walk& sets) {
   asm volatile("");  // to a compiler, a function that does no more than prefetch does nothing
-  const void* data[3] = {problem.logits, problem.loc, problem.log_scale};
+  int components = problem.components;
+  const T *logits = numbers<T>(problem.logits), *loc = numbers<T>(problem.loc),
+          *log_scale = numbers<T>(problem.log_scale);
+  const int64_t* steps = problem.component_stride;
   // Parameters that lie in the same rows, as a network puts them out, are fetched as such.
-  auto distance = [](const void* a, const void* b) { return static_cast<const T*>(b) - static_cast<const T*>(a); };
-  int64_t stride = sets.stride(kLogits), first = distance(data[0], data[1]), second = distance(data[0], data[2]);
-  bool together = problem.component_stride[0] == 1 && sets.lie_alike(kLogits, kLoc) &&
-                  sets.lie_alike(kLogits, kLogScale) && first == problem.components &&
-                  second == 2 * problem.components && second < stride;
-  for (int j = 0; j < (together ? 1 : 3); ++j) {
-    int length = problem.components * (together ? 3 : 1);
-    prefetch_rows<false>(sets, numbers<T>(data[j]), static_cast<Operand>(kLogits + j), length,
-                         problem.component_stride[j]);
-    if (problem.gradient(j) != nullptr)
-      prefetch_rows<true>(sets, numbers<T>(problem.gradient(j)), kGradParameters,
-                          problem.is_affine() ? length : problem.components,
-                          problem.component_stride[kGradParameters - kLogits]);
-    if (together && !problem.is_affine())
-      for (int i = 1; i < 3; ++i)
-        if (problem.gradient(i) != nullptr)
-          prefetch_rows<true>(sets, numbers<T>(problem.gradient(i)), kGradParameters, problem.components,
-                              problem.component_stride[kGradParameters - kLogits]);
+  bool together = loc - logits == components && log_scale - loc == components && sets.lie_alike(kLogits, kLoc) &&
+                  sets.lie_alike(kLogits, kLogScale) && sets.stride(kLogits) > 2 * components;
+  prefetch_rows<false>(sets, logits, kLogits, together ? 3 * components : components, steps[0]);
+  if (!together) {
+    prefetch_rows<false>(sets, loc, kLoc, components, steps[1]);
+    prefetch_rows<false>(sets, log_scale, kLogScale, components, steps[2]);
   }
+  int64_t step = steps[kGradParameters - kLogits];
+  if (problem.grad_shift != nullptr)
+    return prefetch_rows<true>(sets, numbers<T>(problem.grad_logits), kGradParameters, 3 * components, step);
+  for (int j = 0; j < 3; ++j)
+    if (problem.gradient(j) != nullptr)
+      prefetch_rows<true>(sets, numbers<T>(problem.gradient(j)), kGradParameters, components, step);
 }
 
 // The parameter sets whose logits, loc and log_scale are loaded into the columns of `space`.

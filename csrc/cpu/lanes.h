@@ -1,13 +1,11 @@
 // From memory to the lanes of a pack and back, whatever the strides.
 //
 // A pack takes consecutive positions of an index space. For one operand they lie in one of two ways:
-//   - evenly, `stride` apart: because the space's axes merge for this operand (it is contiguous, say, or the same
-//   number
-//     everywhere), or because all lanes happen to lie along the last axis;
+//   - evenly, `stride` apart: the axes of the space merge for this operand (it is contiguous, say), or all lanes lie
+//     along the last axis;
 //   - in several runs along the last axis, each of them even.
-// Each operand is looked at alone, so one with odd strides slows down nothing but itself. A position is carried from
-// one pack to the next as its places along the axes, as an odometer counts, since a division takes as long as a
-// component.
+// Each operand is treated by itself, so an operand with odd strides slows down nothing else. A walk keeps its position
+// as one place for each axis and counts as an odometer does, since an integer division takes as long as a component.
 #pragma once
 
 #include "../number.h"
@@ -202,8 +200,8 @@ struct Room {
   }
 };
 
-// Where rows lie that are `stride` apart. Compilers would compute the addresses of all rows once, before the loop over
-// blocks, and keep them in memory, since there are more than registers; so the first is hidden from them.
+// Addresses of rows that are `stride` apart. A compiler would compute all of them once, before the loop over blocks,
+// and keep them in memory, since there are more rows than registers. The empty asm hides the first address from it.
 template <class V, class T>
 MIXFLOW_FN auto even_rows(T* first, int64_t stride) {
   asm("" : "+r"(first));
@@ -287,9 +285,9 @@ class Columns {
   int64_t at[lanes];
 };
 
-// Brings the rows at the positions of a walk, which is ahead of the one that loads or stores them, into the cache,
-// where they follow each other in memory: processors foresee reads and writes in order, which those of rows in blocks
-// are not. Of rows far apart each would have to be fetched by itself, which takes longer than it saves.
+// Prefetches the rows at the positions of a walk that runs ahead of the one that loads or stores them. The hardware
+// prefetcher follows accesses in order, and rows are accessed in blocks, out of order. Rows that do not follow each
+// other in memory are left out: a prefetch for each of them takes longer than it saves.
 template <bool for_writing, class T>
 MIXFLOW_FN void prefetch_rows(const Walk& walk, const T* p, Operand operand, int length, int64_t step) {
   constexpr int line = 64 / sizeof(T);

@@ -116,6 +116,7 @@ def test_options_reach_the_fit(tmp_path, capsys):
         "family": "logistic",
         "base": "uniform",
         "context": 0,
+        "support": None,
     }
     assert len(models[0].notes["history"]["lr"]) == 3
     assert models[0].notes["history"]["lr"][0] == pytest.approx(0.001)  # a tenth of it, from which it rises

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mixflow
-from mixflow import History, flows, train
+from mixflow import History, flows, learning
 from mixflow.checkpoint import weights
 from mixflow.sources import shuffled
 
@@ -98,12 +98,18 @@ def test_data_may_be_any_array_of_numbers(kind):
         "integers": data.long().numpy(),
     }[kind]
     expected, _ = fit_small(data)
-    assert equal_weights(fit_small(given)[0], expected)
+    flow, _ = fit_small(given)
+    if kind == "float32":  # in whose precision the offset is kept
+        assert flow.state_dict()["data_to_base.transforms.0.loc"].dtype == torch.float32
+        torch.testing.assert_close(dict(flow.named_parameters()), dict(expected.named_parameters()))
+    else:
+        assert equal_weights(flow, expected)
 
 
 def test_the_best_epoch_s_weights_are_kept():
     data = draw(300)
-    flow, history = fit_small(data, epochs=40, lr=3.0, validation=0.3)
+    # From weights that know nothing of the data, and with steps so large that the last epochs are not the best.
+    flow, history = fit_small(data, epochs=40, lr=1.0, validation=0.3, initialize=False)
     assert len(history.validation_log_prob) == len(history.lr) == len(history.seconds)
     assert history.best_epoch < len(history.lr) - 1
     held_out = torch.from_numpy(shuffled(np.arange(90), 300, 0, 0))
@@ -113,7 +119,7 @@ def test_the_best_epoch_s_weights_are_kept():
 
 
 def test_patience_ends_the_training():
-    _, history = fit_small(draw(300), epochs=500, lr=0.5, patience=3)
+    _, history = fit_small(draw(300), epochs=500, lr=0.5, patience=3, validation=0.3, initialize=False)
     assert len(history.lr) == history.best_epoch + 1 + 3 < 500
 
 
@@ -138,7 +144,7 @@ def test_learning_rate_rises_and_then_falls_along_a_half_cosine():
 
 def test_the_default_learning_rate_is_smaller_for_networks():
     x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    for flow, lr in ((flows.gaussianization(2, 2), 0.02), (flows.coupling(2, 1, 2, (4,)), 0.005)):
+    for flow, lr in ((flows.gaussianization(2, 2), 0.02), (flows.coupling(2, 1, 2, (4,)), 0.003)):
         assert mixflow.fit(flow, x, epochs=1, progress=False).lr == pytest.approx([0.1 * lr])
 
 
@@ -181,9 +187,9 @@ def test_gradients_are_clipped_and_weights_decay():
 
 def test_the_step_is_named_however_seldom_the_losses_are_read(monkeypatch):
     for every in (1, 3, 100):
-        monkeypatch.setattr(train, "READ_EVERY", every)
-        with pytest.raises(FloatingPointError, match=r"the loss is nan at step 5 \(epoch 1\)"):
-            mixflow.fit(flows.Flow(Breaking(4)), draw(1000), batch_size=50, progress=False)
+        monkeypatch.setattr(learning, "READ_EVERY", every)
+        with pytest.warns(RuntimeWarning, match=r"the loss is nan at step 5 \(epoch 1\)"):
+            mixflow.fit(flows.Flow(Breaking(5)), draw(1000), batch_size=50, progress=False)
 
 
 def test_no_gradients_are_left_behind():
@@ -222,20 +228,27 @@ class Breaking(mixflow.transforms.Affine):
 
 def test_nan_loss_names_the_step_and_restores_the_best_weights():
     data = draw(1000)
-    # 900 training rows in batches of 300, and one scoring of the held-out rows: 4 calls an epoch.
-    whole = flows.Flow(Breaking(10**9))
-    mixflow.fit(whole, data, epochs=2, batch_size=300, progress=False)
-    flow = flows.Flow(Breaking(9))
-    message = r"the loss is nan at step 8 \(epoch 3\); the best weights, of epoch [12], are restored"
-    with pytest.raises(FloatingPointError, match=message):
-        mixflow.fit(flow, data, epochs=20, batch_size=300, progress=False)
+    # 900 training rows in batches of 300, and one scoring of the held-out rows: 4 calls an epoch, after one at the start.
+    flow = flows.Flow(Breaking(10))
+    message = r"the loss is nan at step 8 \(epoch 3\): the training ends here, the best weights, of epoch [12], are kept"
+    with pytest.warns(RuntimeWarning, match=message):
+        history = mixflow.fit(flow, data, epochs=20, batch_size=300, progress=False, initialize=False)
+    assert len(history.lr) == 2
+    assert not history.interrupted
+    assert "the loss is nan" in history.notes[-1]
     assert all(value.isfinite().all() for value in flow.state_dict().values())
     assert flow.log_prob(data.float()).isnan().all()  # still broken, as built: only the weights are restored
 
 
 def test_nan_at_once_restores_the_initial_weights():
-    with pytest.raises(FloatingPointError, match=r"at step 1 .*the initial weights are restored"):
-        mixflow.fit(flows.Flow(Breaking(0)), draw(100), progress=False)
+    with pytest.warns(RuntimeWarning, match=r"at step 1 .*the weights of the start are kept. A smaller lr or float64"):
+        mixflow.fit(flows.Flow(Breaking(1)), draw(100), progress=False)
+
+
+def test_a_warning_names_what_may_have_caused_it():
+    data = torch.cat([draw(1000).round(), torch.tensor([1e9], dtype=torch.float64)])
+    with pytest.warns(RuntimeWarning, match=r"Likely cause: repeated values in x1 .*; values far out in x1\."):
+        mixflow.fit(flows.Flow(Breaking(1)), data, progress=False)
 
 
 def test_ctrl_c_returns_the_best_so_far():
@@ -244,7 +257,7 @@ def test_ctrl_c_returns_the_best_so_far():
 
         def _forward(self, x, context):
             self.calls += 1
-            if self.calls == 10:
+            if self.calls == 11:
                 raise KeyboardInterrupt
             return super()._forward(x, context)
 
@@ -260,15 +273,15 @@ def test_ctrl_c_while_the_best_weights_are_kept_leaves_history_and_weights_in_st
     kept = []
 
     def interrupted(flow):
-        if len(kept) == 4:
+        if len(kept) == 2:
             raise KeyboardInterrupt
         kept.append(weights(flow))
         return kept[-1]
 
-    monkeypatch.setattr(train, "weights", interrupted)
-    flow, history = fit_small(draw(1000), epochs=500, lr=0.02, validation=validation)
+    monkeypatch.setattr(learning, "weights", interrupted)
+    flow, history = fit_small(draw(20_000), epochs=500, lr=0.02, validation=validation, initialize=False)
     assert history.interrupted
-    # Two sets from before the training, and one of each of the first epochs, all of them better than the one before.
+    # One set of each of the first epochs, all of them better than the one before.
     assert history.best_epoch == len(history.lr) - 1 == 1
     assert all(torch.equal(value, kept[-1][name]) for name, value in flow.state_dict().items())
 
@@ -296,17 +309,12 @@ BAD_DATA = {
         with_value(math.nan, 41),
     ),
     "infinite": (ValueError, r"got -inf in row 7, column 0", with_value(-math.inf, 7)),
-    "too large for float32": (
-        ValueError,
-        r"got inf in row 7, column 0.*as torch.float32",
-        with_value(1e300, 7),
-    ),
     "constant": (
         ValueError,
         r"data: expected columns that vary, got the constant 2.5 in column 0",
         [2.5] * 50,
     ),
-    "constant in float32": (ValueError, "constant 1e\\+09 in column 0.*float32", 1e9 + draw(100)),
+    "constant in float32": (ValueError, "constant 1e\\+09 in column 0.*float32", (1e9 + draw(100)).float()),
     "empty": (ValueError, "data: expected at least one row, got none", []),
     "one row": (ValueError, "data: expected at least 2 rows to learn from beside 1 held out, got 1", [1.0]),
     "two columns": (ValueError, r"data: expected shape \(N,\) or \(N, 1\), got \(50, 2\)", np.zeros((50, 2))),
@@ -337,7 +345,10 @@ def test_each_constant_column_is_named():
     [
         ("validation: .*got 1.0", {"validation": 1.0}),
         ("a: expected a file ending in .csv.*got 'no ending'", {"validation": "a"}),
-        ("validation: .*got None", {"validation": None}),
+        ("resolution: expected None, \"auto\", or a number of at least 0; got -1", {"resolution": -1}),
+        ("resolution: .*got 'fine'", {"resolution": "fine"}),
+        ("steps_per_epoch: expected None, as data are rows; got 3", {"steps_per_epoch": 3}),
+        ("weights: expected 100 rows, as many as data; got 99", {"weights": np.ones(99)}),
         ("validation: .*got nan", {"validation": math.nan}),
         ("lr: .*got 'fast'", {"lr": "fast"}),
         ("lr: .*got inf", {"lr": math.inf}),
@@ -399,9 +410,10 @@ def test_fit_learns_where_gradients_are_off():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_fitted(dtype, tmp_path):
     flow = flows.univariate(3).to(dtype)
-    history = mixflow.fit(flow, draw(200), epochs=5, progress=False, checkpoint=tmp_path / "c")
+    history = mixflow.fit(flow, draw(200), epochs=20, progress=False, checkpoint=tmp_path / "c", initialize=False)
     assert history.train_log_prob[-1] > history.train_log_prob[0]
-    assert {value.dtype for value in flow.state_dict().values()} == {dtype}
+    assert {value.dtype for value in flow.parameters()} == {dtype}
+    assert flow.log_prob(draw(5)).dtype == dtype
 
 
 def test_a_constant_column_is_called_by_its_name():

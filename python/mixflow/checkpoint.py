@@ -17,7 +17,8 @@ from .tensor_file import Contents
 
 __all__ = ["Contents", "Run", "read_file", "weights"]
 
-FORMAT = "mixflow checkpoint 3"
+FORMAT = "mixflow checkpoint 4"
+_PARTS = ("weights", "start", "best")  # sets of the flow's weights
 
 
 def weights(flow: Flow) -> dict[str, Tensor]:
@@ -33,7 +34,8 @@ class Run:
         flow: the flow being trained.
         optimizer: its optimizer.
         history: what happened so far.
-        best: the weights of the best epoch so far.
+        start: the weights that the training started from.
+        best: the best weights so far.
         settings: what a run must share with a checkpoint to go on from it.
 
     """
@@ -41,12 +43,14 @@ class Run:
     flow: Flow
     optimizer: torch.optim.Optimizer
     history: History
+    start: dict[str, Tensor]
     best: dict[str, Tensor]
     settings: dict[str, Any]
 
     def write(self, path: PathLike) -> None:
         """Write the run to ``path``, whole or not at all."""
         tensors = {f"weights.{name}": value for name, value in weights(self.flow).items()}
+        tensors |= {f"start.{name}": value for name, value in self.start.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -74,8 +78,9 @@ class Run:
                     f"checkpoint: {path} is of a run with {name} = {written.get(name)}, this run has {name} = {value}"
                 )
         own = weights(self.flow)
-        shapes = {f"{part}.{name}": value.shape for part in ("weights", "best") for name, value in own.items()}
-        for index, parameter in enumerate(self.flow.parameters()):
+        shapes = {f"{part}.{name}": value.shape for part in _PARTS for name, value in own.items()}
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(parameters):
             if parameter.requires_grad:  # Adam's two moments and its count of steps
                 prefix, shape = f"optimizer.{index}", parameter.shape
                 shapes |= {f"{prefix}.step": torch.Size(), f"{prefix}.exp_avg": shape, f"{prefix}.exp_avg_sq": shape}
@@ -88,7 +93,7 @@ class Run:
     def restore(self, contents: Contents) -> None:
         """Go on from a checkpoint that :meth:`check` has let pass."""
         metadata, tensors = contents
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in (*_PARTS, "optimizer")}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
@@ -97,7 +102,7 @@ class Run:
             index, _, key = name.partition(".")
             state["state"].setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(state)
-        self.best, self.history = parts["best"], _history(metadata)
+        self.start, self.best, self.history = parts["start"], parts["best"], _history(metadata)
         self.flow.load_state_dict(parts["weights"])
 
 

@@ -78,6 +78,8 @@ def _fit(arguments: argparse.Namespace) -> int:
         check_writable(arguments.out)
     table = map_table(arguments.data, arguments.column)
     arguments.features = table.values.shape[1]
+    arguments.support = _support(arguments.support, table.columns)
+    arguments.resolution = _resolution(arguments.resolution)
     build = RECIPES[arguments.flow]
     flow = build(**_given(arguments, build)).to(getattr(torch, arguments.dtype))
     if table.values.shape[1] != flow.features:
@@ -204,6 +206,30 @@ def _recipe_options(build: Callable[..., Any]) -> list[str]:
     return [name for name in inspect.signature(build).parameters if name not in ("features", "context")]
 
 
+def _support(given: Sequence[str] | None, columns: Sequence[str]) -> list[Any] | None:
+    """The supports of the columns, from options NAME=positive or NAME=LOW:HIGH; None if none is given."""
+    supports: dict[str, Any] = {}
+    for option in given or []:
+        name, _, value = option.rpartition("=")
+        if name not in columns:
+            raise ValueError(f"--support: expected NAME=positive or NAME=LOW:HIGH of a column, got {option!r}")
+        try:
+            low, high = (float(end) if end else None for end in value.split(":")) if value != "positive" else (0.0, None)
+        except ValueError as error:
+            raise ValueError(f"--support: expected positive or LOW:HIGH after {name}=, got {value!r}") from error
+        supports[name] = [low, high]
+    return [supports.get(name) for name in columns] if supports else None
+
+
+def _resolution(given: str | None) -> str | float | None:
+    if given is None or given == "auto":
+        return given
+    try:
+        return float(given)
+    except ValueError as error:
+        raise ValueError(f"--resolution: expected auto or a number, got {given!r}") from error
+
+
 def _check_options(arguments: argparse.Namespace) -> None:
     """ValueError for an option of other recipes than the chosen one, which would have no effect."""
     known = _recipe_options(RECIPES[arguments.flow])
@@ -218,10 +244,10 @@ def _columns(flow: Flow) -> list[str]:
 
 
 def _rows_for(flow: Flow, path: str, table: Table) -> torch.Tensor:
-    """The rows of ``table`` as a tensor of the flow's dtype; ValueError if they are not what it was fitted to."""
+    """The rows of ``table`` in their own precision; ValueError if they are not what the flow was fitted to."""
     if table.values.shape[1] != flow.features:
         raise ValueError(f"{path}: expected {flow.features} column(s), got {', '.join(table.columns)}")
-    return torch.from_numpy(table.values).to(like(flow))
+    return torch.from_numpy(table.values).to(like(flow).device)
 
 
 def _array(values: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -253,6 +279,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--hidden", type=int, nargs="+", metavar="W", help="widths of a network's hidden layers")
     command.add_argument(
         "--column", action="append", metavar="NAME", help="a column of DATA to fit, by default all; may be repeated"
+    )
+    command.add_argument(
+        "--support",
+        action="append",
+        metavar="NAME=S",
+        help="where values of column NAME can lie: positive, or LOW:HIGH, where an end may be left out; may be repeated",
+    )
+    command.add_argument(
+        "--resolution", metavar="W", help="the step that values were rounded to: a number, or auto to find it in the data"
     )
     command.add_argument("--epochs", type=int, metavar="E", help="passes over the data at most")
     command.add_argument("--batch-size", type=int, metavar="B", help="rows per step")

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .checks import check_integer
+from .precise import KeepsPrecision
+from .robust import moments
 
 __all__ = ["MLP", "Inputs", "MaskedMLP"]
 
 
-class Inputs(nn.Module):
+class Inputs(KeepsPrecision):
     """Standardised, bounded inputs of a network: ``8 tanh((x - loc) / (8 scale))``.
 
     Close to ``(x - loc) / scale`` over the bulk of the data; an outlier, however far, then drives the parameters of a
@@ -31,25 +33,24 @@ class Inputs(nn.Module):
 
     """
 
-    loc: Tensor
     scale: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("loc", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("loc", torch.zeros(size))
 
     def initialize(self, x: Tensor) -> None:
-        """Set loc and scale to the mean and standard deviation of ``x`` (..., size); a constant keeps its scale."""
+        """Set loc and scale from the bulk of ``x`` (..., size): see :mod:`mixflow.robust`; a constant keeps its scale."""
         with torch.no_grad():
-            rows = x.reshape(-1, x.shape[-1])
-            spread = rows.std(dim=0, correction=0)
-            self.loc.copy_(rows.mean(dim=0))
+            loc, spread = moments(x.reshape(-1, x.shape[-1]))
+            self._set_loc(loc)
             self.scale.copy_(torch.where(spread > 0.0, spread, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The inputs (..., size) as the network sees them."""
-        return 8.0 * torch.tanh((x - self.loc) / (8.0 * self.scale))
+        """The inputs (..., size), of any floating-point dtype, as the network sees them: in the dtype of ``scale``."""
+        centred = x - self.loc
+        return 8.0 * torch.tanh((centred / (8.0 * self.scale)).to(self.scale.dtype))
 
 
 class MLP(nn.Sequential):

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import tensor_file
 from .files import PathLike
 from .flows import RECIPES, Flow
+from .precise import KeepsPrecision
 
 __all__ = ["load", "save"]
 
@@ -122,7 +123,10 @@ def _check_sizes(arguments: dict[str, Any], numbers: int) -> None:
     Every layer has a number for each feature, and any flow one for each of another size: a component, a hidden unit.
     """
     sizes = [
-        (name, size) for name, value in arguments.items() for size in (value if isinstance(value, list) else [value])
+        (name, size)
+        for name, value in arguments.items()
+        if name != "support"  # numbers there are ends of intervals
+        for size in (value if isinstance(value, list) else [value])
     ]
     features, layers = arguments.get("features"), arguments.get("layers")
     if isinstance(features, int) and isinstance(layers, int):
@@ -140,6 +144,10 @@ def _check_tensors(path: PathLike, flow: Flow, tensors: dict[str, Tensor]) -> No
             raise ValueError(
                 f"{path}: tensor {name!r}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}"
             )
-    dtypes = {value.dtype for value in tensors.values()}
-    if len(dtypes) != 1 or not dtypes.pop().is_floating_point:
+    # Offsets keep the precision of the data that they are subtracted from.
+    keepers = [name for name, module in flow.named_modules() if isinstance(module, KeepsPrecision)]
+    offsets = {f"{name}.loc" for name in keepers if "loc" in dict(flow.get_submodule(name).named_buffers())}
+    dtypes = {value.dtype for name, value in tensors.items() if name not in offsets}
+    wide = {value.dtype for name, value in tensors.items() if name in offsets}
+    if len(dtypes) != 1 or not all(dtype.is_floating_point for dtype in dtypes | wide):
         raise ValueError(f"{path}: expected tensors of one floating-point dtype")

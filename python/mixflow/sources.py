@@ -3,6 +3,9 @@
 Rows are taken in an order that is a function of the seed, the epoch and the position alone, computed where it is
 needed: no index of all rows is held, every process of several knows every batch, and a resumed run meets the batches
 that it would have met.
+
+Rows keep the precision of the data, whatever that of the flow: float32 stays float32 and float64 stays float64. Halves
+become float32, which holds them all, and every other kind of number becomes float64.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -25,21 +29,34 @@ from .files import PathLike
 from .parallel import Group
 from .tables import map_table
 
-__all__ = ["Batch", "Data", "Loader", "Rows", "Subset", "is_loader", "shuffled"]
+__all__ = ["Batch", "Data", "Loader", "Part", "Rows", "Subset", "check_weights", "is_loader", "shuffled"]
 
 CHUNK = 1 << 16  # rows that are in memory at a time, beside what the caller holds there
 
 Array: TypeAlias = NDArray[Any]
 Data: TypeAlias = Tensor | ArrayLike | PathLike | Iterable[Any]
+# Rows of x (n, D); of the context (n, C), None for a flow without; and their weights (n,), None where all count alike.
+Part: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to score together: this process's ``x`` (n, D) and ``context`` (n, C), of ``rows`` in all processes."""
+    """Rows to score together, shared out over the processes.
+
+    Attributes:
+        x: this process's rows, (n, D).
+        context: their context, (n, C); None for a flow without.
+        weight: their weights, (n,), torch.float64; None where all rows count alike.
+        rows: the number of rows in all processes.
+        total: the sum of the weights in all processes, which is 0.0 where all are; without weights, ``rows``.
+
+    """
 
     x: Tensor
     context: Tensor | None
+    weight: Tensor | None
     rows: int
+    total: float
 
 
 def is_loader(data: object) -> bool:
@@ -53,6 +70,8 @@ def is_loader(data: object) -> bool:
     """
     if isinstance(data, (DataLoader, IterableDataset)):
         return True
+    if _is_sparse(data):
+        return False
     return isinstance(data, Iterable) and not hasattr(data, "__array__") and not hasattr(data, "__getitem__")
 
 
@@ -117,47 +136,52 @@ class Rows:
         values: (N, columns), or (N,) for one column; or the path of a table. One that is no .npy file is first
             copied, in chunks, to a nameless temporary file that can be mapped.
         columns: how many columns there must be.
-        like: a tensor of the dtype and on the device that rows are wanted in.
+        like: a tensor on the device that rows are wanted on; its dtype does not matter.
         names: the columns to read from a file that names them.
 
+    Attributes:
+        digest: the SHA-256 of all values, in the precision in which rows are taken.
+
     Raises:
-        TypeError: not real numbers.
-        ValueError: the wrong shape, no rows, or a value that is not finite in that dtype.
+        TypeError: not real numbers, or numbers that are masked, sparse, nested, quantized or without storage.
+        ValueError: the wrong shape, no rows, or a value that is not finite.
 
     Example:
         >>> import numpy as np, torch
         >>> from mixflow.sources import Rows
-        >>> Rows("data", [[1, 2], [3, 4], [5, 6]], 2, torch.empty(0)).take(np.array([2, 0]))
+        >>> Rows("data", np.float32([[1, 2], [3, 4], [5, 6]]), 2, torch.empty(0)).take(np.array([2, 0]))
         tensor([[5., 6.],
                 [1., 2.]])
+        >>> Rows("data", [1_700_000_001, 1_700_000_002], 1, torch.empty(0)).take(np.array([0])).dtype
+        torch.float64
 
     """
 
     def __init__(self, name: str, values: Data, columns: int, like: Tensor, names: Sequence[str] | None = None) -> None:
         self.name = name
-        self.like = like
+        self.device = like.device
         if isinstance(values, (str, os.PathLike)):
             values = map_table(values, names).values
         held = _require_shape(name, _require_numbers(name, values), columns)
         if len(held) == 0:
             raise ValueError(f"{name}: expected at least one row, got none")
-        self.values = held if isinstance(held, np.ndarray) and _is_mapped(held) else _to_tensor(held, like)
+        self.values = held if isinstance(held, np.ndarray) and _is_mapped(held) else _to_tensor(held, self.device)
         self.digest = self._read_once()
 
     def __len__(self) -> int:
         return len(self.values)
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """The rows with the numbers ``rows``, in that order: (len(rows), columns)."""
+        """The rows with the numbers ``rows``, in that order: (len(rows), columns), torch.float32 or torch.float64."""
         if isinstance(self.values, Tensor):
             return self.values.index_select(0, torch.from_numpy(rows).to(self.values.device))
-        return _to_tensor(self.values[rows], self.like)
+        return _to_tensor(self.values[rows], self.device)
 
     def chunks(self) -> Iterator[Tensor]:
-        """All rows, in order."""
+        """All rows, in order and in the dtype of :meth:`take`, ``CHUNK`` at a time."""
         for start in range(0, len(self), CHUNK):
             part = self.values[start : start + CHUNK]
-            yield part if isinstance(part, Tensor) else _to_tensor(part, self.like)
+            yield part if isinstance(part, Tensor) else _to_tensor(part, self.device)
 
     def _read_once(self) -> str:
         digest = hashlib.sha256()
@@ -188,20 +212,141 @@ def _require_finite(name: str, values: Tensor, first: int = 0) -> None:
     )
 
 
+def check_weights(weights: Rows) -> Rows:
+    """``weights``, one column, if they can weight rows.
+
+    Raises:
+        ValueError: a negative weight, none that is positive, or a sum that float64 cannot hold.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.sources import Rows, check_weights
+        >>> check_weights(Rows("weights", [1.0, 0.0, -2.0], 1, torch.empty(0)))
+        Traceback (most recent call last):
+        ...
+        ValueError: weights: expected weights of at least 0, got -2.0 in row 2 (counted from 0)
+
+    """
+    total = 0.0
+    for number, chunk in enumerate(weights.chunks()):
+        _require_not_negative(weights.name, chunk, number * CHUNK)
+        total += chunk.sum(dtype=torch.float64).item()
+    if total == 0.0:
+        raise ValueError(f"{weights.name}: expected at least one positive weight, got zeros alone")
+    if total == math.inf:
+        raise ValueError(f"{weights.name}: expected weights with a sum that float64 can hold; got a larger one")
+    return weights
+
+
+def _require_not_negative(name: str, weights: Tensor, first: int = 0) -> None:
+    """ValueError for a number in ``weights`` (n, 1), rows from number ``first`` on, that is below zero."""
+    negative = (weights < 0).nonzero()
+    if len(negative):
+        row = int(negative[0, 0])
+        raise ValueError(
+            f"{name}: expected weights of at least 0, got {weights[row, 0].item()} in row {first + row} "
+            "(counted from 0)"
+        )
+
+
+# -- what counts as numbers ----------------------------------------------------------------------------------
+
+# Of torch's integers, those that can be converted; there are others, of a few bits, that cannot.
+INTEGERS = tuple(
+    getattr(torch, name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+)
+FILL = "fill or drop the masked rows first"
+
+
 def _require_numbers(name: str, values: Any) -> Tensor | Array:
+    """``values`` as a dense tensor or an array of real numbers, of any shape; TypeError if they are none."""
     if isinstance(values, Dataset):
         raise TypeError(f"{name}: expected numbers or batches of them; wrap a Dataset in a torch.utils.data.DataLoader")
     if isinstance(values, Tensor):
-        if values.is_complex() or values.dtype == torch.bool:
-            raise TypeError(f"{name}: expected real numbers, got {values.dtype}")
-        return values.detach()
-    try:
-        array = values if isinstance(values, np.ndarray) else np.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected an array of real numbers ({error})") from error
+        return _require_dense(name, values)
+    if _is_sparse(values):
+        raise TypeError(
+            f"{name}: expected a dense array of real numbers, got a sparse {type(values).__name__}; call .toarray()"
+        )
+    array = _as_array(name, values)
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
+        raise TypeError(f"{name}: expected an array of real numbers, got {_describe(values, array)}")
     return array
+
+
+def _require_dense(name: str, values: Tensor) -> Tensor:
+    got = None
+    if values.is_nested:
+        got = "a nested tensor; pad it or join its parts to one tensor first"
+    elif values.layout != torch.strided:
+        got = f"one of layout {values.layout}; call .to_dense()"
+    elif values.is_quantized:
+        got = f"one of {values.dtype}; call .dequantize()"
+    elif values.is_meta:
+        got = "one on the meta device, which holds no numbers"
+    elif isinstance(values, torch.masked.MaskedTensor):
+        got = f"a MaskedTensor; {FILL}"
+    if got:
+        raise TypeError(f"{name}: expected a dense tensor of real numbers, got {got}")
+    if not values.is_floating_point() and values.dtype not in INTEGERS:
+        raise TypeError(f"{name}: expected real numbers, got {values.dtype}")
+    return values.detach().resolve_neg()
+
+
+def _as_array(name: str, values: Any) -> Array:
+    if isinstance(values, np.ndarray) and not isinstance(values, np.ma.MaskedArray):
+        return values
+    try:
+        # numpy drops the mask without a word, so that what lies below it would be taken for data.
+        masked = _holds_masked(values)
+        array = None if masked else np.asarray(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch raises RuntimeErrors, numpy the rest
+        reason = str(error).partition("\n")[0]
+        raise TypeError(f"{name}: expected an array of real numbers ({reason})") from error
+    if array is None:
+        raise TypeError(f"{name}: expected an array of real numbers, got a MaskedArray; {FILL}")
+    return array
+
+
+def _holds_masked(values: Any) -> bool:
+    """Whether ``values`` is a masked array, or a list or tuple, however deep, that contains one."""
+    if not isinstance(values, (list, tuple)):
+        return isinstance(values, np.ma.MaskedArray)
+    kinds = set(map(type, values))  # one look at each type: most lists are long and hold one or two
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
+        return True
+    nested = any(issubclass(kind, (list, tuple)) for kind in kinds)
+    return nested and any(_holds_masked(part) for part in values if isinstance(part, (list, tuple)))
+
+
+def _describe(values: Any, array: Array) -> str:
+    """What the TypeError about ``array``, made from ``values`` and not of numbers, says that it got."""
+    dtype, where = array.dtype, ""
+    # A table of columns of several kinds becomes an array of objects, which says nothing of the column at fault.
+    if dtype.kind == "O" and hasattr(values, "columns") and hasattr(values, "dtypes"):
+        columns = [pair for pair in zip(values.columns, values.dtypes, strict=True) if _kind(pair[1]) not in "iuf"]
+        if columns:
+            label, dtype = columns[0]
+            where = f" in column {label!r}"
+    if _kind(dtype) in "mM":
+        unit = "timedelta64[s]" if _kind(dtype) == "m" else "datetime64[s]"
+        method = "to_numpy" if hasattr(values, "to_numpy") else "astype"  # pandas makes no floats of its own dates
+        return f'{dtype}{where}; convert to numbers, such as seconds by .{method}("{unit}").astype(float)'
+    if where or dtype.kind != "O":
+        return f"{dtype}{where}"
+    if array.ndim == 0:
+        return type(values).__name__
+    return "object; convert to numbers, such as by .astype(float), after missing values are filled or dropped"
+
+
+def _kind(dtype: Any) -> str:
+    """The letter that numpy has for the kind of a dtype, and pandas for its own."""
+    return str(getattr(dtype, "kind", "O"))
+
+
+def _is_sparse(values: object) -> bool:
+    """Whether ``values`` is a sparse matrix as scipy and cupy have them; some can be iterated, but are no stream."""
+    return hasattr(values, "tocoo") and hasattr(values, "toarray")
 
 
 def _is_mapped(array: Array) -> bool:
@@ -213,12 +358,18 @@ def _is_mapped(array: Array) -> bool:
     return False
 
 
-def _to_tensor(values: Tensor | Array, like: Tensor) -> Tensor:
+def _to_tensor(values: Tensor | Array, device: torch.device) -> Tensor:
+    """``values`` on ``device``, as torch.float32 where that holds them all, else as torch.float64."""
     if not isinstance(values, Tensor):
-        # A copy: torch would otherwise share, and warn about, memory that may be read-only.
-        native = values.dtype.isnative and values.dtype in (np.float32, np.float64, np.int64)
-        values = torch.from_numpy(np.array(values, dtype=None if native else np.float64, subok=False))
-    return values.to(like)
+        single = values.dtype.kind == "f" and values.dtype.itemsize <= 4
+        with np.errstate(over="ignore"):  # of a long double; what becomes infinite is refused later, with its place
+            # A copy: torch would otherwise share, and warn about, memory that may be read-only.
+            values = torch.from_numpy(np.array(values, dtype=np.float32 if single else np.float64, subok=False))
+    single = values.is_floating_point() and values.dtype != torch.float64
+    return values.to(device, torch.float32 if single else torch.float64)
+
+
+# -- some of the rows ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -228,6 +379,7 @@ class Subset:
     Attributes:
         x: the data.
         context: the context, row by row; None for a flow without.
+        weight: the weights that :func:`check_weights` has seen, row by row; None where all rows count alike.
         start: the first position.
         stop: one past the last.
         seed: names the permutation that all subsets of a run share; None for the rows' own order.
@@ -236,6 +388,7 @@ class Subset:
 
     x: Rows
     context: Rows | None
+    weight: Rows | None
     start: int
     stop: int
     seed: int | None
@@ -243,8 +396,11 @@ class Subset:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def first(self, count: int, group: Group) -> tuple[Tensor, Tensor | None]:
-        """At most ``count`` rows from the start of the subset, the same on all processes."""
+    def first(self, count: int, group: Group) -> Part:
+        """``(x, context, weight)`` of at most ``count`` rows from the start of the subset, the same on all processes.
+
+        They are of shapes (n, D), (n, C) and (n,); the weights are torch.float64.
+        """
         return self._take(np.arange(min(count, len(self))))
 
     def batches(self, size: int, group: Group, epoch: int | None = None) -> Iterator[Batch]:
@@ -257,39 +413,98 @@ class Subset:
                 positions = shuffled(positions, len(self), self.seed, epoch + 1)
             batches = [positions[first : first + size] for first in range(0, len(positions), size)]
             shards = [batch[group.shard(len(batch))] for batch in batches]
-            x, context = self._take(np.concatenate(shards))
+            x, context, _ = self._take(np.concatenate(shards), weighted=False)
             lengths = [len(shard) for shard in shards]
             contexts = [None] * len(shards) if context is None else context.split(lengths)
-            for batch, own_x, own_context in zip(batches, x.split(lengths), contexts, strict=True):
-                yield Batch(own_x, own_context, len(batch))
+            weights, totals = self._weigh(batches, group)
+            parts = zip(batches, x.split(lengths), contexts, weights, totals, strict=True)
+            for batch, own_x, own_context, own_weight, total in parts:
+                yield Batch(own_x, own_context, own_weight, len(batch), total)
 
     def steps(self, size: int) -> int:
         """The number of batches of ``size`` rows."""
         return math.ceil(len(self) / size)
 
-    def _take(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+    def total(self) -> float:
+        """The sum of the weights of the subset, its number of rows without weights.
+
+        It is the same whatever the number of processes: each adds all weights, in the same order.
+        """
+        return self._total
+
+    @cached_property
+    def _total(self) -> float:
+        if self.weight is None:
+            return float(len(self))
+        starts = range(0, len(self), CHUNK)
+        chunks = (self._weights(np.arange(start, min(start + CHUNK, len(self)))) for start in starts)
+        return sum((chunk.sum().item() for chunk in chunks), 0.0)
+
+    def _weigh(self, batches: list[NDArray[np.int64]], group: Group) -> tuple[Sequence[Tensor | None], list[float]]:
+        """This process's weights for each of ``batches``, and the sum of the weights of all processes."""
+        if self.weight is None:
+            return [None] * len(batches), [float(len(batch)) for batch in batches]
+        # Every process reads the weights of all: two processes then have the sum of one, bit for bit.
+        weights = self._weights(np.concatenate(batches)).split([len(batch) for batch in batches])
+        totals: list[float] = torch.stack([weight.sum() for weight in weights]).tolist()
+        return [weight[group.shard(len(weight))] for weight in weights], totals
+
+    def _take(self, positions: NDArray[np.int64], weighted: bool = True) -> Part:
+        rows = self._numbers(positions)
+        context = None if self.context is None else self.context.take(rows)
+        return self.x.take(rows), context, self._weights(positions) if weighted and self.weight else None
+
+    def _weights(self, positions: NDArray[np.int64]) -> Tensor:
+        assert self.weight is not None
+        return self.weight.take(self._numbers(positions)).double().squeeze(-1)
+
+    def _numbers(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of the rows at ``positions`` of the subset."""
         rows = self.start + positions
-        if self.seed is not None:
-            rows = shuffled(rows, len(self.x), self.seed, 0)
-        return self.x.take(rows), None if self.context is None else self.context.take(rows)
+        return rows if self.seed is None else shuffled(rows, len(self.x), self.seed, 0)
 
 
 # -- batches by a loader -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loader:
-    """Batches that an iterable makes: ``x`` or ``(x, context)``, anew for each epoch.
+    """Batches that an iterable makes, anew for each epoch or without an end.
+
+    A batch is ``x``, ``(x,)``, ``(x, context)``, ``(x, context, weight)``, or a mapping with the key "x" and, where
+    wanted, "context" and "weight". The context is None for a flow without; a list counts as a tuple. The shapes are
+    (n, D), (n, C) and (n,) or (n, 1). Weights come with every batch or with none.
 
     With several processes, each brings its own: the loader's sampler, such as a ``DistributedSampler``, gives each its
     shard. Before each epoch ``set_epoch`` is called on the sampler if it has such a method.
+
+    With ``steps_per_epoch`` an epoch goes on where the last one ended. A loader that runs out, in the middle of an
+    epoch or not, is started anew, and its sampler is told the epoch then. A run that is resumed in a later epoch starts
+    the loader, too: how far an iterable had got cannot be restored.
 
     Attributes:
         name: what errors call the batches.
         batches_of: the iterable.
         features: D.
         context: C; 0 for a flow without.
-        like: a tensor of the dtype and on the device that rows are wanted in.
+        like: a tensor on the device that rows are wanted on; its dtype does not matter.
+        steps_per_epoch: the number of batches in an epoch, on each process; None for all that the iterable has.
+
+    Raises:
+        TypeError: on the way, for a batch that is not of real numbers; see :class:`Rows`.
+        ValueError: on the way, for a batch of another form or shape, a number that is not finite, a negative weight, or
+            weights in some batches only.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.parallel import Group
+        >>> from mixflow.sources import Loader
+        >>> def simulate():
+        ...     while True:
+        ...         yield {"x": torch.zeros(5, 2), "weight": torch.full((5,), 0.5)}
+        >>> loader = Loader("data", simulate(), 2, 0, torch.empty(0), steps_per_epoch=3)
+        >>> [(batch.rows, batch.total) for batch in loader.batches(5, Group(), epoch=0)]
+        [(5, 2.5), (5, 2.5), (5, 2.5)]
 
     """
 
@@ -298,58 +513,147 @@ class Loader:
     features: int
     context: int
     like: Tensor
+    steps_per_epoch: int | None = None
+    _ahead: Iterator[Part] | None = field(default=None, init=False, repr=False)  # a stream that cannot start anew
+    _stream: Iterator[Part] | None = field(default=None, init=False, repr=False)  # that the next epoch goes on with
+    _starts: int = field(default=-1, init=False, repr=False)  # what samplers were last told
+    _weighted: bool | None = field(default=None, init=False, repr=False)  # None before the first batch
 
-    def first(self, count: int, group: Group) -> tuple[Tensor, Tensor | None]:
-        """Rows of the first batches of all processes together, about ``count`` of them if there are so many."""
+    def first(self, count: int, group: Group) -> Part:
+        """``(x, context, weight)`` of the first batches of all processes together, about ``count`` rows if there are.
+
+        They are on the device of ``like``. From an iterator, which would not give these batches again, they are kept
+        for the first epoch.
+        """
+        stream = iter(self.batches_of)
+        each = self._each(stream)
         rows, own = 0, []
-        for x, context in self._each():
-            own.append((x.cpu(), None if context is None else context.cpu()))
-            rows += len(x)
+        for part in each:
+            own.append(part)
+            rows += len(part[0])
             if rows >= count // group.size:
                 break
-        taken = list(chain.from_iterable(group.gather(own)))
+        if stream is self.batches_of:
+            self._ahead = chain(own, each)
+        sent = [tuple(None if values is None else values.cpu() for values in part) for part in own]
+        taken = list(chain.from_iterable(group.gather(sent)))
         if not taken:
             raise ValueError(f"{self.name}: expected at least one row, got none")
-        contexts = [context for _, context in taken if context is not None]
-        return torch.cat([x for x, _ in taken]).to(self.like), torch.cat(contexts).to(self.like) if contexts else None
+        self._require_alike(sum(weight is not None for _, _, weight in taken), len(taken))
+        x, context, weight = (self._join(values) for values in zip(*taken, strict=True))
+        assert x is not None
+        return x, context, weight
 
     def batches(self, size: int, group: Group, epoch: int | None = None) -> Iterator[Batch]:
-        """The loader's batches; ``size`` is its own affair. A process that runs out of them waits with empty ones."""
-        for sampler in (getattr(self.batches_of, name, None) for name in ("sampler", "batch_sampler")):
-            if epoch is not None and hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        each = self._each()
+        """The loader's batches: those of ``epoch``, or all of them if that is None.
+
+        ``size`` is the loader's own affair. A process that runs out of batches waits with empty ones.
+        """
+        each = self._epoch(epoch)
         nothing = self.like.new_empty(0, self.features), self.like.new_empty(0, self.context) if self.context else None
         while True:
-            x, context = next(each, nothing)
-            rows = int(group.sum_(torch.tensor(len(x), device=self.like.device)))
+            x, context, weight = next(each, (*nothing, None))
+            counts = torch.tensor([len(x), 0, 0], dtype=torch.float64, device=self.like.device)
+            if weight is not None:
+                counts[1], counts[2] = weight.sum(), len(x)
+            rows, total, weighted = group.sum_(counts).tolist()
             if rows == 0:
                 return
-            yield Batch(x, context, rows)
+            self._require_alike(weighted, rows)
+            if weighted and weight is None:
+                weight = counts.new_empty(0)
+            yield Batch(x, context, weight, int(rows), total if weighted else rows)
 
     def steps(self, size: int) -> int | None:
         """The number of batches in an epoch, None if the loader does not know."""
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch
         try:
             return len(self.batches_of)  # type: ignore[arg-type]
         except TypeError:
             return None
 
-    def _each(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for number, item in enumerate(self.batches_of):
-            parts = item if isinstance(item, (tuple, list)) else (item,)
-            expected = 2 if self.context else 1
-            if len(parts) != expected:
-                wanted = "(x, context)" if self.context else "x or (x,)"
-                raise ValueError(f"{self.name}: expected batches {wanted}, got {len(parts)} parts in batch {number}")
+    def _epoch(self, epoch: int | None) -> Iterator[Part]:
+        if epoch is None:
+            return self._each(iter(self.batches_of))
+        return self._start(epoch) if self.steps_per_epoch is None else self._go_on(epoch, self.steps_per_epoch)
+
+    def _start(self, epoch: int) -> Iterator[Part]:
+        """The batches from the first on, shuffled as the loader's sampler does for ``epoch``."""
+        for sampler in (getattr(self.batches_of, name, None) for name in ("sampler", "batch_sampler")):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        ahead, self._ahead = self._ahead, None
+        return self._each(iter(self.batches_of)) if ahead is None else ahead
+
+    def _go_on(self, epoch: int, steps: int) -> Iterator[Part]:
+        """The next ``steps`` batches; fewer only where starting anew gives none."""
+        for _ in range(steps):
+            part = None if self._stream is None else next(self._stream, None)
+            if part is None:
+                self._starts = max(epoch, self._starts + 1)  # never the same order twice, however short the loader
+                self._stream = self._start(self._starts)
+                part = next(self._stream, None)
+            if part is None:
+                return
+            yield part
+
+    def _each(self, stream: Iterator[Any]) -> Iterator[Part]:
+        for number, item in enumerate(stream):
             where = f"batch {number}"
-            x = self._part(f"{self.name}, {where}", parts[0], self.features)
-            context = self._part(f"context, {where}", parts[1], self.context) if self.context else None
-            if context is not None and len(context) != len(x):
-                raise ValueError(f"context, {where}: expected {len(x)} rows, as many as x; got {len(context)}")
-            if len(x):  # an empty batch would look like the end to the other processes
-                yield x, context
+            given, given_context, given_weight = self._unpack(item, where)
+            x = self._part(f"{self.name}, {where}", given, self.features)
+            if not len(x):
+                continue  # an empty batch would look like the end to the other processes
+            context = None if given_context is None else self._part(f"context, {where}", given_context, self.context)
+            weight = None if given_weight is None else self._part(f"weight, {where}", given_weight, 1)
+            for name, part in (("context", context), ("weight", weight)):
+                if part is not None and len(part) != len(x):
+                    raise ValueError(f"{name}, {where}: expected {len(x)} rows, as many as x; got {len(part)}")
+            if self._weighted is not None:
+                self._require_alike(self._weighted + (weight is not None), 2)
+            self._weighted = weight is not None
+            if weight is not None:
+                _require_not_negative(f"weight, {where}", weight)
+                weight = weight.double().squeeze(-1)
+            yield x, context, weight
+
+    def _unpack(self, item: Any, where: str) -> tuple[Any, Any, Any]:
+        """The x, context and weight in a batch, None for what it lacks."""
+        if isinstance(item, Mapping):
+            keys = ("x", "context", "weight")
+            unknown = [key for key in item if key not in keys]
+            if unknown or "x" not in item:
+                got = f"the unknown {', '.join(map(repr, unknown))}" if unknown else "no 'x'"
+                raise ValueError(
+                    f"{self.name}: expected batches with the keys 'x', 'context' and 'weight', of which the last two "
+                    f"may be left out; got {got} in {where}"
+                )
+            parts = [item.get(key) for key in keys]
+        else:
+            parts = list(item) if isinstance(item, (tuple, list)) else [item]
+        x, context, weight = (*parts, None, None, None)[:3]
+        if not 1 <= len(parts) <= 3:
+            got = f"{len(parts)} parts"
+        elif self.context and context is None:
+            got = "no context"
+        elif context is not None and not self.context:
+            got = "a context, which the flow does not take,"
+        else:
+            return x, context, weight
+        wanted = "(x, context), (x, context, weight)" if self.context else "x or (x,), (x, None, weight)"
+        raise ValueError(f"{self.name}: expected batches {wanted} or a dict of these names, got {got} in {where}")
 
     def _part(self, name: str, values: Any, columns: int) -> Tensor:
-        rows = _to_tensor(_require_shape(name, _require_numbers(name, values), columns), self.like)
+        rows = _to_tensor(_require_shape(name, _require_numbers(name, values), columns), self.like.device)
         _require_finite(name, rows)
         return rows
+
+    def _require_alike(self, weighted: float, number: float) -> None:
+        """ValueError unless none of a ``number`` of batches or rows is weighted, or all are."""
+        if 0 < weighted < number:
+            raise ValueError(f"{self.name}: expected weights with every batch or with none, got them with some")
+
+    def _join(self, values: Sequence[Tensor | None]) -> Tensor | None:
+        parts = [part for part in values if part is not None]
+        return torch.cat(parts).to(self.like.device) if parts else None

@@ -5,31 +5,36 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import Contents, Run, read_file, weights
+from .checkpoint import Contents, Run, read_file
+from .checkpoint import weights as _weights
 from .checks import check_integer, check_seed
-from .conditioners import Inputs
 from .files import PathLike, check_writable
 from .flows import Flow, like
 from .history import History
+from .learning import SCORING, Diverged, Rounding, Training, stage
 from .parallel import Group
-from .sources import CHUNK, Batch, Data, Loader, Rows, Subset, is_loader
+from .schedule import schedule_of
+from .sources import Data, Loader, Subset
+from .split import Split, open_split
+from .survey import Survey, survey
+from .transforms import MixtureCDF
 
 __all__ = ["History", "fit"]
 
-# The part of the steps in which the learning rate rises. Adam's first steps are of full size in every parameter, which
-# would spoil transforms that are set from the data; without it, more is lost in the first epoch than the start gained.
-WARM_UP = 0.05
-READ_EVERY = 32  # steps between looks at the losses; each look waits for the device
+SURVEYED = 1 << 14  # rows that are looked at for notes
+FEW_ROWS = 500  # up to which starts are chosen by rows left out
 
 
 def fit(
@@ -37,26 +42,34 @@ def fit(
     data: Data,
     *,
     context: Tensor | ArrayLike | PathLike | None = None,
-    validation: float | Data | tuple[Data, Data] = 0.1,
-    epochs: int = 200,
+    weights: Tensor | ArrayLike | PathLike | None = None,
+    validation: float | Data | tuple[Data, ...] | None = None,
+    epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
-    weight_decay: float = 0.0,
+    weight_decay: float | None = None,
     max_grad_norm: float = 10.0,
-    patience: int = 30,
+    patience: int | None = None,
     seed: int = 0,
     device: torch.device | str | int | None = None,
     progress: bool = True,
     checkpoint: PathLike | None = None,
     resume: bool = False,
+    initialize: bool | None = None,
+    resolution: str | float | Sequence[float] | None = None,
+    steps_per_epoch: int | None = None,
 ) -> History:
     """Fit ``flow`` to ``data`` by maximum likelihood and leave it with the best weights seen.
 
-    The transforms are first initialised from up to 65,536 of the training rows; then Adam (Kingma and Ba, 2015,
-    arXiv:1412.6980) minimises the mean negative log_prob of minibatches, with gradients clipped in norm and a learning
-    rate that rises over the first twentieth of the steps, then falls to zero along a half cosine (Loshchilov and
-    Hutter, 2017, arXiv:1608.03983). After each epoch the held-out rows are scored; the best epoch's weights are kept,
-    and ``patience`` epochs without a better one end the training.
+    A flow that was never fitted first gets its parameters from up to 65,536 of the training rows: a plain density that
+    predicts rows left out. Then AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) minimises the mean negative log_prob
+    of minibatches, with gradients clipped in norm and a learning rate that rises over the first twentieth of the steps,
+    then falls to zero along a half cosine (Loshchilov and Hutter, 2017, arXiv:1608.03983). After each epoch the held-out
+    rows are scored. The best weights are kept; the start and one Gaussian compete with all epochs, and of few held-out
+    rows an epoch must convince by more than chance. Settings that are left open follow the flow and the number of rows.
+
+    ``fit`` looks at the data first. What it saw (repeated values, offsets, values far out, dependent columns) and what it
+    did about it is in ``history.notes``, which ``print(history)`` shows.
 
     In processes that ``torchrun`` started, or where the caller has initialised ``torch.distributed``, each minibatch is
     shared out over the processes and the result is that of one process, up to the rounding of sums. Every process
@@ -64,21 +77,23 @@ def fit(
     them ends the training in all.
 
     Args:
-        flow: the flow to fit, in place.
-        data: (N, D), or (N,) for one feature; any real numbers, converted to the flow's dtype and device. Tensors
-            and arrays are held in memory; a memory map (``np.load(..., mmap_mode="r")``) and the path of a .npy file
-            are read batch by batch, and so are the other tables, from a temporary copy on disk. Or batches:
-            a ``torch.utils.data.DataLoader`` or another iterable that yields ``x`` or ``(x, context)`` anew for
-            each epoch; with several processes, each gives its own shard.
+        flow: the flow to fit, in place. Parameters that require no gradient stay as they are.
+        data: (N, D), or (N,) for one feature; any real numbers. They keep their own precision until the flow has
+            subtracted its offset from them. Tensors and arrays are held in memory; a memory map
+            (``np.load(..., mmap_mode="r")``) and the path of a .npy file are read batch by batch, and so are the other
+            tables, from a temporary copy on disk. Or batches: a ``torch.utils.data.DataLoader`` or another iterable
+            that yields ``x``, ``(x, context)``, ``(x, context, weight)`` or a dict of these names, anew for each epoch;
+            with several processes, each gives its own shard.
         context: (N, C), for a flow that takes a context; not with batches, which bring their own.
-        validation: fraction of the rows held out, chosen at random; or the held-out data themselves, of any of the
-            kinds above, as a pair ``(data, context)`` where the flow takes a context. With 0 the training
-            curve itself is watched.
+        weights: (N,), of the rows, at least 0: a row of weight 2 counts as two rows. Not with batches.
+        validation: fraction of the rows held out, chosen at random, by default a tenth; or the held-out data themselves,
+            of any of the kinds above, as ``(data, context)`` where the flow takes a context and as
+            ``(data, context, weights)`` where they are weighted. With 0, as for batches by default, the training curve
+            itself is watched.
         epochs: passes over the training rows at most.
-        batch_size: rows per step, in all processes together; by default an eighth of the training rows, but 64 at
-            least and 4096 at most.
-        lr: the highest learning rate; by default 0.02, and 0.005 where networks make parameters.
-        weight_decay: the decoupled weight decay of AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101).
+        batch_size: rows per step, in all processes together.
+        lr: the highest learning rate.
+        weight_decay: the decoupled weight decay of AdamW; by default 0.03 where networks make parameters, else 0.
         max_grad_norm: the norm that gradients are clipped to; ``inf`` for none.
         patience: epochs without improvement to wait for.
         seed: of the split and the minibatches. The global random generators are neither read nor changed.
@@ -90,19 +105,29 @@ def fit(
             the same batches in the same epoch).
         resume: go on from ``checkpoint`` if the file exists. Data and settings must be those it was written
             with.
+        initialize: whether the parameters are set from the data first (True) or the training goes on from the flow's
+            weights (False); by default, they are set if the flow was neither fitted nor loaded before.
+        resolution: the step that values were rounded to, a number or one for each feature, 0 where there is none; "auto"
+            takes the step that repeated values of a column show. Each value then stands for an interval of that width
+            around it, from which it is drawn anew each time. ``log_prob`` stays a density, in the units of the data:
+            that of the values before rounding.
+        steps_per_epoch: batches in an epoch, for loaders without an end.
 
     Returns:
         The :class:`History`. After Ctrl-C it is returned early, with ``interrupted`` set, the best weights in
-        place.
+        place, or those of the steps so far in the first epoch.
 
     Raises:
         ValueError: data that no flow can be fitted to (empty, too few rows, the wrong number of columns, a
-            value that is not finite, a constant column), a setting out of range, a device that cannot be used, a flow
-            without trainable parameters, or a checkpoint of another run. The flow is then as it was before.
+            value that is not finite or outside the flow's support, a constant column), a setting out of range, a device
+            that cannot be used, a flow without trainable parameters, or a checkpoint of another run. The flow is then
+            as it was before.
         OSError: the checkpoint cannot be written; the flow is as it was before if it could not from the start.
         TypeError: data that are not real numbers.
-        FloatingPointError: the loss or its gradient stopped being finite; the best weights so far are in
-            place.
+
+    Warns:
+        RuntimeWarning: the loss or its gradient stopped being finite. The training ends there; the best weights are in
+            place, and the warning names the likely cause.
 
     Example:
         >>> import mixflow, torch
@@ -113,213 +138,195 @@ def fit(
         5
 
     """
-    lr = (0.005 if any(isinstance(m, Inputs) for m in flow.modules()) else 0.02) if lr is None else lr
-    settings = _check_settings(epochs, batch_size, lr, weight_decay, max_grad_norm, patience, seed)
-    _check_trainable(flow)
+    own = torch.empty(0, dtype=like(flow).dtype, device=_check_device(device, flow))
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got checkpoint=None")
-    own = torch.empty(0, dtype=like(flow).dtype, device=_check_device(device, flow))
+    _check_trainable(flow)
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+    given |= {"max_grad_norm": max_grad_norm, "patience": patience, "seed": seed}
+    settings = _check_settings(**given)
     group = Group.join(own.device)
-    train, valid, digest = _sources(flow, data, context, validation, settings["seed"], own)
-    if isinstance(train, Subset):
-        settings["batch_size"] = settings["batch_size"] or min(4096, max(64, len(train) // 8))
-    elif batch_size is not None:
-        raise ValueError(f"batch_size: expected None, as data are batches; got {batch_size!r}")
-    settings |= {"recipe": repr(flow.recipe), "flow": " ".join(repr(flow).split()), "data": digest}
-    group.require_same(settings)
+    split = open_split(flow, data, context, weights, validation, settings["seed"], own, steps_per_epoch)
+    settings |= _open_settings(flow, split, settings)
+    set_from_data = not flow.fitted if initialize is None else bool(initialize)
+    settings |= {"initialize": set_from_data, "resolution": _check_resolution(resolution, flow.features)}
 
-    optimizer = torch.optim.AdamW(flow.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    run = Run(flow, optimizer, History(), weights(flow), settings)
-    contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
-    if contents is not None and checkpoint is not None:
-        run.check(checkpoint, contents)
-    flow.to(own.device)
-
+    undo = _undo(flow)
+    history = History()
     try:
-        with group.hold_interrupts():
-            if contents is not None:
-                run.restore(contents)
-            else:
-                start = train.first(CHUNK, group)
-                run.best = group.share(lambda: _initialized(flow, *start))
-                flow.load_state_dict(run.best)
-            with _progress_bar(run, train, progress and group.rank == 0) as bar:
-                training = _Training(run, group, train, valid, bar)
-                while len(run.history.lr) < epochs and not _out_of_patience(run.history, patience):
-                    training.epoch()
-                    if checkpoint is not None:
-                        group.share(lambda: run.write(checkpoint))
+        if set_from_data and isinstance(split.train, Subset):
+            flow.follow_rows(len(split.train))
+        settings |= {"recipe": repr(flow.recipe), "flow": " ".join(repr(flow).split()), "data": split.digest}
+        group.require_same(settings)
+        optimizer = torch.optim.AdamW(
+            flow.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True
+        )
+        run = Run(flow, optimizer, history, _weights(flow), _weights(flow), settings)
+        contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
+        if contents is not None and checkpoint is not None:
+            run.check(checkpoint, contents)
+        flow.to(own.device)
+        start = _Start(split, group, settings, flow)
+        plain = start.set(run, contents)
     except KeyboardInterrupt:
-        run.history.interrupt()
-    finally:
-        flow.zero_grad()
-        flow.load_state_dict(run.best)
+        undo()
+        history.interrupt()
+        return history
+    except BaseException:
+        undo()
+        raise
+    _train(run, group, split, start, plain, checkpoint, progress)
     return run.history
 
 
 # -- the parts of a run --------------------------------------------------------------------------------------
 
 
-class _Training:
-    """The epochs of a run: takes the steps, scores the held-out rows, and records both."""
+class _Start:
+    """What is known before the first step: the rows that a start is set from, and what was seen in them."""
 
-    def __init__(
-        self, run: Run, group: Group, train: Subset | Loader, valid: Subset | Loader | None, bar: tqdm[NoReturn]
-    ) -> None:
-        self.run, self.group, self.train, self.valid, self.bar = run, group, train, valid, bar
-        self.settings = run.settings
-        self.steps = group.share(lambda: train.steps(self.settings["batch_size"]))
-        self.gradients = _Gradients(run.flow)
-        self.step = 0  # of this epoch
-        self.rows, self.total = 0, 0.0  # of this epoch, and their summed log_prob, as far as they have been read
-        self.unread: list[tuple[int, Tensor, Tensor]] = []
+    def __init__(self, split: Split, group: Group, settings: dict[str, Any], flow: Flow) -> None:
+        self.split, self.group, self.settings = split, group, settings
+        self.names = flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
+        self.x, self.context = split.first(group)
+        self.seen: Survey = group.share(lambda: survey(self.x[:SURVEYED]))
+        widths = settings["resolution"]
+        if widths == "auto":
+            widths = self.seen.resolution
+        self.rounding = None
+        if widths is not None and any(widths):
+            self.rounding = Rounding(torch.tensor(widths, dtype=torch.float64), settings["seed"] % 2**32)
 
-    def epoch(self) -> None:
-        """One pass over the training rows, a look at the held-out ones, and the record of both."""
-        run, history = self.run, self.run.history
-        started, rate = time.perf_counter(), self._rate(0)
-        log_prob = score = self._learn()
-        if self.valid is not None:
-            score = self._score(self.valid)
-            self._require_finite("the validation log_prob", score, self.step)
-        # Before the epoch is recorded, lest Ctrl-C in between leave a record of weights that are gone.
-        if history.best_epoch is None or score > history.monitored[history.best_epoch]:
-            run.best = weights(run.flow)
-        if self.valid is not None:
-            history.validation_log_prob.append(score)
-        history.train_log_prob.append(log_prob)
-        history.lr.append(rate)
-        history.seconds.append(time.perf_counter() - started)
-        shown = {"train": f"{log_prob:.4f}"} | ({} if self.valid is None else {"validation": f"{score:.4f}"})
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.set_description(_stage(run))
+    def set(self, run: Run, contents: Contents | None) -> dict[str, dict[str, Tensor]]:
+        """Set the run's weights, and return those of plain densities to compare with by name."""
+        if contents is not None:
+            run.restore(contents)
+            return {}
+        plain: dict[str, dict[str, Tensor]] = {}
+        flow = run.flow
+        if self.settings["initialize"]:
+            plain, started = self.group.share(lambda: self._initialized(flow))
+            flow.load_state_dict(started)
+        run.start, run.best = _weights(flow), _weights(flow)
+        run.history.notes = self._notes(flow)
+        return plain
 
-    @torch.enable_grad()
-    def _learn(self) -> float:
-        """The steps of one epoch; the mean log_prob of its minibatches."""
-        self.step, self.rows, self.total = 0, 0, 0.0
-        for batch in self.train.batches(self.settings["batch_size"], self.group, len(self.run.history.lr)):
-            self._take_step(batch)
-            if len(self.unread) == READ_EVERY:
-                self._read()
-        self._read()
-        if self.rows == 0:
-            raise ValueError("data: expected at least one row in every epoch, got none; can it be iterated only once?")
-        return self.total / self.rows
+    def _initialized(self, flow: Flow) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+        x, context = self.x, self.context
+        _check_columns_vary(x, flow)
+        inside = flow.supports(x)
+        if not inside.all():
+            x, context = x[inside], None if context is None else context[inside]
+        if self.rounding is not None:
+            drawn = self.rounding(x, slice(None), len(x), SCORING, 0)
+            x = torch.where(flow.supports(drawn).unsqueeze(-1), drawn, x.double())
+        return flow.starts(x, context), _weights(flow)
 
-    def _take_step(self, batch: Batch) -> None:
-        run, gradients = self.run, self.gradients
-        gradients.flat.zero_()
-        if len(batch.x):
-            log_prob = run.flow.log_prob(batch.x, batch.context)
-            # Half precision would overflow in the sum.
-            loss = log_prob.sum(dtype=torch.promote_types(log_prob.dtype, torch.float32)) * (-1.0 / batch.rows)
-            torch.autograd.backward(loss)
-            gradients.loss.copy_(loss.detach())
-        if self.group.interrupted:
-            gradients.stop.fill_(1.0)
-        self.group.sum_(gradients.flat)
-        norm = gradients.clip_(self.settings["max_grad_norm"])
-        for parameters in run.optimizer.param_groups:
-            parameters["lr"] = self._rate(self.step)
-        run.optimizer.step()
-        self.step += 1
-        self.unread.append((batch.rows, gradients.tail.clone(), norm))
-
-    def _read(self) -> None:
-        """Look at the steps taken since the last look: their loss, and whether they were the last."""
-        if not self.unread:
-            return
-        tails = torch.stack([tail for _, tail, _ in self.unread]).tolist()
-        norms = torch.stack([norm for _, _, norm in self.unread]).tolist()
-        first = self.step - len(self.unread) + 1
-        for step, ((rows, _, _), (loss, stop), norm) in enumerate(zip(self.unread, tails, norms, strict=True), first):
-            if stop:
-                raise KeyboardInterrupt
-            self._require_finite("the loss", loss, step)
-            self._require_finite("the norm of the gradient", norm, step)
-            self.rows += rows
-            self.total -= loss * rows
-            self.bar.update(rows)
-        self.unread.clear()
-
-    def _rate(self, step: int) -> float:
-        """The learning rate: up to lr in a straight line, then down to zero along a half cosine.
-
-        Where an epoch's length is unknown, both go in stairs.
-        """
-        part = step / self.steps if self.steps else 0.0
-        progress = min(1.0, (len(self.run.history.lr) + part) / self.settings["epochs"])
-        if progress < WARM_UP:
-            return float(self.settings["lr"] * (0.1 + 0.9 * progress / WARM_UP))
-        return float(0.5 * self.settings["lr"] * (1.0 + math.cos(math.pi * (progress - WARM_UP) / (1.0 - WARM_UP))))
-
-    @torch.no_grad()
-    def _score(self, valid: Subset | Loader) -> float:
-        rows, total = 0, torch.zeros((), dtype=torch.float64, device=like(self.run.flow).device)
-        for batch in valid.batches(CHUNK, self.group):
-            rows += batch.rows
-            if len(batch.x):
-                total += self.run.flow.log_prob(batch.x, batch.context).double().sum()
-        if rows == 0:
-            raise ValueError("validation: expected at least one row, got none")
-        return float(self.group.sum_(total)) / rows
-
-    def _require_finite(self, what: str, value: float, step: int) -> None:
-        if math.isfinite(value):
-            return
-        history = self.run.history
-        best = history.best_epoch
-        kept = "the initial weights are" if best is None else f"the best weights, of epoch {best + 1}, are"
-        raise FloatingPointError(
-            f"{what} is {value} at step {len(history.lr) * (self.steps or 0) + step} (epoch {len(history.lr) + 1}); "
-            f"{kept} restored. A smaller lr, float64 or data without extreme outliers may help"
-        )
+    def _notes(self, flow: Flow) -> list[str]:
+        train, columns = self.split.train, ", ".join(self.names[:6]) + (", ..." if len(self.names) > 6 else "")
+        rows = f"{len(train):,} rows to learn from" if isinstance(train, Subset) else "batches"
+        held_out = f", {len(self.split.valid):,} held out" if isinstance(self.split.valid, Subset) else ""
+        notes = [f"Data: {rows}{held_out}; {flow.features} column{'s' if flow.features > 1 else ''} ({columns})."]
+        widths = [0.0] * flow.features if self.rounding is None else self.rounding.widths.tolist()
+        notes += self.seen.notes(self.names, self.x.dtype, widths)
+        if self.split.at_ends:
+            notes.append(
+                f"Ends of the support: {self.split.at_ends:,} rows have a value there, where a density is zero. They are "
+                "left out of the likelihood."
+            )
+        if not self.settings["initialize"]:
+            notes.append("Start: the flow's own weights. initialize=True sets them from the data.")
+        elif self.seen.rows <= FEW_ROWS:
+            notes.append(_on_components(flow, self.names, self.seen.rows))
+        return notes
 
 
-class _Gradients:
-    """A flow's gradients in one flat tensor, and after them the loss and a call to stop.
+def _train(
+    run: Run,
+    group: Group,
+    split: Split,
+    start: _Start,
+    plain: dict[str, dict[str, Tensor]],
+    checkpoint: PathLike | None,
+    progress: bool,
+) -> None:
+    """Take the steps; whatever ends them, the best weights are in place then."""
+    flow, settings = run.flow, run.settings
+    limited = flow.data_to_base.outside(torch.ones(1, flow.features, device=start.x.device)) is not None
+    try:
+        with group.hold_interrupts(), _progress_bar(run, split.train, progress and group.rank == 0) as bar:
+            training = Training(run, group, split.train, split.valid, bar, start.rounding, limited)
+            try:
+                training.begin(plain)
+                while len(run.history.lr) < settings["epochs"] and not _out_of_patience(run.history, settings["patience"]):
+                    training.epoch()
+                    if checkpoint is not None:
+                        group.share(lambda: run.write(checkpoint))
+            except KeyboardInterrupt:
+                run.history.interrupt()
+                with suppress(KeyboardInterrupt, Diverged):
+                    training.keep_what_was_learned()
+            except Diverged as reason:
+                run.history.end(_report_divergence(run.history, reason, start.seen.suspects(start.names)))
+    finally:
+        flow.zero_grad()
+        flow.load_state_dict(run.best)
+        if start.rounding is not None:
+            flow.notes["resolution"] = start.rounding.widths.tolist()
 
-    One tensor is zeroed, summed over the processes, measured and scaled at once; the parameters' ``grad`` are views.
-    """
 
-    def __init__(self, flow: Flow) -> None:
-        parameters = [parameter for parameter in flow.parameters() if parameter.requires_grad]
-        sizes = [parameter.numel() for parameter in parameters]
-        self.flat = torch.zeros(sum(sizes) + 2, dtype=parameters[0].dtype, device=parameters[0].device)
-        self.gradients, self.tail = self.flat[:-2], self.flat[-2:]
-        self.loss, self.stop = self.tail
-        for parameter, part in zip(parameters, self.gradients.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
+def _report_divergence(history: History, reason: Diverged, suspects: str) -> str:
+    """Warn that the training ended early, with the likely cause; the same text as a note."""
+    best = history.best_epoch
+    if best is not None:
+        kept = f"the best weights, of epoch {best + 1}, are kept"
+    else:
+        kept = f"the weights of {history.kept or 'the start'} are kept"
+    cause = f"Likely cause: {suspects}" if suspects else "A smaller lr or float64 may help"
+    message = f"{reason}: the training ends here, {kept}. {cause}."
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return message
 
-    def clip_(self, most: float) -> Tensor:
-        """Scale the gradients to a norm of ``most`` if theirs is larger; the norm before."""
-        norm: Tensor = torch.linalg.vector_norm(self.gradients)
-        self.gradients.mul_((most / (norm + 1e-6)).clamp_(max=1.0))
-        return norm
+
+def _on_components(flow: Flow, names: Sequence[str], rows: int) -> str:
+    """A note on how many components the marginal mixtures of ``flow`` use."""
+    marginals = next((module for module in flow.modules() if isinstance(module, MixtureCDF)), None)
+    if marginals is None:
+        return f"Few rows ({rows:,}): the start and the number of components were chosen by rows left out."
+    parameters = torch.stack([marginals.loc.detach(), marginals.log_scale.detach()], dim=-1)
+    used = [len(column.unique(dim=0)) for column in parameters]
+    shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, used, strict=True))[:6])
+    more = ", ..." if len(names) > 6 else ""
+    return (
+        f"Few rows ({rows:,}): the start was chosen by rows left out. Different components of the {marginals.components} that "
+        f"each column has: {shown}{more}."
+    )
+
+
+def _undo(flow: Flow) -> Callable[[], None]:
+    """A function that gives ``flow`` back what it was."""
+    values, sizes, recipe, fitted = _weights(flow), flow.sizes(), flow.recipe, flow.fitted
+    device = like(flow).device
+
+    def undo() -> None:
+        flow.to(device)
+        flow.resize(sizes)
+        flow.load_state_dict(values)
+        flow.recipe, flow.fitted = recipe, fitted
+
+    return undo
 
 
 def _progress_bar(run: Run, train: Subset | Loader, shown: bool) -> tqdm[NoReturn]:
     rows, done = len(train) if isinstance(train, Subset) else None, len(run.history.lr)
     return tqdm(
-        desc=_stage(run),
+        desc=stage(run),
         total=None if rows is None else rows * run.settings["epochs"],
         initial=0 if rows is None else rows * done,
         unit="rows",
         unit_scale=True,
         disable=not shown,
     )
-
-
-def _stage(run: Run) -> str:
-    done, epochs = len(run.history.lr), run.settings["epochs"]
-    return f"epoch {min(done + 1, epochs)}/{epochs}"
-
-
-def _initialized(flow: Flow, x: Tensor, context: Tensor | None) -> dict[str, Tensor]:
-    _check_columns_vary(x, flow)
-    flow.initialize(x, context)
-    return weights(flow)
 
 
 def _open_checkpoint(checkpoint: PathLike | None, resume: bool) -> Contents | None:
@@ -330,94 +337,65 @@ def _open_checkpoint(checkpoint: PathLike | None, resume: bool) -> Contents | No
 
 
 def _out_of_patience(history: History, patience: int) -> bool:
-    best = history.best_epoch
+    best = history.highest_epoch
     return best is not None and len(history.lr) - 1 - best >= patience
-
-
-# -- data ----------------------------------------------------------------------------------------------------
-
-
-def _sources(
-    flow: Flow, data: Data, context: Data | None, validation: Any, seed: int, own: Tensor
-) -> tuple[Subset | Loader, Subset | Loader | None, str]:
-    """What to learn from, what to score, and a digest of both."""
-    seed %= 2**64
-    given = _open("data", flow, data, context, own)
-    if not isinstance(validation, numbers.Real):
-        if validation is None:
-            raise ValueError("validation: expected a fraction in [0, 1) or held-out data, got None")
-        held, held_context = validation if isinstance(validation, tuple) else (validation, None)
-        if flow.context and held_context is None and not is_loader(held):
-            raise ValueError("validation: expected a pair (data, context), as the flow takes a context; got data alone")
-        scored = _open("validation", flow, held, held_context, own)
-        valid = scored if isinstance(scored, Loader) else Subset(*scored, 0, len(scored[0]), None)
-        train = given if isinstance(given, Loader) else Subset(*given, 0, _at_least_two(len(given[0]), 0), seed)
-        return train, valid, f"{_digest(given)}, validated on {_digest(scored)}"
-    fraction = float(validation)
-    if not 0.0 <= fraction < 1.0:
-        raise ValueError(f"validation: expected a fraction in [0, 1), got {validation!r}")
-    if isinstance(given, Loader):
-        if fraction:
-            raise ValueError(f"validation: expected 0 or held-out data, as data are batches; got {validation!r}")
-        return given, None, _digest(given)
-    rows = len(given[0])
-    held_out = math.ceil(fraction * rows)
-    train = Subset(*given, held_out, _at_least_two(rows, held_out), seed)
-    return train, Subset(*given, 0, held_out, seed) if held_out else None, f"{_digest(given)}, {held_out} held out"
-
-
-def _open(name: str, flow: Flow, data: Data, context: Data | None, own: Tensor) -> Loader | tuple[Rows, Rows | None]:
-    if is_loader(data):
-        if context is not None:
-            raise ValueError(f"context: expected None, as {name} are batches, which bring their own")
-        return Loader(name, cast("Iterable[Any]", data), flow.features, flow.context, own)
-    if not flow.context and context is not None:
-        raise ValueError("context: expected None, this flow takes no context")
-    x = Rows(name, data, flow.features, own, flow.notes.get("columns"))
-    if not flow.context:
-        return x, None
-    if context is None:
-        raise ValueError(f"context: expected shape ({len(x)}, {flow.context}), got None")
-    rows = Rows("context", context, flow.context, own)
-    if len(rows) != len(x):
-        raise ValueError(f"context: expected {len(x)} rows, as many as {name}; got {len(rows)}")
-    return x, rows
-
-
-def _digest(given: Loader | tuple[Rows, Rows | None]) -> str:
-    if isinstance(given, Loader):
-        return "batches"
-    return " with context ".join(rows.digest for rows in given if rows is not None)
-
-
-def _at_least_two(rows: int, held_out: int) -> int:
-    if rows - held_out < 2:
-        raise ValueError(f"data: expected at least 2 rows to learn from beside {held_out} held out, got {rows} in all")
-    return rows
 
 
 # -- checks --------------------------------------------------------------------------------------------------
 
 
 def _check_settings(
-    epochs: int,
+    epochs: int | None,
     batch_size: int | None,
-    lr: float,
-    weight_decay: float,
+    lr: float | None,
+    weight_decay: float | None,
     max_grad_norm: float,
-    patience: int,
+    patience: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    """The settings as plain values that JSON holds."""
+    """The settings as plain values that JSON holds, None where they are left open."""
+
+    def integer(name: str, value: int | None) -> int | None:
+        return None if value is None else check_integer(name, value, 1)
+
     return {
-        "epochs": check_integer("epochs", epochs, 1),
-        "batch_size": None if batch_size is None else check_integer("batch_size", batch_size, 1),
-        "lr": _check_positive("lr", lr),
-        "weight_decay": 0.0 if weight_decay == 0 else _check_positive("weight_decay", weight_decay),
+        "epochs": integer("epochs", epochs),
+        "batch_size": integer("batch_size", batch_size),
+        "lr": None if lr is None else _check_positive("lr", lr),
+        "weight_decay": weight_decay if weight_decay in (None, 0) else _check_positive("weight_decay", weight_decay),
         "max_grad_norm": math.inf if max_grad_norm == math.inf else _check_positive("max_grad_norm", max_grad_norm),
-        "patience": check_integer("patience", patience, 1),
+        "patience": integer("patience", patience),
         "seed": check_seed(seed),
     }
+
+
+def _open_settings(flow: Flow, split: Split, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were left open, by the flow and its rows."""
+    schedule, train = schedule_of(flow), split.train
+    chosen = {name: getattr(schedule, name) if given[name] is None else given[name] for name in ("lr", "weight_decay")}
+    if isinstance(train, Subset):
+        rows = len(train)
+        size = given["batch_size"] or schedule.batch_size_for(rows)
+        epochs = given["epochs"] or schedule.epochs_for(rows, train.steps(size))
+    elif given["batch_size"] is not None:
+        raise ValueError(f"batch_size: expected None, as data are batches; got {given['batch_size']!r}")
+    else:
+        size, steps = None, train.steps(0)
+        epochs = given["epochs"] or max(1, math.ceil(schedule.steps / (steps or 100)))
+    return chosen | {"batch_size": size, "epochs": epochs, "patience": given["patience"] or schedule.patience_for(epochs)}
+
+
+def _check_resolution(resolution: Any, features: int) -> str | list[float] | None:
+    if resolution is None or (isinstance(resolution, str) and resolution == "auto"):
+        return resolution
+    try:
+        widths = np.asarray(resolution, dtype=np.float64)
+    except (TypeError, ValueError):
+        widths = np.asarray(math.nan)
+    if widths.shape not in ((), (features,)) or not (np.isfinite(widths) & (widths >= 0.0)).all():
+        expected = "a number" if features == 1 else f"a number or {features} numbers"
+        raise ValueError(f'resolution: expected None, "auto", or {expected} of at least 0; got {resolution!r}')
+    return np.broadcast_to(widths, (features,)).tolist()
 
 
 def _check_positive(name: str, value: float) -> float:

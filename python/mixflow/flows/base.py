@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..checks import check_integer, check_seed
 from ..reference import BASES
-from ..transforms import Transform
+from ..transforms import MixtureCDF, Transform
 from ..transforms.base import check_name, check_transform, own_tensor
+from .start import start
 
 __all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe"]
 
@@ -48,6 +49,7 @@ class Flow(nn.Module):
     Attributes:
         recipe: how a recipe built this flow (None for a flow put together by hand).
         notes: JSON values that travel with the flow in its model file, such as the names of the columns.
+        fitted: whether the weights were set from data or loaded; ``fit`` then goes on from them.
 
     Raises:
         ValueError: unknown base.
@@ -73,31 +75,77 @@ class Flow(nn.Module):
         self.context = transform.context
         self.recipe: Recipe | None = None
         self.notes: dict[str, Any] = {}
+        self.fitted = False
+        self.register_load_state_dict_post_hook(_note_that_it_is_fitted)
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data ``x`` (..., D) to the base: ``z`` (..., D) and ``ladj = log |det dz/dx|`` (...)."""
-        return self._through(self.data_to_base, x, context)
+        """Data ``x`` (..., D) to the base: ``z`` (..., D) and ``ladj = log |det dz/dx|`` (...).
+
+        ``x`` may have any floating-point dtype. What is subtracted from it is subtracted in that dtype; the results have
+        the flow's.
+        """
+        return self._through(self.data_to_base, self._converted(x, forward=True), context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Base ``z`` (..., D) to data: ``x`` (..., D) and ``ladj = log |det dx/dz|`` (...)."""
-        return self._through(self.data_to_base.inverse, z, context)
+        """Base ``z`` (..., D) to data: ``x`` (..., D) and ``ladj = log |det dx/dz|`` (...).
+
+        ``x`` has the flow's dtype, or float64 where the flow was fitted to float64 data with offsets so large against their
+        spread that a narrower dtype would round them visibly.
+        """
+        return self._through(self.data_to_base.inverse, self._converted(z, forward=False), context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log density of ``x`` (..., D) in nats: shape (...), -inf where an element of ``x`` is infinite."""
+        """Log density of ``x`` (..., D) in nats: shape (...), -inf outside the support, at its ends and at infinity."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-        # The map has no slope at infinity. A finite number in its place keeps NaN out of the other elements' gradients.
-        infinite = x.isinf()
-        z, ladj = self.transform(x.masked_fill(infinite, 0.0), context)
-        if z.ndim > ladj.ndim:
-            infinite = infinite.any(-1) & ~x.isnan().any(-1)
-        else:
-            z = z.unsqueeze(-1)
-        return (self._base_log_prob(z, context) + ladj).masked_fill(infinite, -math.inf)
+        rows = x.unsqueeze(-1) if self.features == 1 and x.ndim == 1 else x
+        # The map has no slope there. A point of the support in its place keeps NaN out of the other elements' gradients.
+        beyond = self._outside(rows)
+        z, ladj = self.transform(torch.where(beyond, self.data_to_base.inside(rows), rows), context)
+        log_prob = self._base_log_prob(z, context) + ladj
+        # So is a number so far out that z overflows: the density there is less than the dtype's smallest number.
+        nothing = beyond | z.reshape(rows.shape).isinf()
+        return log_prob.masked_fill(nothing.any(-1) & ~rows.isnan().any(-1), -math.inf)
+
+    def supports(self, x: Tensor) -> Tensor:
+        """Whether the density can be positive at ``x`` (..., D): all elements finite and inside the support; (...)."""
+        return ~self._outside(x.unsqueeze(-1) if self.features == 1 and x.ndim == 1 else x).any(-1)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Set the transforms' parameters from data ``x`` (N, D), as ``fit`` does before training."""
-        self.data_to_base.initialize(x, context)
+        """Set the parameters from data ``x`` (N, D), as ``fit`` does before training; frozen ones stay as they are."""
+        self.starts(x, context)
+        self.fitted = True
+
+    def starts(self, x: Tensor, context: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
+        """Initialise, and return the weights of other plain densities of ``x`` (N, D) by name, to compare with."""
+        plain = start(self.data_to_base, x, context)
+        return {
+            name: {f"data_to_base.{key}": value for key, value in weights.items()} for name, weights in plain.items()
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """The number of components of each mixture whose size follows the rows, by the module's name."""
+        return {
+            name: module.components
+            for name, module in self.named_modules()
+            if isinstance(module, MixtureCDF) and module.follows_rows
+        }
+
+    def resize(self, sizes: dict[str, int]) -> None:
+        """Give the mixtures with these names so many components."""
+        for name, components in sizes.items():
+            module = self.get_submodule(name)
+            assert isinstance(module, MixtureCDF)
+            if module.components != components:
+                module.resize(components)
+
+    def follow_rows(self, rows: int) -> None:
+        """Give the mixtures whose size the recipe left open as many components as ``rows`` rows support."""
+        sizes = dict.fromkeys(self.sizes(), min(256, max(8, rows // 30)))
+        self.resize(sizes)
+        if sizes and self.recipe is not None:
+            arguments = self.recipe.arguments | {"marginal_components": next(iter(sizes.values()))}
+            self.recipe = Recipe(self.recipe.name, arguments)
 
     @torch.no_grad()
     def sample(
@@ -108,7 +156,7 @@ class Flow(nn.Module):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw ``n`` samples: shape (n, D).
+        """Draw ``n`` samples: shape (n, D), of the dtype that :meth:`inverse` gives.
 
         Args:
             n: the number of samples.
@@ -137,6 +185,23 @@ class Flow(nn.Module):
         """``n`` draws (n, D) from the base, of the dtype and on the device of ``own``."""
         return BASES[self.base].sample((n, self.features), generator=generator, dtype=own.dtype, device=own.device)
 
+    def _outside(self, rows: Tensor) -> Tensor:
+        """Which elements of ``rows`` (..., D) are infinite or outside the support."""
+        infinite = rows.isinf()
+        if rows.ndim == 0 or rows.shape[-1] != self.features:
+            return infinite  # the transform reports the shape
+        outside = self.data_to_base.outside(rows)
+        return infinite if outside is None else infinite | outside
+
+    def _converted(self, values: Tensor, forward: bool) -> Tensor:
+        """``values`` in the flow's dtype where the transform that meets them first cannot take another."""
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            return values
+        own = own_tensor(self.data_to_base)
+        if own is None or own.dtype == values.dtype or self.data_to_base.takes_any_dtype(forward):
+            return values
+        return values.to(own.dtype)
+
     def _through(
         self, direction: Callable[..., tuple[Tensor, Tensor]], values: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -144,6 +209,10 @@ class Flow(nn.Module):
             image, ladj = direction(values.unsqueeze(-1), context)
             return image.squeeze(-1), ladj
         return direction(values, context)
+
+
+def _note_that_it_is_fitted(flow: nn.Module, incompatible_keys: Any) -> None:
+    flow.fitted = True
 
 
 def like(flow: Flow) -> Tensor:
@@ -175,7 +244,9 @@ def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON gives it back: integers of numpy and torch as Python's own, sequences as lists."""
+    """``value`` as JSON gives it back: integers of numpy and torch as Python's own, sequences as lists, no infinity."""
+    if isinstance(value, float) and math.isinf(value):
+        return None  # an open end of a support
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return operator.index(value) if hasattr(value, "__index__") else value

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..checks import check_integer
 from ..conditioners import MLP
 from ..transforms import Affine
+from ..transforms.compose import frozen_kept
 from .base import Flow
+from .expectation import cholesky, mixture
 
 __all__ = ["GaussianMixture"]
 
@@ -61,31 +63,28 @@ class GaussianMixture(Flow):
     def _shared(self) -> list[Tensor]:
         return [self.logits, self.loc, self.lower, self.log_diagonal]
 
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Means by k-means from seeds far apart; weights and covariances of the rows closest to each mean.
+    def starts(self, x: Tensor, context: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
+        """Start from the mixture that EM finds, in float64: see :func:`mixflow.flows.expectation.mixture`.
 
-        The seeds are those of k-means++ (Arthur and Vassilvitskii, 2007), the draws always the same. To each covariance
-        the mean one is added with the weight of D rows, which keeps that of few rows positive definite.
+        Few rows are given fewer components than K: spare ones repeat the used ones, and the density is that of these.
+        With a context, the network starts from offsets of almost nothing.
         """
-        super().initialize(x, context)
-        with torch.no_grad():
-            z = self.transform(x, context)[0].double()
-            loc, nearest = _k_means(z, self.components)
-            member = nn.functional.one_hot(nearest, self.components).to(z)
-            count = member.sum(0)
-            scatter = torch.stack(
-                [((z - m) * w.unsqueeze(-1)).mT @ (z - m) for m, w in zip(loc, member.mT, strict=True)]
-            )
-            mean = scatter.sum(0) / len(z) + 1e-6 * torch.eye(self.features).to(z)
-            covariance = (scatter + self.features * mean) / (count + self.features)[:, None, None]
-            factor = torch.linalg.cholesky(torch.linalg.inv(covariance))
-            self.logits.copy_(torch.log(count + 1.0))
-            self.loc.copy_(loc)
-            row, column = self._below()
+        standardise = self.data_to_base
+        assert isinstance(standardise, Affine)
+        with torch.no_grad(), frozen_kept(self):
+            plain = super().starts(x, context)
+            # Fitted on the CPU, which has float64 everywhere. The draws are then the same for every device, too.
+            z = (x.cpu().double() - standardise.loc.cpu().double()) / standardise.log_scale.cpu().double().exp()
+            fitted = mixture(z, self.components)
+            factor = _precision_factor(fitted.covariance)
+            row, column = torch.tril_indices(self.features, self.features, -1)
+            self.logits.copy_(fitted.log_weight)
+            self.loc.copy_(fitted.loc)
             self.lower.copy_(factor[:, row, column])
             self.log_diagonal.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
             if self.conditioner is not None and context is not None:
                 self.conditioner.initialize(context)
+        return plain
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""
@@ -132,17 +131,10 @@ class GaussianMixture(Flow):
         return z
 
 
-def _k_means(z: Tensor, components: int, rows: int = 20_000, steps: int = 10) -> tuple[Tensor, Tensor]:
-    """The means (K, D) of clusters of the first ``rows`` of ``z`` (N, D), and the nearest of them to each row (N,)."""
-    seen = z[:rows]
-    generator = torch.Generator(z.device).manual_seed(0)
-    loc = seen[:1]
-    for _ in range(components - 1):
-        distance = torch.cdist(seen, loc).square().amin(1)
-        # Rows that repeat each other may leave no distance to choose by.
-        loc = torch.cat([loc, seen[torch.multinomial(distance + 1e-30, 1, generator=generator)]])
-    for _ in range(steps):
-        member = nn.functional.one_hot(torch.cdist(seen, loc).argmin(1), components).to(z)
-        count = member.sum(0).unsqueeze(-1)
-        loc = torch.where(count > 0.0, member.mT @ seen / count.clamp_min(1.0), loc)
-    return loc, torch.cdist(z, loc).argmin(1)
+def _precision_factor(covariance: Tensor) -> Tensor:
+    """Lower triangles L (K, D, D) with ``L L^T`` the inverses of ``covariance`` (K, D, D)."""
+    # The inverse of an upper factor of the covariance, whose rows and columns are in reverse: nothing is squared.
+    upper = cholesky(covariance.flip(-1, -2)).flip(-1, -2)
+    one = torch.eye(covariance.shape[-1]).to(covariance)
+    factor: Tensor = torch.linalg.solve_triangular(upper, one, upper=True).mT
+    return factor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..checks import check_integer
 from ..ops import BASES
@@ -15,7 +16,9 @@ from ..transforms import (
     Permutation,
     Rebase,
     Rotation,
+    Support,
     Transform,
+    Whitening,
 )
 from ..transforms.base import check_name
 from .base import Flow, recipe
@@ -25,7 +28,13 @@ __all__ = ["autoregressive", "coupling", "gaussian_mixture", "gaussianization", 
 
 
 @recipe
-def univariate(components: int = 8, family: str = "gaussian", base: str = "normal", context: int = 0) -> Flow:
+def univariate(
+    components: int = 8,
+    family: str = "gaussian",
+    base: str = "normal",
+    context: int = 0,
+    support: str | Sequence[Any] | None = None,
+) -> Flow:
     """Flow for one variable: standardise, then a mixture CDF. Its density is a mixture of ``family``.
 
     Args:
@@ -33,9 +42,11 @@ def univariate(components: int = 8, family: str = "gaussian", base: str = "norma
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
+        support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
+            feature. The density is zero outside and at the ends.
 
     Raises:
-        ValueError: a size is out of range, or the family or base is unknown.
+        ValueError: a size is out of range, the family or base is unknown, or the support is none.
 
     Example:
         >>> import torch
@@ -47,17 +58,18 @@ def univariate(components: int = 8, family: str = "gaussian", base: str = "norma
         True
 
     """
-    return Flow(Compose(Affine(1, trainable=False), MixtureCDF(1, components, family, base, context)), base)
+    return Flow(Compose(*_standardised(1, support), MixtureCDF(1, components, family, base, context)), base)
 
 
 @recipe
 def gaussianization(
     features: int,
-    layers: int = 6,
-    components: int = 8,
-    family: str = "gaussian",
+    layers: int = 12,
+    components: int = 16,
+    family: str = "logistic",
     base: str = "normal",
     context: int = 0,
+    support: str | Sequence[Any] | None = None,
 ) -> Flow:
     """Flow of marginal mixture CDFs and rotations in turn, which make any data normal step by step.
 
@@ -74,9 +86,11 @@ def gaussianization(
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
+        support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
+            feature. The density is zero outside and at the ends.
 
     Raises:
-        ValueError: a size is out of range, or the family or base is unknown.
+        ValueError: a size is out of range, the family or base is unknown, or the support is none.
 
     Example:
         >>> import torch
@@ -89,9 +103,10 @@ def gaussianization(
         torch.Size([5, 2])
 
     """
-    parts: list[Transform] = [Affine(features, trainable=False)]
-    for _ in range(_check_layers(layers) - 1):
-        parts += [MixtureCDF(features, components, family, "normal", context), Rotation(features)]
+    parts = _standardised(features, support)
+    for layer in range(_check_layers(layers) - 1):
+        parts.append(MixtureCDF(features, components, family, "normal", context))
+        parts += [Rotation(features)] if layer else [Whitening(features), Rotation(features)]
     return Flow(Compose(*parts, MixtureCDF(features, components, family, base, context)), base)
 
 
@@ -104,7 +119,8 @@ def coupling(
     family: str = "logistic",
     base: str = "normal",
     context: int = 0,
-    marginal_components: int = 32,
+    marginal_components: int | None = None,
+    support: str | Sequence[Any] | None = None,
 ) -> Flow:
     """Flow of mixture-CDF couplings, as in Ho et al., "Flow++" (2019, arXiv:1902.00275): fast in both directions.
 
@@ -120,10 +136,13 @@ def coupling(
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
-        marginal_components: the number of components of the marginal mixtures: of those alone that cost little.
+        marginal_components: the number of components of the marginal mixtures. By default ``fit`` takes one for 30
+            rows, 256 at most: measurements are rounded, so that columns repeat their values.
+        support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
+            feature. The density is zero outside and at the ends.
 
     Raises:
-        ValueError: a size is out of range, or the family or base is unknown.
+        ValueError: a size is out of range, the family or base is unknown, or the support is none.
 
     Example:
         >>> from mixflow import flows
@@ -132,7 +151,7 @@ def coupling(
         torch.Size([3, 5])
 
     """
-    parts = _marginals(features, marginal_components, family)
+    parts = _marginals(features, marginal_components, family, support)
     digits = max(1, (parts[0].features - 1).bit_length())
     for layer in range(_check_layers(layers)):
         mask = [(index >> layer // 2 % digits) % 2 == layer % 2 for index in range(parts[0].features)]
@@ -143,13 +162,14 @@ def coupling(
 @recipe
 def autoregressive(
     features: int,
-    layers: int = 3,
-    components: int = 8,
+    layers: int = 2,
+    components: int = 16,
     hidden: Sequence[int] = (64, 64),
     family: str = "logistic",
     base: str = "normal",
     context: int = 0,
-    marginal_components: int = 32,
+    marginal_components: int | None = None,
+    support: str | Sequence[Any] | None = None,
 ) -> Flow:
     """Flow of autoregressive mixture CDFs, the order reversed from layer to layer.
 
@@ -164,10 +184,13 @@ def autoregressive(
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
-        marginal_components: the number of components of the marginal mixtures: of those alone that cost little.
+        marginal_components: the number of components of the marginal mixtures. By default ``fit`` takes one for 30
+            rows, 256 at most: measurements are rounded, so that columns repeat their values.
+        support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
+            feature. The density is zero outside and at the ends.
 
     Raises:
-        ValueError: a size is out of range, or the family or base is unknown.
+        ValueError: a size is out of range, the family or base is unknown, or the support is none.
 
     Example:
         >>> from mixflow import flows
@@ -176,7 +199,7 @@ def autoregressive(
         torch.Size([3, 5])
 
     """
-    parts = _marginals(features, marginal_components, family)
+    parts = _marginals(features, marginal_components, family, support)
     for layer in range(_check_layers(layers)):
         if layer:
             parts.append(Permutation(range(features - 1, -1, -1)))
@@ -189,10 +212,23 @@ def _check_layers(layers: int) -> int:
     return check_integer("layers", layers, 1, 1000)
 
 
-def _marginals(features: int, components: int, family: str) -> list[Transform]:
-    """Standardisation, and marginal mixture CDFs that start where the data say: edges and peaks before any training."""
-    components = check_integer("marginal_components", components, 1)
-    return [Affine(features, trainable=False), MixtureCDF(features, components, family)]
+def _standardised(features: int, support: str | Sequence[Any] | None) -> list[Transform]:
+    """The way from the data's support to the real line, if that is not where they are, and the standardisation."""
+    standardise = Affine(features, trainable=False)
+    return [standardise] if support is None else [Support(features, support), standardise]
+
+
+def _marginals(
+    features: int, components: int | None, family: str, support: str | Sequence[Any] | None
+) -> list[Transform]:
+    """Standardisation, marginal mixture CDFs and a whitening, which are set from the data: :mod:`mixflow.flows.start`.
+
+    Edges and peaks are there before any training. The number of components may be left to ``fit``.
+    """
+    count = 32 if components is None else check_integer("marginal_components", components, 1)
+    marginals = MixtureCDF(features, count, family)
+    marginals.follows_rows = components is None
+    return [*_standardised(features, support), marginals, Whitening(features)]
 
 
 def _from_normal(parts: list[Transform], base: str) -> Flow:
@@ -210,6 +246,8 @@ def gaussian_mixture(features: int, components: int = 8, context: int = 0) -> Fl
         features: D.
         components: the number of components.
         context: size of the context that the density is conditioned on; 0 for none.
+        support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
+            feature. The density is zero outside and at the ends.
 
     Raises:
         ValueError: a size is out of range.

@@ -9,9 +9,10 @@ from .autoregressive import Autoregressive
 from .base import Transform
 from .compose import Compose, Inverse
 from .coupling import Coupling
-from .linear import ActNorm, Affine, Permutation, Rotation
+from .linear import ActNorm, Affine, Permutation, Rotation, Whitening
 from .mixture import MixtureCDF
-from .pointwise import Logit, Rebase, Sigmoid
+from .pointwise import Exp, Log, Logit, Rebase, Sigmoid, Softplus
+from .support import Support
 
 __all__ = [
     "ActNorm",
@@ -19,12 +20,17 @@ __all__ = [
     "Autoregressive",
     "Compose",
     "Coupling",
+    "Exp",
     "Inverse",
+    "Log",
     "Logit",
     "MixtureCDF",
     "Permutation",
     "Rebase",
     "Rotation",
     "Sigmoid",
+    "Softplus",
+    "Support",
     "Transform",
+    "Whitening",
 ]

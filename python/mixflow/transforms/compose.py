@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .base import Transform, check_transform
+from .base import Transform, check_transform, own_tensor
 
 __all__ = ["Compose", "Inverse"]
 
@@ -44,31 +48,68 @@ class Compose(Transform):
                 raise ValueError(f"transforms: expected the same {name} in all, got {sorted(sizes)}")
         super().__init__(features.pop(), contexts.pop() if contexts else 0)
         self.transforms = nn.ModuleList(transforms)
+        # Transforms whose domain is not all numbers, as far as they come before any that takes a context.
+        before = itertools.takewhile(lambda transform: not transform.context, transforms)
+        probe = torch.ones(1, self.features)
+        self._limited = [number for number, one in enumerate(before) if one.outside(probe) is not None]
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Initialise each transform on the data as the ones before it leave them."""
         with torch.no_grad():
-            for transform in self._each():
+            for transform in self.each():
                 own = context if transform.context else None
-                transform.initialize(x, own)
+                with frozen_kept(transform):
+                    transform.initialize(x, own)
                 x, _ = transform(x, own)
 
-    def _each(self) -> list[Transform]:
+    def takes_any_dtype(self, forward: bool = True) -> bool:
+        """As the first transform in that direction that has parameters."""
+        for transform in self.each() if forward else reversed(self.each()):
+            if own_tensor(transform) is not None:
+                return transform.takes_any_dtype(forward)
+        return True
+
+    def outside(self, x: Tensor) -> Tensor | None:
+        """The elements of ``x`` outside the domain of the first transform; whole rows for the domain of a later one."""
+        if not self._limited:
+            return None
+        found, value = torch.zeros_like(x, dtype=torch.bool), x
+        for number, transform in enumerate(self.each()[: self._limited[-1] + 1]):
+            own = transform.outside(value)
+            if own is not None:
+                found = found | (own.any(-1, keepdim=True) if number else own)
+                value = torch.where(found, transform.inside(value), value)
+            if number < self._limited[-1]:
+                value, _ = transform(value)
+        return found
+
+    def inside(self, x: Tensor) -> Tensor:
+        """The point of the domain that the last transform with a domain of its own names, taken back to ``x``."""
+        if not self._limited:
+            return super().inside(x)
+        *before, last = self.each()[: self._limited[-1] + 1]
+        point = last.inside(x)
+        for transform in reversed(before):
+            point, _ = transform.inverse(point)
+        return point
+
+    def each(self) -> list[Transform]:
+        """The transforms, in the order of the forward direction."""
         return cast("list[Transform]", list(self.transforms))
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(x.shape[:-1])
-        for transform in self._each():
+        ladjs = []
+        for transform in self.each():
             x, ladj = transform(x, context if transform.context else None)
-            total = total + ladj
-        return x, total
+            ladjs.append(ladj)
+        return x, _total(ladjs)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = z.new_zeros(z.shape[:-1])
-        for transform in reversed(self._each()):
+        ladjs = []
+        for transform in reversed(self.each()):
             z, ladj = transform.inverse(z, context if transform.context else None)
-            total = total + ladj
-        return z, total
+            ladjs.append(ladj)
+        return z, _total(ladjs)
 
 
 class Inverse(Transform):
@@ -96,8 +137,52 @@ class Inverse(Transform):
         super().__init__(transform.features, transform.context)
         self.transform = transform
 
+    def takes_any_dtype(self, forward: bool = True) -> bool:
+        """As the transform in its other direction."""
+        return self.transform.takes_any_dtype(not forward)
+
+    def outside(self, x: Tensor) -> Tensor | None:
+        """The elements of ``x`` (..., D) outside the transform's image."""
+        return self.transform.outside_image(x)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """A point of the transform's image."""
+        return self.transform.inside_image(x)
+
+    def outside_image(self, z: Tensor) -> Tensor | None:
+        """The elements of ``z`` (..., D) outside the transform's domain."""
+        return self.transform.outside(z)
+
+    def inside_image(self, z: Tensor) -> Tensor:
+        """A point of the transform's domain."""
+        return self.transform.inside(z)
+
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.transform.inverse(x, context)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.transform.forward(z, context)
+
+
+@contextmanager
+def frozen_kept(transform: nn.Module) -> Iterator[None]:
+    """Undo, at the end, what the block did to parameters that require no gradient, and to the buffers beside them.
+
+    A module all of whose parameters are frozen is frozen as a whole: what standardises the inputs of its networks stays,
+    too.
+    """
+    frozen: dict[str, Tensor] = {}
+    for name, module in transform.named_modules():
+        trained = [parameter.requires_grad for parameter in module.parameters()]
+        own = module.state_dict() if trained and not any(trained) else {}
+        own |= {key: value for key, value in module.named_parameters(recurse=False) if not value.requires_grad}
+        frozen |= {f"{name}.{key}" if name else key: value.detach().clone() for key, value in own.items()}
+    yield
+    if frozen:
+        transform.load_state_dict(frozen, strict=False)
+
+
+def _total(ladjs: Sequence[Tensor]) -> Tensor:
+    """The sum of the transforms' ladj, in the narrowest of their dtypes: that of the parameters, not of the data."""
+    narrowest = min((ladj.dtype for ladj in ladjs), key=lambda dtype: dtype.itemsize)
+    return reduce(torch.add, (ladj.to(narrowest) for ladj in ladjs))

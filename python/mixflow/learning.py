@@ -1,0 +1,358 @@
+"""The steps and epochs of a training run."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .checkpoint import Run, weights
+from .flows import Flow, like
+from .parallel import Group
+from .sources import CHUNK, Batch, Loader, Subset
+from .transforms import MixtureCDF
+
+__all__ = ["Diverged", "Rounding", "Training", "stage"]
+
+# The part of the steps in which the learning rate rises. Adam's first steps are of full size in every parameter, which
+# would spoil transforms that are set from the data; without it, more is lost in the first epoch than the start gained.
+WARM_UP = 0.05
+READ_EVERY = 32  # steps between looks at the losses; each look waits for the device
+PRIOR_ROWS = 0.1  # the weight of the prior on a component's scale
+# Held-out rows, up to which an epoch must beat the start by more than chance: with more, chance is smaller than matters.
+FEW_HELD_OUT = 1000
+
+START = "the start"
+SCORING = 2**32 - 1  # in the place of an epoch's number: held-out rows are drawn from their intervals the same each time
+
+
+class Diverged(ArithmeticError):
+    """The loss or its gradient is not finite any more."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Values that stand for an interval around them, drawn anew from it each time they are learned from.
+
+    Uniform dequantisation (Theis, van den Oord and Bethge, "A note on the evaluation of generative models", 2016,
+    arXiv:1511.01844): the mean log density of the drawn values is at most the log probability of the intervals over their
+    width. It serves every flow, of any number of features; the exact probability of an interval has a closed form for a
+    single feature alone, and leaves the density inside of an interval open, to spikes, too.
+
+    Attributes:
+        widths: of the intervals (D,), in float64; 0 for a column that is not rounded.
+        seed: of the draws, which depend on it, on the epoch and on the step alone.
+
+    """
+
+    widths: Tensor
+    seed: int
+
+    def __call__(self, x: Tensor, rows: slice, of: int, *key: int) -> Tensor:
+        """The ``rows`` that ``x`` (n, D) is, of ``of`` rows in all processes, drawn from their intervals."""
+        seed = int(np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0])
+        noise = torch.rand(of, len(self.widths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return x.double() + (noise[rows].to(x.device) - 0.5) * self.widths.to(x.device)
+
+
+@dataclass
+class Training:
+    """The epochs of a run: takes the steps, scores the held-out rows, and records both.
+
+    Attributes:
+        run: what is trained, and the record.
+        group: the processes that train together.
+        train: the rows to learn from.
+        valid: the rows to score; None for none.
+        bar: the progress bar.
+        rounding: of the data; None for data as they are.
+        limited: whether the density has a support that rows can lie outside of.
+
+    """
+
+    run: Run
+    group: Group
+    train: Subset | Loader
+    valid: Subset | Loader | None
+    bar: tqdm[NoReturn]
+    rounding: Rounding | None
+    limited: bool
+    step: int = 0  # of this epoch
+    weight: float = 0.0  # of the rows of this epoch, as far as they have been read
+    total: float = 0.0  # their summed log_prob
+    unread: list[tuple[int, float, Tensor, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.settings = self.run.settings
+        self.steps = self.group.share(lambda: self.train.steps(self.settings["batch_size"]))
+        self.gradients = _Gradients(self.run.flow)
+        self.prior = _Prior(self.run, self.train)
+        self.at_start: Tensor | None = None  # log_prob of this process's held-out rows under the weights at the start
+
+    # -- before and after the epochs ---------------------------------------------------------------------------
+
+    def begin(self, plain: dict[str, dict[str, Tensor]]) -> None:
+        """Score the start and other ``plain`` densities on the held-out rows; the best of them is kept until an epoch wins."""
+        if self.valid is None:
+            return
+        history = self.run.history
+        if not plain and history.starts:  # resumed: the scores are on record, the rows' own are not
+            current = weights(self.run.flow)
+            self.run.flow.load_state_dict(self.run.start)
+            self.score_start()
+            self.run.flow.load_state_dict(current)
+            return
+        history.starts[START] = self.score_start()
+        history.kept = START
+        for name, values in plain.items():
+            self.run.flow.load_state_dict(values)
+            history.starts[name], _ = self.score(self.valid)
+            if history.starts[name] > history.starts[str(history.kept)]:
+                self.run.best, history.kept = values, name
+        self.run.flow.load_state_dict(self.run.start)
+
+    def score_start(self) -> float:
+        """The held-out rows' mean log_prob, each row's own kept to compare with."""
+        assert self.valid is not None
+        mean, self.at_start = self.score(self.valid)
+        return mean
+
+    def keep_what_was_learned(self) -> None:
+        """After an interruption in the first epoch: keep its steps, if they have led to a better flow than the start."""
+        history = self.run.history
+        if history.seconds or self.step == 0:
+            return
+        self._read()
+        learned = weights(self.run.flow)
+        if self.valid is not None:
+            score, _ = self.score(self.valid)
+            if not score > history.starts.get(str(history.kept), -math.inf):
+                return
+            history.starts[f"the weights of {self.step} steps"] = score
+        self.run.best, history.kept = learned, f"the weights of {self.step} steps"
+
+    # -- an epoch ----------------------------------------------------------------------------------------------
+
+    def epoch(self) -> None:
+        """One pass over the training rows, a look at the held-out ones, and the record of both."""
+        run, history = self.run, self.run.history
+        started, rate = time.perf_counter(), self._rate(0)
+        log_prob = score = self._learn()
+        rows = None
+        if self.valid is not None:
+            score, rows = self.score(self.valid)
+            self._require_finite("the validation log_prob", score, self.step)
+        # Before the epoch is recorded, lest Ctrl-C in between leave a record of weights that are gone.
+        if self._is_better(score, rows):
+            run.best, history.kept = weights(run.flow), len(history.lr)
+        if self.valid is not None:
+            history.validation_log_prob.append(score)
+        history.train_log_prob.append(log_prob)
+        history.lr.append(rate)
+        history.seconds.append(time.perf_counter() - started)
+        shown = {"train": f"{log_prob:.4f}"} | ({} if self.valid is None else {"validation": f"{score:.4f}"})
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.set_description(stage(run))
+
+    def _is_better(self, score: float, rows: Tensor | None) -> bool:
+        """Whether the weights are better than the best so far.
+
+        The best of many epochs beats the start on a handful of held-out rows by chance. Up to ``FEW_HELD_OUT`` rows, the
+        mean gain over the start must therefore be larger than its standard error allows: twice, and more for fewer rows,
+        as the quantiles of Student's t grow.
+        """
+        history = self.run.history
+        kept = history.kept
+        if isinstance(kept, int):
+            best = history.monitored[kept]
+        else:
+            best = history.starts.get(str(kept), -math.inf)
+        if not score > best:
+            return False
+        if rows is None or self.at_start is None:
+            return True
+        gain = rows - self.at_start
+        sums = torch.stack([torch.ones_like(gain).sum(), gain.sum(), gain.square().sum()])
+        count, total, squares = self.group.sum_(sums).tolist()
+        if count > FEW_HELD_OUT:
+            return True
+        if count < 2:
+            return False
+        error = math.sqrt(max(0.0, squares - total * total / count) / (count - 1) / count)
+        return bool(total / count > 2.0 * (1.0 + 8.0 / count) * error)
+
+    @torch.enable_grad()
+    def _learn(self) -> float:
+        """The steps of one epoch; the mean log_prob of its minibatches."""
+        self.step, self.weight, self.total = 0, 0.0, 0.0
+        for batch in self.train.batches(self.settings["batch_size"], self.group, len(self.run.history.lr)):
+            self._take_step(batch)
+            if len(self.unread) == READ_EVERY:
+                self._read()
+        self._read()
+        if self.step == 0:
+            raise ValueError("data: expected at least one row in every epoch, got none; can it be iterated only once?")
+        return self.total / self.weight if self.weight else math.nan
+
+    def _take_step(self, batch: Batch) -> None:
+        run, gradients = self.run, self.gradients
+        gradients.flat.zero_()
+        if len(batch.x):
+            part = 1.0 / batch.total if batch.total else 0.0
+            total, weight = self._log_prob(batch, len(run.history.lr), self.step)
+            torch.autograd.backward(total * -part)
+            gradients.total.copy_(total.detach() * part)
+            gradients.weight.copy_(torch.as_tensor(weight * part))
+        if self.group.rank == 0:
+            self.prior.add_gradients()
+        if self.group.interrupted:
+            gradients.stop.fill_(1.0)
+        self.group.sum_(gradients.flat)
+        norm = gradients.clip_(self.settings["max_grad_norm"])
+        for parameters in run.optimizer.param_groups:
+            parameters["lr"] = self._rate(self.step)
+        run.optimizer.step()
+        self.step += 1
+        self.unread.append((batch.rows, batch.total, gradients.tail.clone(), norm))
+
+    def _log_prob(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor | float]:
+        """The weighted sum of log_prob over this process's rows, and the sum of their weights."""
+        x = batch.x
+        if self.rounding is not None:
+            x = self.rounding(x, self.group.shard(batch.rows), batch.rows, *key)
+        log_prob = self.run.flow.log_prob(x, batch.context)
+        # Half precision would overflow in the sum.
+        full = torch.promote_types(log_prob.dtype, torch.float32)
+        weight = None if batch.weight is None else batch.weight.to(full)
+        if self.limited:  # the density is 0 there, whatever the weights
+            inside = self.run.flow.supports(x)
+            log_prob = log_prob.masked_fill(~inside, 0.0)
+            weight = inside.to(full) if weight is None else weight * inside
+        if weight is None:
+            return log_prob.sum(dtype=full), float(len(x))
+        return (log_prob.to(full) * weight).sum(), weight.sum()
+
+    def _read(self) -> None:
+        """Look at the steps taken since the last look: their loss, and whether they were the last."""
+        if not self.unread:
+            return
+        tails = torch.stack([tail for _, _, tail, _ in self.unread]).tolist()
+        norms = torch.stack([norm for _, _, _, norm in self.unread]).tolist()
+        first = self.step - len(self.unread) + 1
+        unread, self.unread = self.unread, []
+        read = zip(unread, tails, norms, strict=True)
+        for step, ((rows, weight, _, _), (mean, part, stop), norm) in enumerate(read, first):
+            if stop:
+                raise KeyboardInterrupt
+            self._require_finite("the loss", -mean, step)
+            self._require_finite("the norm of the gradient", norm, step)
+            self.weight += part * weight
+            self.total += mean * weight
+            self.bar.update(rows)
+
+    def _rate(self, step: int) -> float:
+        """The learning rate: up to lr in a straight line, then down to zero along a half cosine.
+
+        Where an epoch's length is unknown, both go in stairs.
+        """
+        part = step / self.steps if self.steps else 0.0
+        progress = min(1.0, (len(self.run.history.lr) + part) / self.settings["epochs"])
+        if progress < WARM_UP:
+            return float(self.settings["lr"] * (0.1 + 0.9 * progress / WARM_UP))
+        return float(0.5 * self.settings["lr"] * (1.0 + math.cos(math.pi * (progress - WARM_UP) / (1.0 - WARM_UP))))
+
+    @torch.no_grad()
+    def score(self, valid: Subset | Loader) -> tuple[float, Tensor]:
+        """The weighted mean log_prob of the rows inside the support, and that of each of this process's first rows."""
+        own = like(self.run.flow)
+        sums, parts = torch.zeros(3, dtype=torch.float64, device=own.device), []
+        for number, batch in enumerate(valid.batches(CHUNK, self.group)):
+            x = batch.x
+            if self.rounding is not None:
+                x = self.rounding(x, self.group.shard(batch.rows), batch.rows, SCORING, number)
+            sums[0] += batch.rows / self.group.size
+            if not len(x):
+                continue
+            log_prob = self.run.flow.log_prob(x, batch.context).double()
+            weight = torch.ones_like(log_prob) if batch.weight is None else batch.weight
+            if self.limited:
+                weight = weight * self.run.flow.supports(x)
+                log_prob = log_prob.masked_fill(weight == 0.0, 0.0)
+            sums[1] += (log_prob * weight).sum()
+            sums[2] += weight.sum()
+            if number == 0:
+                parts.append(log_prob[: 2 * FEW_HELD_OUT])
+        rows, total, weights_in_all = self.group.sum_(sums).tolist()
+        if not rows:
+            raise ValueError("validation: expected at least one row, got none")
+        if not weights_in_all:
+            raise ValueError("validation: expected a row of positive weight inside the support, got none")
+        return total / weights_in_all, torch.cat(parts) if parts else own.new_zeros(0, dtype=torch.float64)
+
+    def _require_finite(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            done = len(self.run.history.lr)
+            raise Diverged(f"{what} is {value} at step {done * (self.steps or 0) + step} (epoch {done + 1})")
+
+
+class _Gradients:
+    """A flow's gradients in one flat tensor, and after them the batch's mean log_prob, the part of its weight that lies
+    inside the support, and a call to stop.
+
+    One tensor is zeroed, summed over the processes, measured and scaled at once; the parameters' ``grad`` are views.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        parameters = [parameter for parameter in flow.parameters() if parameter.requires_grad]
+        sizes = [parameter.numel() for parameter in parameters]
+        self.flat = torch.zeros(sum(sizes) + 3, dtype=parameters[0].dtype, device=parameters[0].device)
+        self.gradients, self.tail = self.flat[:-3], self.flat[-3:]
+        self.total, self.weight, self.stop = self.tail
+        for parameter, part in zip(parameters, self.gradients.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def clip_(self, most: float) -> Tensor:
+        """Scale the gradients to a norm of ``most`` if theirs is larger; the norm before."""
+        norm: Tensor = torch.linalg.vector_norm(self.gradients)
+        self.gradients.mul_((most / (norm + 1e-6)).clamp_(max=1.0))
+        return norm
+
+
+class _Prior:
+    r"""A prior on the scales of marginal mixtures, one-sided: what a component shrinks to is worth less the smaller it is.
+
+    .. math:: -\frac{w}{2 N} \sum \exp(2 (p - log\_scale))
+
+    is added to the mean log_prob, p the log scale at the start of the training and w = 0.1. A normal component with a
+    variance s^2, to whose rows w rows at a distance of e^p are added, has just this term. Without it, a component on a
+    value that repeats itself shrinks for ever, and the likelihood has no limit; a component of n rows now stops at
+    e^p sqrt(w / n).
+    """
+
+    def __init__(self, run: Run, train: Subset | Loader) -> None:
+        rows = train.total() if isinstance(train, Subset) else 1e5
+        self.weight = PRIOR_ROWS / max(rows, 1.0)
+        self.terms = [
+            (module.log_scale, run.start[f"{name}.log_scale"])
+            for name, module in run.flow.named_modules()
+            if isinstance(module, MixtureCDF) and module.log_scale.requires_grad
+        ]
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Add its part to the gradients of the loss, the negative of the mean log_prob."""
+        for log_scale, start in self.terms:
+            assert log_scale.grad is not None
+            log_scale.grad.sub_(torch.exp(2.0 * (start - log_scale)), alpha=self.weight)
+
+
+def stage(run: Run) -> str:
+    """Where a run stands, for its progress bar."""
+    done, epochs = len(run.history.lr), run.settings["epochs"]
+    return f"epoch {min(done + 1, epochs)}/{epochs}"

@@ -1,0 +1,57 @@
+"""Numbers that are subtracted from data, kept in the precision of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["KeepsPrecision"]
+
+Self = TypeVar("Self", bound="KeepsPrecision")
+
+
+class KeepsPrecision(nn.Module):
+    """A module whose buffer ``loc`` never loses precision: it is what the module subtracts from data.
+
+    Float32 has 24 bits. A time of 1.7e9 seconds then moves in steps of 128 seconds, whatever is done with it afterwards,
+    so that the subtraction must come before the conversion. ``module.to(torch.float32)`` therefore leaves a ``loc`` in
+    float64 as it is, and moves it to another device alone; ``load_state_dict`` widens ``loc`` to what it loads.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.transforms import Affine
+        >>> standardise = Affine(1, trainable=False)
+        >>> x = 1.7e9 + torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
+        >>> standardise.initialize(x)
+        >>> standardise.to(torch.float32)(x)[0]
+        tensor([[-1.],
+                [ 0.],
+                [ 1.]])
+
+    """
+
+    loc: Tensor
+
+    def _set_loc(self, value: Tensor) -> None:
+        """Let ``loc`` be ``value``, in the wider of its own dtype and the module's; a parameter keeps its own."""
+        if isinstance(self.loc, nn.Parameter):
+            self.loc.copy_(value)
+        else:
+            self.loc = value.to(torch.promote_types(value.dtype, self.loc.dtype)).clone()
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self._buffers.get("loc")
+        super()._apply(fn, recurse)
+        after = self._buffers.get("loc")
+        if before is not None and after is not None and after.dtype.itemsize < before.dtype.itemsize:
+            self._buffers["loc"] = before.to(after.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        own, given = self._buffers.get("loc"), state_dict.get(f"{prefix}loc")
+        if own is not None and isinstance(given, Tensor) and given.is_floating_point() and given.shape == own.shape:
+            self._buffers["loc"] = own.to(torch.promote_types(own.dtype, given.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *others)

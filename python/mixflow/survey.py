@@ -1,0 +1,281 @@
+"""What a table holds that a density finds hard: repeated values, large offsets, values far out, dependent columns.
+
+``fit`` looks before it learns, tells what it saw and what it does about it, and blames the likely cause if a training ends
+early. Only the first rows are looked at, at most as many as ``fit`` holds in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .robust import bulk, moments
+
+__all__ = ["Dependence", "Survey", "survey"]
+
+_TIED = 0.05  # the part of a column that may repeat other values before this is worth a note
+_FAR = 1e4  # spreads, from which on an offset is worth a note
+_OUTLIERS = 50.0  # spreads, likewise for the farthest value
+_SHOWN = 3  # columns that a note names; further ones are counted
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """A column that others determine: ``column = sum(weight * other) + constant``, up to a ten-thousandth of its spread."""
+
+    column: int
+    others: list[tuple[float, int]]
+    constant: float
+
+    def describe(self, names: Sequence[str]) -> str:
+        """The dependence as a formula in the columns' ``names``.
+
+        Example:
+            >>> from mixflow.survey import Dependence
+            >>> Dependence(1, [(2.0, 0)], 1.0).describe(["x", "y"])
+            'y = 2 x + 1'
+
+        """
+        text = ""
+        for weight, other in self.others:
+            size = "" if f"{abs(weight):.4g}" == "1" else f"{abs(weight):.4g} "
+            text += _signed(weight, f"{size}{names[other]}", first=not text)
+        if abs(self.constant) > 1e-9 and f"{self.constant:.4g}" != "0":
+            text += _signed(self.constant, f"{abs(self.constant):.4g}", first=not text)
+        return f"{names[self.column]} = {text or '0'}"
+
+
+def _signed(value: float, text: str, first: bool) -> str:
+    if first:
+        return f"-{text}" if value < 0.0 else text
+    return f" - {text}" if value < 0.0 else f" + {text}"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What :func:`survey` found; lists have an entry for each column.
+
+    Attributes:
+        rows: how many rows were looked at.
+        distinct: the number of different values.
+        step: the step that all values are multiples of, counted from the first; 0 where there is none.
+        largest_share: the share of the most frequent value.
+        most_frequent: that value.
+        offset: the median over the spread of the bulk.
+        outliers: the number of values outside the bulk.
+        farthest: the distance of the farthest value from the median, in spreads of the bulk.
+        dependences: columns that columns before them determine.
+
+    """
+
+    rows: int
+    distinct: list[int]
+    step: list[float]
+    largest_share: list[float]
+    most_frequent: list[float]
+    offset: list[float]
+    outliers: list[int]
+    farthest: list[float]
+    dependences: list[Dependence]
+
+    @property
+    def resolution(self) -> list[float]:
+        """The step that each column was rounded to, as far as its values tell; 0 for a column that repeats few values."""
+        return [step if self.is_tied(column) else 0.0 for column, step in enumerate(self.step)]
+
+    def is_tied(self, column: int) -> bool:
+        """Whether a visible part of the values of ``column`` repeat others."""
+        return self.rows - self.distinct[column] > _TIED * self.rows
+
+    def notes(self, names: Sequence[str], dtype: torch.dtype, widths: Sequence[float]) -> list[str]:
+        """Sentences on what was found, for columns of these ``names``.
+
+        Args:
+            names: of the columns.
+            dtype: that the rows came in.
+            widths: the resolution that was asked for, 0 for a column without one.
+
+        """
+        return [
+            *self._on_ties(names, widths),
+            *self._on_offsets(names, dtype),
+            *self._on_outliers(names),
+            *self._on_dependences(names),
+        ]
+
+    def suspects(self, names: Sequence[str]) -> str:
+        """The likely cause of a training that stopped being finite, in words; empty if nothing was seen."""
+        causes = []
+        if tied := [column for column in range(len(names)) if self.is_tied(column)]:
+            causes.append(f"repeated values in {_listed(tied, names)} (resolution=\"auto\" is made for them)")
+        if far := [column for column, distance in enumerate(self.farthest) if distance > 1e6]:
+            causes.append(f"values far out in {_listed(far, names)}")
+        if self.dependences:
+            causes.append(f"dependent columns ({self.dependences[0].describe(names)})")
+        return "; ".join(causes)
+
+    def _on_ties(self, names: Sequence[str], widths: Sequence[float]) -> list[str]:
+        notes = []
+        rounded = [c for c in range(len(names)) if widths[c] > 0.0]
+        if rounded:
+            steps = ", ".join(f"{names[c]} {widths[c]:.6g}" for c in rounded[:_SHOWN]) + _more(rounded)
+            notes.append(
+                f"Rounding: the values of {_listed(rounded, names)} stand for intervals (widths: {steps}). Each time a "
+                "value is learned from, it is drawn from its interval; log_prob is the density of values before rounding."
+            )
+        tied = [c for c in range(len(names)) if self.is_tied(c) and widths[c] == 0.0]
+        if tied:
+            first = tied[0]
+            share = self.largest_share[first]
+            often = f", {share:.0%} of them {self.most_frequent[first]:.6g}" if share > 0.1 else ""
+            step = f", in steps of {self.step[first]:.6g}" if self.step[first] > 0.0 else ""
+            cure = (
+                'resolution="auto" takes them for rounded ones'
+                if any(self.step[c] > 0.0 for c in tied)
+                else "no step was found that they could have been rounded to"
+            )
+            notes.append(
+                f"Repeated values: {_listed(tied, names)} ({names[first]}: {self.distinct[first]:,} different values in "
+                f"{self.rows:,} rows{often}{step}). A density is unbounded at a repeated value, so that log_prob says little "
+                f"there; a prior keeps components from shrinking onto one, and {cure}."
+            )
+        return notes
+
+    def _on_offsets(self, names: Sequence[str], dtype: torch.dtype) -> list[str]:
+        far = [c for c, offset in enumerate(self.offset) if abs(offset) > _FAR]
+        if not far:
+            return []
+        largest = max(far, key=lambda c: abs(self.offset[c]))
+        kept = f"It is subtracted in {str(dtype).removeprefix('torch.')}, before any other arithmetic"
+        if abs(self.offset[largest]) * torch.finfo(dtype).eps > 1e-4:
+            kept += f", but {str(dtype).removeprefix('torch.')} rounds the values visibly: give them in float64"
+        return [f"Offsets: {_listed(far, names)} vary little against their size (1 part in {abs(self.offset[largest]):.0e}). {kept}."]
+
+    def _on_outliers(self, names: Sequence[str]) -> list[str]:
+        out = [c for c, distance in enumerate(self.farthest) if distance > _OUTLIERS]
+        if not out:
+            return []
+        worst = max(out, key=lambda c: self.farthest[c])
+        return [
+            f"Values far out: {_listed(out, names)} ({names[worst]}: {self.outliers[worst]:,} of {self.rows:,} values, up to "
+            f"{self.farthest[worst]:.2g} spreads of the bulk from its median). Standardisation and starting points look at "
+            "the bulk; training sees all rows. Drop or replace such values beforehand if they are errors or stand for "
+            "missing ones."
+        ]
+
+    def _on_dependences(self, names: Sequence[str]) -> list[str]:
+        if not self.dependences:
+            return []
+        formulas = "; ".join(d.describe(names) for d in self.dependences[:_SHOWN]) + _more(self.dependences)
+        return [
+            f"Dependent columns: {formulas}. The density of such rows is unbounded; a floor holds it to 1e-4 spreads "
+            "across. Leave the dependent columns out where log_prob is to be compared."
+        ]
+
+
+def _listed(columns: Sequence[int], names: Sequence[str]) -> str:
+    return ", ".join(names[c] for c in columns[:_SHOWN]) + _more(columns)
+
+
+def _more(items: Sequence[object]) -> str:
+    return f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+
+
+def survey(x: Tensor) -> Survey:
+    """Look at the rows of ``x`` (N, D), finite numbers.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.survey import survey
+        >>> x = torch.arange(100.0)
+        >>> found = survey(torch.stack([x, 2 * x + 1, (x / 10).floor()], dim=1))
+        >>> found.distinct, found.step, found.dependences[0].describe(["a", "b", "c"])
+        ([100, 100, 10], [1.0, 2.0, 1.0], 'b = 2 a + 1')
+
+    """
+    x = x.double().cpu()
+    distinct, step, share, frequent = [], [], [], []
+    for column in x.unbind(1):
+        values, counts = column.unique(return_counts=True)
+        most = int(counts.argmax())
+        distinct.append(len(values))
+        step.append(_step(values) if len(values) < len(x) or len(x) <= 4096 else 0.0)
+        share.append(int(counts[most]) / len(x))
+        frequent.append(float(values[most]))
+    low, high = bulk(x)
+    median = x.median(0).values
+    _, spread = moments(x)
+    size = torch.where(spread > 0.0, spread, 1.0)
+    return Survey(
+        rows=len(x),
+        distinct=distinct,
+        step=step,
+        largest_share=share,
+        most_frequent=frequent,
+        offset=(median / size).tolist(),
+        outliers=((x < low) | (x > high)).sum(0).tolist(),
+        farthest=((x - median).abs().amax(0) / size).tolist(),
+        dependences=_dependences(x),
+    )
+
+
+def _step(values: Tensor) -> float:
+    """The largest step that the sorted ``values`` are multiples of, counted from the first; 0 if there is none.
+
+    Tried are the smallest difference and the powers of ten just below it: a column of 2, 5 and 9 has the step 1.
+    """
+    if len(values) < 2:
+        return 0.0
+    from_first = values - values[0]
+    # Of decimal numbers, such as multiples of 0.1, differences are rounded at the size of the values.
+    rounding = 8.0 * torch.finfo(values.dtype).eps * float(values.abs().max())
+    differences = values.diff()
+    smallest = float(differences[differences > rounding].min()) if bool((differences > rounding).any()) else 0.0
+    if smallest == 0.0:
+        return 0.0
+    power = math.floor(math.log10(smallest * (1.0 + 1e-9)))
+    for step in (smallest, *(10.0 ** (power - down) for down in range(3))):
+        if float(from_first[-1]) / step > 1e9:
+            break
+        exact = from_first / step
+        if float((exact - exact.round()).abs().max()) * step <= rounding + 1e-6 * step:
+            # In the digits that people write: 0.1, not what a difference of two decimals is.
+            return float(f"{step:.6g}")
+    return 0.0
+
+
+def _dependences(x: Tensor, most: int = 64) -> list[Dependence]:
+    """The columns of ``x`` (N, D) that are a linear function of columns before them."""
+    if len(x) <= x.shape[1] or x.shape[1] > most:
+        return []
+    scale = (x - x[0]).abs().amax(0)
+    z = (x - x[0]) / torch.where(scale > 0.0, scale, 1.0)
+    mean = z.mean(0)
+    z = z - mean
+    independent: list[int] = []
+    found = []
+    for column in range(x.shape[1]):
+        target, before = z[:, column], z[:, independent]
+        if float(target.abs().max()) == 0.0:
+            continue
+        if independent:
+            weights = torch.linalg.lstsq(before, target.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
+            rest = target - before @ weights
+            if float(rest.std()) < 1e-4 * float(target.std()):
+                found.append(_dependence(x, scale, column, independent, weights))
+                continue
+        independent.append(column)
+    return found
+
+
+def _dependence(x: Tensor, scale: Tensor, column: int, independent: list[int], weights: Tensor) -> Dependence:
+    in_units = weights * scale[column] / scale[independent]
+    matters = weights.abs() > 1e-3
+    others = [(float(w), c) for w, c, keep in zip(in_units, independent, matters.tolist(), strict=True) if keep]
+    constant = float((x[:, column] - sum(w * x[:, c] for w, c in others)).mean())
+    size = float(x[:, column].abs().max())
+    return Dependence(column, others, constant if abs(constant) > 1e-6 * size else 0.0)

@@ -80,10 +80,9 @@ class Run:
         own = weights(self.flow)
         shapes = {f"{part}.{name}": value.shape for part in _PARTS for name, value in own.items()}
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for index, parameter in enumerate(parameters):
-            if parameter.requires_grad:  # Adam's two moments and its count of steps
-                prefix, shape = f"optimizer.{index}", parameter.shape
-                shapes |= {f"{prefix}.step": torch.Size(), f"{prefix}.exp_avg": shape, f"{prefix}.exp_avg_sq": shape}
+        for index, parameter in enumerate(parameters):  # Adam's two moments and its count of steps
+            prefix, shape = f"optimizer.{index}", parameter.shape
+            shapes |= {f"{prefix}.step": torch.Size(), f"{prefix}.exp_avg": shape, f"{prefix}.exp_avg_sq": shape}
         found = {name: value.shape for name, value in tensors.items()}
         for name in sorted(shapes.keys() | found.keys()):
             if shapes.get(name) != found.get(name):

@@ -12,7 +12,6 @@ from .transforms import MixtureCDF
 __all__ = ["Schedule", "schedule_of"]
 
 _STEPS_PER_ROW = 4  # at most: of few rows, all is learned soon
-_PATIENCE = 30  # epochs, at least
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,6 @@ class Schedule:
         """Passes over ``rows`` rows that take about the wanted steps."""
         return max(1, math.ceil(min(self.steps, _STEPS_PER_ROW * rows) / steps_per_epoch))
 
-    @staticmethod
-    def patience_for(epochs: int) -> int:
-        """Epochs without improvement to wait for."""
-        return max(_PATIENCE, epochs // 2)
-
 
 def schedule_of(flow: Flow) -> Schedule:
     """The settings that did best on most tables, by the parts that the flow is made of.
@@ -71,5 +65,5 @@ def schedule_of(flow: Flow) -> Schedule:
     if any(isinstance(module, Inputs) for module in flow.modules()):
         return Schedule(steps=3000, least=256, most=1024, lr=0.003, weight_decay=0.03)
     if sum(isinstance(module, MixtureCDF) for module in flow.modules()) > 1:
-        return Schedule(steps=450, least=256, most=512, lr=0.02)
+        return Schedule(steps=1200, least=256, most=1024, lr=0.02)
     return Schedule(steps=1500, least=64, most=4096, lr=0.02)

@@ -23,7 +23,7 @@ from .checks import check_integer, check_seed
 from .files import PathLike, check_writable
 from .flows import Flow, like
 from .history import History
-from .learning import SCORING, Diverged, Rounding, Training, stage
+from .learning import SCORING, Diverged, Rounding, Training, stage, trained, trained_alone
 from .parallel import Group
 from .schedule import schedule_of
 from .sources import Data, Loader, Subset
@@ -95,7 +95,8 @@ def fit(
         lr: the highest learning rate.
         weight_decay: the decoupled weight decay of AdamW; by default 0.03 where networks make parameters, else 0.
         max_grad_norm: the norm that gradients are clipped to; ``inf`` for none.
-        patience: epochs without improvement to wait for.
+        patience: epochs without improvement to wait for; by default all of them, since the last epochs, at low rates,
+            are often the best.
         seed: of the split and the minibatches. The global random generators are neither read nor changed.
         device: where to train; the flow is moved there and stays. By default, where the flow is. With several
             processes, "cuda" is each process's own.
@@ -152,15 +153,15 @@ def fit(
     settings |= {"initialize": set_from_data, "resolution": _check_resolution(resolution, flow.features)}
 
     undo = _undo(flow)
+    hold = flow.fitted or set_from_data
     history = History()
     try:
         if set_from_data and isinstance(split.train, Subset):
             flow.follow_rows(len(split.train))
         settings |= {"recipe": repr(flow.recipe), "flow": " ".join(repr(flow).split()), "data": split.digest}
         group.require_same(settings)
-        optimizer = torch.optim.AdamW(
-            flow.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True
-        )
+        moved = trained(flow, hold)
+        optimizer = torch.optim.AdamW(moved, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True)
         run = Run(flow, optimizer, history, _weights(flow), _weights(flow), settings)
         contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
         if contents is not None and checkpoint is not None:
@@ -175,7 +176,8 @@ def fit(
     except BaseException:
         undo()
         raise
-    _train(run, group, split, start, plain, checkpoint, progress)
+    with trained_alone(flow, moved):
+        _train(run, group, split, start, plain, checkpoint, progress)
     return run.history
 
 
@@ -382,7 +384,7 @@ def _open_settings(flow: Flow, split: Split, given: dict[str, Any]) -> dict[str,
     else:
         size, steps = None, train.steps(0)
         epochs = given["epochs"] or max(1, math.ceil(schedule.steps / (steps or 100)))
-    return chosen | {"batch_size": size, "epochs": epochs, "patience": given["patience"] or schedule.patience_for(epochs)}
+    return chosen | {"batch_size": size, "epochs": epochs, "patience": given["patience"] or epochs}
 
 
 def _check_resolution(resolution: Any, features: int) -> str | list[float] | None:

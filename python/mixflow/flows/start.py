@@ -70,7 +70,7 @@ def start(transform: Transform, x: Tensor, context: Tensor | None) -> dict[str, 
 
 
 def _set_normal(marginals: MixtureCDF, whitening: Whitening, x: Tensor, context: Tensor | None) -> None:
-    marginals.set_mixtures(*wide_normal(x, marginals.components, marginals.family))
+    marginals.set_mixtures(*wide_normal(x, marginals.components, marginals.family, exact=marginals.family == "gaussian"))
     whitening.set_gaussian(*gaussian(marginals(x, context if marginals.context else None)[0]))
 
 

@@ -52,6 +52,7 @@ class MixtureCDF(Transform):
         self, features: int, components: int, family: str = "gaussian", base: str = "normal", context: int = 0
     ) -> None:
         super().__init__(features, context)
+        self.is_set_once = False  # whether fit sets the parameters from the data and then leaves them
         self.follows_rows = False  # whether a recipe left the number of components to the number of rows
         self.components = check_integer("components", components, 1)
         self.family = check_name("family", family, FAMILIES)

@@ -28,6 +28,7 @@ _SHARES = (0.3, 0.6, 0.8, 0.9)
 _FEW = 500  # rows, up to which the number of components is chosen by rows left out
 _PER_COMPONENT = 10  # rows that a component needs at least
 _FOLDS = 5
+_BEYOND = 30.0  # times the distance of the farthest value: the scale of the widest component of a heavy tail
 
 
 def predictive_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,16 +69,21 @@ def _repeated(mixture: tuple[Tensor, Tensor, Tensor], components: int) -> tuple[
     return logits - copies.log(), loc, log_scale
 
 
-def wide_normal(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor, Tensor]:
+def wide_normal(
+    x: Tensor, components: int, family: str, exact: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """A normal for each column of ``x`` (N, D), as nearly as ``components`` of ``family`` have the shape of one.
 
     Its variance is that of the predictive distribution of a normal whose mean and variance the rows have to tell as well,
-    (1 + 1/N)(N - 1)/(N - 3) times the rows' own (Geisser, "Predictive Inference", 1993).
+    (1 + 1/N)(N - 1)/(N - 3) times the rows' own (Geisser, "Predictive Inference", 1993). With ``exact``, all components
+    are the same: a normal to the last digit where the family is Gaussian, but training would never tell them apart.
     """
     mean, spread = moments(x)
     rows = len(x)
     wider = ((1.0 + 1.0 / rows) * max(1, rows - 1) / max(0.5, rows - 3)) ** 0.5
     loc, log_scale = (parameter.to(x) for parameter in normal_start(components, family))
+    if exact:
+        loc, log_scale = torch.zeros_like(loc), torch.zeros_like(loc)
     scale = (wider * spread).unsqueeze(-1)
     loc = mean.unsqueeze(-1) + scale * loc
     return torch.zeros_like(loc), loc, log_scale + scale.log()
@@ -134,14 +140,15 @@ def _widening(x: Tensor, components: int) -> list[tuple[Tensor, Tensor]]:
     """``loc`` and ``log_scale`` (D, K) whose scales grow geometrically: around the median, to its right, to its left.
 
     Mixtures over scales have the tails of Student's t and of Cauchy's distribution; those on one side, with the distance
-    growing along, the tail of a lognormal.
+    growing along, the tail of a lognormal. The widest goes beyond the farthest value: of such a tail, further rows bring
+    larger values yet. Where that is not so, it keeps the weight of one row.
     """
     median = x.median(0).values.unsqueeze(-1)
     _, spread = moments(x)
     farthest = (x - median.squeeze(-1)).abs().amax(0)
     step = torch.arange(components, device=x.device, dtype=x.dtype) / (components - 1)
     least = 0.3 * spread.unsqueeze(-1)
-    log_scale = least.log() + step * ((0.5 * farthest).unsqueeze(-1) / least).log().clamp_min(0.0)
+    log_scale = least.log() + step * ((_BEYOND * farthest).unsqueeze(-1) / least).log().clamp_min(0.0)
     return [(median + side * (log_scale.exp() - least), log_scale) for side in (0.0, 1.0, -1.0)]
 
 

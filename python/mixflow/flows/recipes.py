@@ -29,7 +29,7 @@ __all__ = ["autoregressive", "coupling", "gaussian_mixture", "gaussianization", 
 
 @recipe
 def univariate(
-    components: int = 8,
+    components: int = 16,
     family: str = "gaussian",
     base: str = "normal",
     context: int = 0,
@@ -66,7 +66,7 @@ def gaussianization(
     features: int,
     layers: int = 12,
     components: int = 16,
-    family: str = "logistic",
+    family: str = "gaussian",
     base: str = "normal",
     context: int = 0,
     support: str | Sequence[Any] | None = None,

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..gaussian import folds, gaussian
+from ..gaussian import gaussian
 from ..transforms import Autoregressive, Compose, Coupling, MixtureCDF, Whitening
 from ..transforms.base import Transform
 from ..transforms.compose import frozen_kept
@@ -101,12 +101,12 @@ def _left_out_scores(marginals: MixtureCDF, x: Tensor) -> tuple[float, float, fl
     scratch, whitening = copy.deepcopy(marginals), Whitening(marginals.features).to(x)
     scratch.conditioner = None
     few = len(x) <= _FEW
-    fold = folds(x.double(), 5)
+    fold = torch.randperm(len(x), generator=torch.Generator().manual_seed(len(x))).to(x.device) % 5
     scores = torch.zeros(3, dtype=torch.float64)
     for number in range(5 if few else 1):
         rest, out = x[fold != number], x[fold == number]
-        if len(rest) < 2 or len(out) == 0:
-            continue
+        if len(out) == 0 or bool((rest.amin(0) == rest.amax(0)).any()):
+            continue  # a column of few values can be constant without them
         scratch.set_mixtures(*predictive_mixture(rest, marginals.components, marginals.family))
         whitening.set_gaussian(*gaussian(scratch(rest)[0]))
         z, ladj = scratch(out)

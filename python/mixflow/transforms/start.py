@@ -28,7 +28,7 @@ _SHARES = (0.3, 0.6, 0.8, 0.9)
 _FEW = 500  # rows, up to which the number of components is chosen by rows left out
 _PER_COMPONENT = 10  # rows that a component needs at least
 _FOLDS = 5
-_BEYOND = 30.0  # times the distance of the farthest value: the scale of the widest component of a heavy tail
+_BEYOND = 10.0  # times the distance of the farthest value: the scale of the widest component of a heavy tail
 
 
 def predictive_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,19 +137,30 @@ def likely_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor, Ten
 
 
 def _widening(x: Tensor, components: int) -> list[tuple[Tensor, Tensor]]:
-    """``loc`` and ``log_scale`` (D, K) whose scales grow geometrically: around the median, to its right, to its left.
+    """``loc`` and ``log_scale`` (D, K) whose scales grow geometrically: around the median, from the lower end, from the upper.
 
-    Mixtures over scales have the tails of Student's t and of Cauchy's distribution; those on one side, with the distance
-    growing along, the tail of a lognormal. The widest goes beyond the farthest value: of such a tail, further rows bring
-    larger values yet. Where that is not so, it keeps the weight of one row.
+    Mixtures over scales around one point have the tails of Student's t and of Cauchy's distribution; those from an end,
+    with the distance growing along, the shape of a lognormal of many decades. The widest component goes beyond the
+    farthest value: of such a tail, further rows bring larger values yet. Where that is not so, it keeps the weight of one
+    row.
     """
-    median = x.median(0).values.unsqueeze(-1)
     _, spread = moments(x)
-    farthest = (x - median.squeeze(-1)).abs().amax(0)
-    step = torch.arange(components, device=x.device, dtype=x.dtype) / (components - 1)
-    least = 0.3 * spread.unsqueeze(-1)
-    log_scale = least.log() + step * ((_BEYOND * farthest).unsqueeze(-1) / least).log().clamp_min(0.0)
-    return [(median + side * (log_scale.exp() - least), log_scale) for side in (0.0, 1.0, -1.0)]
+    median = x.median(0).values
+    around = _geometric(0.3 * spread, (x - median).abs().amax(0), components)
+    starts = [(median.unsqueeze(-1) + torch.zeros_like(around), around)]
+    for side in (1.0, -1.0):
+        distance = ((x - x.amin(0)) if side > 0.0 else (x.amax(0) - x)).sort(0).values
+        nearest = torch.maximum(distance[len(x) // 50], 1e-6 * spread)
+        log_scale = _geometric(nearest, distance[-1], components)
+        end = x.amin(0) if side > 0.0 else x.amax(0)
+        starts.append((end.unsqueeze(-1) + side * log_scale.exp(), log_scale))
+    return starts
+
+
+def _geometric(least: Tensor, farthest: Tensor, components: int) -> Tensor:
+    """Logs of scales (D, K), evenly spaced from ``least`` (D,) to beyond the distance ``farthest`` (D,)."""
+    step = torch.arange(components, device=least.device, dtype=least.dtype) / (components - 1)
+    return least.log().unsqueeze(-1) + step * (_BEYOND * farthest / least).log().clamp_min(0.0).unsqueeze(-1)
 
 
 def start_from(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -76,6 +76,7 @@ class Training:
         bar: the progress bar.
         rounding: of the data; None for data as they are.
         limited: whether the density has a support that rows can lie outside of.
+        held: the columns whose marginal mixtures are not moved.
 
     """
 
@@ -86,6 +87,7 @@ class Training:
     bar: tqdm[NoReturn]
     rounding: Rounding | None
     limited: bool
+    held: Sequence[bool]
     step: int = 0  # of this epoch
     weight: float = 0.0  # of the rows of this epoch, as far as they have been read
     total: float = 0.0  # their summed log_prob
@@ -96,7 +98,7 @@ class Training:
         self.steps = self.group.share(lambda: self.train.steps(self.settings["batch_size"]))
         self.gradients = _Gradients(self.run.flow)
         self.prior = _Prior(self.run, self.train)
-        self.steps_of_narrow = _StepsOfNarrow(self.run.flow)
+        self.careful_steps = _CarefulSteps(self.run.flow, self.held)
         self.at_start: Tensor | None = None  # log_prob of this process's held-out rows under the weights at the start
 
     # -- before and after the epochs ---------------------------------------------------------------------------
@@ -221,7 +223,7 @@ class Training:
         norm = gradients.clip_(self.settings["max_grad_norm"])
         for parameters in run.optimizer.param_groups:
             parameters["lr"] = self._rate(self.step)
-        with self.steps_of_narrow.shortened():
+        with self.careful_steps.taken():
             run.optimizer.step()
         self.step += 1
         self.unread.append((batch.rows, batch.total, gradients.tail.clone(), norm))
@@ -357,41 +359,55 @@ class _Prior:
             log_scale.grad.sub_(torch.exp(2.0 * (start - log_scale)), alpha=self.weight)
 
 
-class _StepsOfNarrow:
-    """Shorter steps for the locations of narrow components.
+class _CarefulSteps:
+    """Steps of mixtures' own parameters that do not throw narrow components off what they sit on.
 
     Adam's steps are as long as the learning rate, whatever a component's width: one that is a thousandth of a standard
-    deviation wide, on a value that repeats itself, would be thrown off that value by the first step. A component narrower
-    than ``NARROW`` standard deviations moves in proportion to its scale.
+    deviation wide, on a value that repeats itself, would be thrown off that value by the first step. A location therefore
+    moves in proportion to its component's scale where that is less than ``NARROW`` standard deviations. Marginal mixtures
+    of columns that repeat their values, beside networks that need long steps, are not moved at all: an autoregressive
+    flow learns 0.2 nats more of the power plant table for it, and 8 more of the concrete table.
     """
 
-    def __init__(self, flow: Flow) -> None:
-        mixtures = [module for module in flow.modules() if isinstance(module, MixtureCDF) and module.loc.requires_grad]
-        self.locs = [mixture.loc for mixture in mixtures]
-        self.log_scales = [mixture.log_scale for mixture in mixtures]
+    def __init__(self, flow: Flow, held: Sequence[bool]) -> None:
+        self.mixtures = [m for m in flow.modules() if isinstance(m, MixtureCDF) and m.loc.requires_grad]
+        self.moving = [_moving(mixture, held) for mixture in self.mixtures]
 
     @contextmanager
-    def shortened(self) -> Iterator[None]:
+    def taken(self) -> Iterator[None]:
         """Shorten the steps that the block takes."""
-        before = [(loc.detach().clone(), log_scale.detach().clone()) for loc, log_scale in self._each()]
+        before = [[value.detach().clone() for value in _values(mixture)] for mixture in self.mixtures]
         yield
         with torch.no_grad():
-            for (loc, _), (old, log_scale) in zip(self._each(), before, strict=True):
-                loc.copy_(old.lerp(loc, (log_scale.exp() / NARROW).clamp_(max=1.0)))
+            for mixture, moving, (logits, loc, log_scale) in zip(self.mixtures, self.moving, before, strict=True):
+                part = (log_scale.exp() / NARROW).clamp_(max=1.0)
+                if moving is not None:
+                    part = part * moving
+                    mixture.logits.copy_(torch.where(moving, mixture.logits, logits))
+                    mixture.log_scale.copy_(torch.where(moving, mixture.log_scale, log_scale))
+                mixture.loc.copy_(loc.lerp(mixture.loc, part))
 
-    def _each(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.locs, self.log_scales, strict=True)
+
+def _values(mixture: MixtureCDF) -> tuple[Tensor, Tensor, Tensor]:
+    return mixture.logits, mixture.loc, mixture.log_scale
 
 
-def trained(flow: Flow, hold: bool) -> list[nn.Parameter]:
-    """The parameters that the steps move; with ``hold``, without those that are only ever set from data."""
-    held = {
+def _moving(mixture: MixtureCDF, held: Sequence[bool]) -> Tensor | None:
+    """Which features of ``mixture`` are trained, (D, 1); None for all."""
+    if not mixture.is_marginal or not any(held):
+        return None
+    return ~torch.tensor(held, device=mixture.loc.device).unsqueeze(-1)
+
+
+def trained(flow: Flow, held: Sequence[bool]) -> list[nn.Parameter]:
+    """The parameters that the steps move: not those of marginal mixtures if all columns are ``held``."""
+    still = {
         id(parameter)
         for module in flow.modules()
-        if isinstance(module, MixtureCDF) and module.is_set_once and hold
+        if isinstance(module, MixtureCDF) and module.is_marginal and all(held)
         for parameter in module.parameters()
     }
-    return [parameter for parameter in flow.parameters() if parameter.requires_grad and id(parameter) not in held]
+    return [parameter for parameter in flow.parameters() if parameter.requires_grad and id(parameter) not in still]
 
 
 @contextmanager

@@ -21,7 +21,8 @@ class Schedule:
     Attributes:
         steps: about so many, over all epochs, however many rows there are.
         least: rows a step at least, as far as there are so many.
-        most: rows a step at most, unless one epoch would take more steps than wanted; an eighth of the rows in between.
+        most: rows a step at most, unless one epoch would take more steps than wanted.
+        part: the number of steps in an epoch in between.
         lr: the highest learning rate.
         weight_decay: the decoupled weight decay of AdamW.
 
@@ -32,6 +33,7 @@ class Schedule:
     most: int
     lr: float
     weight_decay: float = 0.0
+    part: int = 8
 
     def batch_size_for(self, rows: int) -> int:
         """Rows per step for ``rows`` rows in all.
@@ -43,7 +45,7 @@ class Schedule:
             [100, 256, 500, 1024, 10000]
 
         """
-        return min(rows, max(self.least, min(self.most, rows // 8), math.ceil(rows / self.steps)))
+        return min(rows, max(self.least, min(self.most, rows // self.part), math.ceil(rows / self.steps)))
 
     def epochs_for(self, rows: int, steps_per_epoch: int) -> int:
         """Passes over ``rows`` rows that take about the wanted steps."""
@@ -63,7 +65,7 @@ def schedule_of(flow: Flow) -> Schedule:
     if isinstance(flow, GaussianMixture) and not flow.context:
         return Schedule(steps=200, least=256, most=4096, lr=0.002)  # it starts where expectation-maximisation ends
     if any(isinstance(module, Inputs) for module in flow.modules()):
-        return Schedule(steps=3000, least=256, most=1024, lr=0.003, weight_decay=0.03)
+        return Schedule(steps=2400, least=256, most=1024, lr=0.003, weight_decay=0.03)
     if sum(isinstance(module, MixtureCDF) for module in flow.modules()) > 1:
-        return Schedule(steps=1200, least=256, most=1024, lr=0.02)
+        return Schedule(steps=1800, least=256, most=4096, lr=0.02, part=4)
     return Schedule(steps=1500, least=64, most=4096, lr=0.02)

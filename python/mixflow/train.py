@@ -48,7 +48,7 @@ def fit(
     batch_size: int | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
-    max_grad_norm: float = 10.0,
+    max_grad_norm: float = 1.0,
     patience: int | None = None,
     seed: int = 0,
     device: torch.device | str | int | None = None,
@@ -153,21 +153,22 @@ def fit(
     settings |= {"initialize": set_from_data, "resolution": _check_resolution(resolution, flow.features)}
 
     undo = _undo(flow)
-    hold = flow.fitted or set_from_data
+    flow.to(own.device)
+    is_set = flow.fitted or set_from_data
     history = History()
     try:
-        if set_from_data and isinstance(split.train, Subset):
-            flow.follow_rows(len(split.train))
+        start = _Start(split, group, settings, flow)
+        if set_from_data:
+            start.follow_rows()
         settings |= {"recipe": repr(flow.recipe), "flow": " ".join(repr(flow).split()), "data": split.digest}
         group.require_same(settings)
-        moved = trained(flow, hold)
+        held = start.held(is_set)
+        moved = trained(flow, held)
         optimizer = torch.optim.AdamW(moved, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True)
         run = Run(flow, optimizer, history, _weights(flow), _weights(flow), settings)
         contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
         if contents is not None and checkpoint is not None:
             run.check(checkpoint, contents)
-        flow.to(own.device)
-        start = _Start(split, group, settings, flow)
         plain = start.set(run, contents)
     except KeyboardInterrupt:
         undo()
@@ -177,7 +178,7 @@ def fit(
         undo()
         raise
     with trained_alone(flow, moved):
-        _train(run, group, split, start, plain, checkpoint, progress)
+        _train(run, group, split, start, plain, held, checkpoint, progress)
     return run.history
 
 
@@ -188,9 +189,11 @@ class _Start:
     """What is known before the first step: the rows that a start is set from, and what was seen in them."""
 
     def __init__(self, split: Split, group: Group, settings: dict[str, Any], flow: Flow) -> None:
-        self.split, self.group, self.settings = split, group, settings
+        self.split, self.group, self.settings, self.flow = split, group, settings, flow
         self.names = flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
         self.x, self.context = split.first(group)
+        if settings["initialize"]:
+            _check_columns_vary(self.x, flow)
         self.seen: Survey = group.share(lambda: survey(self.x[:SURVEYED]))
         widths = settings["resolution"]
         if widths == "auto":
@@ -198,6 +201,27 @@ class _Start:
         self.rounding = None
         if widths is not None and any(widths):
             self.rounding = Rounding(torch.tensor(widths, dtype=torch.float64), settings["seed"] % 2**32)
+
+    def held(self, is_set: bool) -> list[bool]:
+        """The columns whose marginal mixtures stay as they were set: those that repeat their values."""
+        widths = [0.0] * self.flow.features if self.rounding is None else self.rounding.widths.tolist()
+        return [is_set and width == 0.0 and self.seen.is_tied(column) for column, width in enumerate(widths)]
+
+    def follow_rows(self) -> None:
+        """Let the sizes that the recipe left open follow the rows."""
+        rows = len(self.split.train) if isinstance(self.split.train, Subset) else len(self.x)
+        self.flow.follow_rows(self.inside()[0], rows)
+
+    def inside(self) -> tuple[Tensor, Tensor | None]:
+        """The rows that lie inside the flow's support, rounded ones drawn from their intervals, and their context."""
+        x, context = self.x, self.context
+        inside = self.flow.supports(x)
+        if not inside.all():
+            x, context = x[inside], None if context is None else context[inside]
+        if self.rounding is not None:
+            drawn = self.rounding(x, slice(None), len(x), SCORING, 0)
+            x = torch.where(self.flow.supports(drawn).unsqueeze(-1), drawn, x.double())
+        return x, context
 
     def set(self, run: Run, contents: Contents | None) -> dict[str, dict[str, Tensor]]:
         """Set the run's weights, and return those of plain densities to compare with by name."""
@@ -214,15 +238,7 @@ class _Start:
         return plain
 
     def _initialized(self, flow: Flow) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-        x, context = self.x, self.context
-        _check_columns_vary(x, flow)
-        inside = flow.supports(x)
-        if not inside.all():
-            x, context = x[inside], None if context is None else context[inside]
-        if self.rounding is not None:
-            drawn = self.rounding(x, slice(None), len(x), SCORING, 0)
-            x = torch.where(flow.supports(drawn).unsqueeze(-1), drawn, x.double())
-        return flow.starts(x, context), _weights(flow)
+        return flow.starts(*self.inside()), _weights(flow)
 
     def _notes(self, flow: Flow) -> list[str]:
         train, columns = self.split.train, ", ".join(self.names[:6]) + (", ..." if len(self.names) > 6 else "")
@@ -249,6 +265,7 @@ def _train(
     split: Split,
     start: _Start,
     plain: dict[str, dict[str, Tensor]],
+    held: Sequence[bool],
     checkpoint: PathLike | None,
     progress: bool,
 ) -> None:
@@ -257,7 +274,7 @@ def _train(
     limited = flow.data_to_base.outside(torch.ones(1, flow.features, device=start.x.device)) is not None
     try:
         with group.hold_interrupts(), _progress_bar(run, split.train, progress and group.rank == 0) as bar:
-            training = Training(run, group, split.train, split.valid, bar, start.rounding, limited)
+            training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, held)
             try:
                 training.begin(plain)
                 while len(run.history.lr) < settings["epochs"] and not _out_of_patience(run.history, settings["patience"]):

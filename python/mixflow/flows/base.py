@@ -17,7 +17,7 @@ from ..checks import check_integer, check_seed
 from ..reference import BASES
 from ..transforms import MixtureCDF, Transform
 from ..transforms.base import check_name, check_transform, own_tensor
-from .start import start
+from .start import follow_rows, start
 
 __all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe"]
 
@@ -139,12 +139,11 @@ class Flow(nn.Module):
             if module.components != components:
                 module.resize(components)
 
-    def follow_rows(self, rows: int) -> None:
-        """Give the mixtures whose size the recipe left open as many components as ``rows`` rows support."""
-        sizes = dict.fromkeys(self.sizes(), min(256, max(8, rows // 30)))
-        self.resize(sizes)
-        if sizes and self.recipe is not None:
-            arguments = self.recipe.arguments | {"marginal_components": next(iter(sizes.values()))}
+    def follow_rows(self, x: Tensor, rows: int) -> None:
+        """Give the mixtures whose size the recipe left open the components that ``x`` (N, D), of ``rows`` rows, supports."""
+        components = follow_rows(self.data_to_base, x, rows)
+        if components is not None and self.recipe is not None:
+            arguments = self.recipe.arguments | {"marginal_components": components}
             self.recipe = Recipe(self.recipe.name, arguments)
 
     @torch.no_grad()

@@ -20,13 +20,14 @@ from ..gaussian import gaussian
 from ..transforms import Autoregressive, Compose, Coupling, MixtureCDF, Whitening
 from ..transforms.base import Transform
 from ..transforms.compose import frozen_kept
-from ..transforms.start import predictive_mixture, wide_normal
+from ..transforms.start import best_counts, predictive_mixture, wide_normal
 
-__all__ = ["ONE_GAUSSIAN", "start"]
+__all__ = ["ONE_GAUSSIAN", "follow_rows", "start"]
 
 ONE_GAUSSIAN = "one Gaussian"
 _FEW = 500  # rows, up to which every row is left out once
 _SEEN = 8192  # rows that the choice looks at
+_MOST, _ROWS_PER_COMPONENT = 256, 30  # of marginals whose number of components follows the rows
 # Inner layers are set from data with this much noise, in standard deviations. A direction without any variance, of columns
 # that depend on each other, then has a width to be set from.
 _NOISE = 1e-3
@@ -69,6 +70,29 @@ def start(transform: Transform, x: Tensor, context: Tensor | None) -> dict[str, 
     return plain
 
 
+def follow_rows(transform: Transform, x: Tensor, rows: int) -> int | None:
+    """Give the marginals whose size a recipe left open the components that ``x`` (N, D), of ``rows`` rows, supports.
+
+    Returns:
+        Their number; None if there are no such marginals.
+
+    """
+    parts = transform.each() if isinstance(transform, Compose) else []
+    lead = next((i for i, part in enumerate(parts) if isinstance(part, MixtureCDF) and part.follows_rows), None)
+    if lead is None:
+        return None
+    marginals = parts[lead]
+    assert isinstance(marginals, MixtureCDF)
+    with torch.no_grad():
+        for part in parts[:lead]:
+            part.initialize(x)
+            x, _ = part(x)
+        marginals.counts = best_counts(x, min(_MOST, max(8, rows // _ROWS_PER_COMPONENT)), marginals.family)
+    components = max(8, int(marginals.counts.max()))
+    marginals.resize(components)
+    return components
+
+
 def _set_normal(marginals: MixtureCDF, whitening: Whitening, x: Tensor, context: Tensor | None) -> None:
     marginals.set_mixtures(*wide_normal(x, marginals.components, marginals.family, exact=marginals.family == "gaussian"))
     whitening.set_gaussian(*gaussian(marginals(x, context if marginals.context else None)[0]))
@@ -107,7 +131,7 @@ def _left_out_scores(marginals: MixtureCDF, x: Tensor) -> tuple[float, float, fl
         rest, out = x[fold != number], x[fold == number]
         if len(out) == 0 or bool((rest.amin(0) == rest.amax(0)).any()):
             continue  # a column of few values can be constant without them
-        scratch.set_mixtures(*predictive_mixture(rest, marginals.components, marginals.family))
+        scratch.set_mixtures(*predictive_mixture(rest, marginals.components, marginals.family, marginals.counts))
         whitening.set_gaussian(*gaussian(scratch(rest)[0]))
         z, ladj = scratch(out)
         white, more = whitening(z)

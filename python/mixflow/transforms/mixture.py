@@ -52,8 +52,9 @@ class MixtureCDF(Transform):
         self, features: int, components: int, family: str = "gaussian", base: str = "normal", context: int = 0
     ) -> None:
         super().__init__(features, context)
-        self.is_set_once = False  # whether fit sets the parameters from the data and then leaves them
-        self.follows_rows = False  # whether a recipe left the number of components to the number of rows
+        self.is_marginal = False  # whether networks follow, beside which columns of repeated values are not trained
+        self.follows_rows = False  # whether a recipe left the number of components to the rows
+        self.counts: Tensor | None = None  # how many of them each feature uses, where that has been found out
         self.components = check_integer("components", components, 1)
         self.family = check_name("family", family, FAMILIES)
         self.base = check_name("base", base, BASES)
@@ -67,7 +68,7 @@ class MixtureCDF(Transform):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """The mixture of each column of ``x`` (N, D) that predicts further rows: see :mod:`mixflow.transforms.start`."""
         spread_of(x)
-        self.set_mixtures(*predictive_mixture(x, self.components, self.family))
+        self.set_mixtures(*predictive_mixture(x, self.components, self.family, self.counts))
         if self.conditioner is not None and context is not None:
             self.conditioner.initialize(context)
 

@@ -4,7 +4,7 @@ A start is a density already, often a good one, and training goes on from it. Th
 cure here:
 
 - few rows: every component that is added follows the rows at hand, not the density that they come from. There are at most
-  a tenth as many components as rows, and up to 1,000 rows their number is the one that predicts rows left out best;
+  a tenth as many components as rows, and their number is the one that predicts rows left out best;
 - values far out: cells of equal counts and standard deviations are taken of the bulk (:mod:`mixflow.robust`). Columns with
   values outside their bulk also try components whose widths grow geometrically from the bulk to the farthest value;
 - repeated values: a component could shrink onto one of them without end. Each component's scale is held by a prior.
@@ -18,23 +18,28 @@ from torch import Tensor
 from ..ops import cdf_transform
 from ..robust import bulk, clipped, moments
 
-__all__ = ["normal_quantiles", "normal_start", "predictive_mixture", "start_from", "wide_normal"]
+__all__ = ["best_counts", "normal_quantiles", "normal_start", "predictive_mixture", "start_from", "wide_normal"]
 
 _ROWS = 2048  # as many quantiles as tell two starts apart
 _ROWS_TO_IMPROVE = 8192  # as many rows as tell the better weights
 _STEPS = 20  # of expectation-maximisation
 _WIDTHS = 10.0 ** (torch.arange(-5.0, 5.0, device="cpu") / 10.0)  # from 0.32 to 2.5
 _SHARES = (0.3, 0.6, 0.8, 0.9)
-_FEW = 500  # rows, up to which the number of components is chosen by rows left out
+_FEW = 500  # rows, up to which every row is left out once; of more, a fifth of the rows is left out
+_PLENTY = 1000  # rows for each component, from which on they need no choosing
+_ROWS_TO_CHOOSE = 4096  # rows that their number is chosen by
 _PER_COMPONENT = 10  # rows that a component needs at least
 _FOLDS = 5
 _BEYOND = 10.0  # times the distance of the farthest value: the scale of the widest component of a heavy tail
 
 
-def predictive_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor, Tensor]:
+def predictive_mixture(
+    x: Tensor, components: int, family: str, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """``logits``, ``loc`` and ``log_scale``, each (D, ``components``), of a mixture for each column of ``x`` (N, D).
 
-    Where fewer components are used than there are, copies share the weight of one: the density is that of the fewer.
+    Column d uses ``counts[d]`` components, by default as many as :func:`best_counts` finds; one stands for a normal. Where
+    fewer are used than there are, copies share the weight of one: the density is that of the fewer.
 
     Example:
         >>> import torch
@@ -45,20 +50,36 @@ def predictive_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor,
         True
 
     """
-    most = max(1, min(components, len(x) // _PER_COMPONENT))
-    if most > 1 and len(x) > _FEW:
-        return _repeated(likely_mixture(x, most, family), components)
-    normal = wide_normal(x, components, family)
-    if most == 1:
-        return normal
-    fewest = _best_counts(x, [count for count in (2, 4, 8, 16, 32, 64) if count < most] + [most], family)
-    chosen = [parameter.clone() for parameter in normal]
-    for count in sorted(set(fewest.tolist()) - {1}):
-        columns = fewest == count
+    counts = best_counts(x, components, family) if counts is None else counts
+    chosen = [parameter.clone() for parameter in wide_normal(x, components, family)]
+    for count in sorted(set(counts.tolist()) - {1}):
+        columns = counts == count
         fitted = _repeated(likely_mixture(x[:, columns], count, family), components)
         for parameter, value in zip(chosen, fitted, strict=True):
             parameter[columns] = value
     return chosen[0], chosen[1], chosen[2]
+
+
+def best_counts(x: Tensor, components: int, family: str) -> Tensor:
+    """How many of at most ``components`` components each column of ``x`` (N, D) supports: integers (D,).
+
+    All of them where there are a thousand rows for each. Otherwise the number that predicts rows left out best, a tenth of
+    the rows at most.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.transforms.start import best_counts
+        >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+        >>> x[:, 1] = x[:, 1].sign() * (4.0 + x[:, 1].abs())
+        >>> best_counts(x, 8, "gaussian")
+        tensor([1, 2])
+
+    """
+    most = max(1, min(components, len(x) // _PER_COMPONENT))
+    if most == 1 or most * _PLENTY < len(x):
+        return torch.full((x.shape[1],), most, device=x.device)
+    counts = [count for count in (2, 4, 8, 16, 32, 64, 128) if count < most] + [most]
+    return _best_counts(x[:_ROWS_TO_CHOOSE], counts, family, _FOLDS if len(x) <= _FEW else 1)
 
 
 def _repeated(mixture: tuple[Tensor, Tensor, Tensor], components: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,8 +110,8 @@ def wide_normal(
     return torch.zeros_like(loc), loc, log_scale + scale.log()
 
 
-def _best_counts(x: Tensor, counts: list[int], family: str) -> Tensor:
-    """The number of components (D,) of each column of ``x`` (N, D) that predicts values left out best.
+def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tensor:
+    """The number of components (D,) of each column of ``x`` (N, D) that predicts the rows of ``folds`` folds best.
 
     Of ``counts`` and 1, which stands for a normal. More than a normal must be better by two standard errors of the
     difference: of several candidates, one is always better by chance.
@@ -99,20 +120,20 @@ def _best_counts(x: Tensor, counts: list[int], family: str) -> Tensor:
     fold = torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(x.device) % _FOLDS
     # One column for each fold and feature. All have as many rows, some of them twice: a column without its fold is drawn
     # out to the length of the whole.
-    rest = [(fold != number).nonzero().squeeze(-1) for number in range(_FOLDS)]
+    rest = [(fold != number).nonzero().squeeze(-1) for number in range(folds)]
     learned = torch.cat([x[kept[torch.arange(rows, device=x.device) * len(kept) // rows]] for kept in rest], dim=1)
-    left_out = torch.stack([fold == number for number in range(_FOLDS)], dim=1).repeat_interleave(columns, dim=1)
-    scored = x.repeat(1, _FOLDS)
+    left_out = torch.stack([fold == number for number in range(folds)], dim=1).repeat_interleave(columns, dim=1)
+    scored, seen = x.repeat(1, folds), fold < folds
 
     def score(mixture: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         _, log_prob = cdf_transform(scored, *mixture, family=family, base="uniform")
-        return log_prob.where(left_out, 0.0).unflatten(1, (_FOLDS, columns)).sum(1)
+        return log_prob.where(left_out, 0.0).unflatten(1, (folds, columns)).sum(1)[seen]
 
     normal = score(wide_normal(learned, max(counts), family))
     best, gain = torch.ones(columns, dtype=torch.long, device=x.device), x.new_zeros(columns)
     for count in counts:
         difference = score(likely_mixture(learned, count, family)) - normal
-        mean, error = difference.mean(0), difference.std(0) / len(x) ** 0.5
+        mean, error = difference.mean(0), difference.std(0) / len(difference) ** 0.5
         better = (mean > 2.0 * error) & (mean > gain)
         best, gain = torch.where(better, count, best), torch.where(better, mean, gain)
     return best

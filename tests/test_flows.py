@@ -165,7 +165,7 @@ def test_nan_stays_nan_beside_infinite_data():
 def test_recipes_record_the_whole_call():
     flow = flows.univariate(5, base="logistic")
     assert flow.recipe == flows.Recipe(
-        "univariate", {"components": 5, "family": "gaussian", "base": "logistic", "context": 0}
+        "univariate", {"components": 5, "family": "gaussian", "base": "logistic", "context": 0, "support": None}
     )
     assert flows.RECIPES["univariate"](**flow.recipe.arguments).recipe == flow.recipe
 

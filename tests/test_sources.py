@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import mixflow
-from mixflow import flows, sources
+from mixflow import flows, learning, sources, split
 from mixflow.parallel import Group
 from mixflow.sources import Loader, Rows, Subset, check_weights, is_loader, shuffled
 from mixflow.tables import write_table
@@ -411,7 +411,8 @@ class Counted(np.memmap):
 
 def test_a_memory_map_is_read_batch_by_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "CHUNK", 128)
-    monkeypatch.setattr(mixflow.train, "CHUNK", 128)
+    monkeypatch.setattr(split, "CHUNK", 128)
+    monkeypatch.setattr(learning, "CHUNK", 128)
     data = mapped(tmp_path, draw(3000)).view(Counted)
     Counted.asked = ()
     started = []
@@ -423,8 +424,8 @@ def test_a_memory_map_is_read_batch_by_batch(tmp_path, monkeypatch):
 
     mixflow.fit(flows.Flow(Watched(1, 3)), data, epochs=2, batch_size=32, progress=False)
     assert max(Counted.asked) == 128
-    # Once to check, once to start, and once for each epoch of 2700 rows and its 300 held out.
-    assert sum(Counted.asked) == 3000 + 128 + 2 * 3000
+    # Once to check, once to start, once to score the start on the 300 rows held out, and once for each epoch.
+    assert sum(Counted.asked) == 3000 + 128 + 300 + 2 * 3000
     assert started == [128]
 
 
@@ -456,11 +457,11 @@ def test_context_may_be_a_memory_map(tmp_path):
 
 def test_held_out_data_may_be_given(tmp_path):
     data, held_out = draw(), draw(seed=1)
-    flow, history = fit(data, validation=held_out, patience=100)
+    flow, history = fit(data, validation=held_out, patience=100, initialize=False)
     with torch.no_grad():
         score = flow.log_prob(torch.from_numpy(held_out).float()).double().mean().item()
     assert max(history.validation_log_prob) == pytest.approx(score, rel=1e-6)
-    again, _ = fit(data, validation=mapped(tmp_path, held_out), patience=100)
+    again, _ = fit(data, validation=mapped(tmp_path, held_out), patience=100, initialize=False)
     assert equal_weights(flow, again)
 
 
@@ -515,7 +516,7 @@ def test_batches_of_a_loader_are_learned_as_they_come():
     data = draw(320)
     stream = Stream(*torch.from_numpy(data).split(64))
     loaded = [
-        fit(given, validation=draw(seed=1))[0]
+        fit(given, validation=draw(seed=1), initialize=False)[0]
         for given in (
             stream,
             DataLoader(TensorDataset(torch.from_numpy(data)), batch_size=64),
@@ -555,7 +556,7 @@ def test_samplers_are_told_the_epoch(monkeypatch):
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [
-        (Stream(torch.ones(5, 1)), {}, ValueError, r"validation: expected 0 or held-out data.*; got 0\.1"),
+        (Stream(torch.ones(5, 1)), {"validation": 0.1}, ValueError, r"validation: expected 0 or held-out.*; got 0\.1"),
         (Stream(torch.ones(5, 2)), {"validation": 0}, ValueError, r"data, batch 0: expected shape .*got \(5, 2\)"),
         (Stream(torch.randn(5, 1), torch.tensor([[math.inf]])), {"validation": 0}, ValueError, "data, batch 1: .*inf"),
         (Stream((torch.ones(5, 1), torch.ones(5, 1))), {"validation": 0}, ValueError, r"expected batches x or \(x,\)"),

@@ -31,6 +31,7 @@ PRIOR_ROWS = 0.1  # the weight of the prior on a component's scale
 # Held-out rows, up to which an epoch must beat the start by more than chance: with more, chance is smaller than matters.
 FEW_HELD_OUT = 1000
 
+MOST_A_ROW = 20.0  # nats that a single row may speak for or against an epoch then
 START = "the start"
 SCORING = 2**32 - 1  # in the place of an epoch's number: held-out rows are drawn from their intervals the same each time
 
@@ -183,7 +184,7 @@ class Training:
             return False
         if rows is None or self.at_start is None:
             return True
-        gain = rows - self.at_start
+        gain = (rows - self.at_start).clamp(-MOST_A_ROW, MOST_A_ROW)
         sums = torch.stack([torch.ones_like(gain).sum(), gain.sum(), gain.square().sum()])
         count, total, squares = self.group.sum_(sums).tolist()
         if count > FEW_HELD_OUT:

@@ -123,7 +123,7 @@ def _is_narrow(z: Tensor) -> bool:
 def _left_out_scores(marginals: MixtureCDF, x: Tensor) -> tuple[float, float, float]:
     """The mean log density of rows of ``x`` (N, D) left out: independent marginals, whitened ones, and one Gaussian."""
     scratch, whitening = copy.deepcopy(marginals), Whitening(marginals.features).to(x)
-    scratch.conditioner = None
+    scratch.conditioner, scratch.context = None, 0
     few = len(x) <= _FEW
     fold = torch.randperm(len(x), generator=torch.Generator().manual_seed(len(x))).to(x.device) % 5
     scores = torch.zeros(3, dtype=torch.float64)

@@ -12,6 +12,8 @@ cure here:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ _WIDTHS = 10.0 ** (torch.arange(-5.0, 5.0, device="cpu") / 10.0)  # from 0.32 to
 _SHARES = (0.3, 0.6, 0.8, 0.9)
 _FEW = 500  # rows, up to which every row is left out once; of more, a fifth of the rows is left out
 _PLENTY = 1000  # rows for each component, from which on they need no choosing
+_MOST_A_ROW = 20.0  # nats that a single row may speak for or against a number of components
 _ROWS_TO_CHOOSE = 4096  # rows that their number is chosen by
 _PER_COMPONENT = 10  # rows that a component needs at least
 _FOLDS = 5
@@ -114,7 +117,8 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
     """The number of components (D,) of each column of ``x`` (N, D) that predicts the rows of ``folds`` folds best.
 
     Of ``counts`` and 1, which stands for a normal. More than a normal must be better by two standard errors of the
-    difference: of several candidates, one is always better by chance.
+    difference: of several candidates, one is always better by chance. A column with values outside its bulk is no normal,
+    and needs a component or more for the values far out; how far out they are must not decide.
     """
     rows, columns = x.shape
     fold = torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(x.device) % _FOLDS
@@ -129,12 +133,15 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
         _, log_prob = cdf_transform(scored, *mixture, family=family, base="uniform")
         return log_prob.where(left_out, 0.0).unflatten(1, (folds, columns)).sum(1)[seen]
 
+    low, high = bulk(x)
+    tailed = ((x < low) | (x > high)).any(0)
     normal = score(wide_normal(learned, max(counts), family))
-    best, gain = torch.ones(columns, dtype=torch.long, device=x.device), x.new_zeros(columns)
+    best = torch.where(tailed, min(8, max(counts)), torch.ones(columns, dtype=torch.long, device=x.device))
+    gain = torch.where(tailed, -math.inf, x.new_zeros(columns))
     for count in counts:
-        difference = score(likely_mixture(learned, count, family)) - normal
+        difference = (score(likely_mixture(learned, count, family)) - normal).clamp(-_MOST_A_ROW, _MOST_A_ROW)
         mean, error = difference.mean(0), difference.std(0) / len(difference) ** 0.5
-        better = (mean > 2.0 * error) & (mean > gain)
+        better = (mean > gain) & torch.where(tailed, count >= min(8, max(counts)), mean > 2.0 * error)
         best, gain = torch.where(better, count, best), torch.where(better, mean, gain)
     return best
 

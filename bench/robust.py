@@ -1,6 +1,7 @@
 """Fits with defaults, on tables of every awkward kind: what they miss of the best that is known.
 
 python bench/robust.py [TABLE.csv ...] [--only TEXT] [--flows NAME,...] [--seeds S] [--jobs J] [--quick] [--out DIR]
+    [--table FILE]
 
 A kind is a way to draw a table: with a large offset, with outliers, with heavy tails, with repeated values, with few
 rows, with columns that depend on each other. Every flow of mixflow is built and fitted with nothing but the data. It is
@@ -16,8 +17,8 @@ is below scikit-learn's of as many components by more than 0.02 nats; on tables 
 time. Samples of a column with an offset are as distinct as doubles allow. The last column names the rules that are
 missed.
 
-An error is a row like any other, and a row that is not reached. A kind that is about an argument is skipped where this
-version of mixflow does not have the argument.
+An error is a row like any other, and a row that is not reached. ``--table`` writes all rows to a file, as a table in
+Markdown.
 
 Tables given by name are split 80/10/10 by numpy's default_rng(seed).permutation, as bench/flows.py splits them. The
 first nine tenths are handed to ``fit`` as they are. Their ``standardised`` score is the one in units of the standard
@@ -27,7 +28,6 @@ deviations of the first eight tenths, as bench/flows.py reports it.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import math
 import signal
@@ -54,7 +54,6 @@ from mixflow import flows
 from mixflow.bench.inputs import Settings
 from mixflow.bench.report import machine
 from mixflow.files import replace_file
-from mixflow.flows import like
 from mixflow.tables import read_table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -389,17 +388,10 @@ class Measured:
 def log_density(flow: flows.Flow) -> Density:
     @torch.no_grad()
     def of_rows(x: Array) -> Array:
-        return np.concatenate([_log_prob(flow, part) for part in np.array_split(x, math.ceil(len(x) / CHUNK))])
+        parts = torch.from_numpy(x).split(CHUNK)
+        return np.concatenate([flow.log_prob(part).double().numpy() for part in parts])
 
     return of_rows
-
-
-def _log_prob(flow: flows.Flow, x: Array) -> Array:
-    rows = torch.from_numpy(x)
-    try:
-        return flow.log_prob(rows).double().numpy()
-    except TypeError:  # versions that take rows in the flow's own precision only
-        return flow.log_prob(rows.to(like(flow).dtype)).double().numpy()
 
 
 def fit(kind: Kind, name: str, x: Array) -> tuple[flows.Flow, float]:
@@ -670,7 +662,6 @@ class Outcome:
 
     measured: Measured | None
     error: str = ""
-    skipped: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -693,23 +684,10 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def missing_arguments(kind: Kind, flow: str) -> str:
-    """The arguments that a kind is about and that this version of mixflow has not, in words."""
-    wanted = [("recipe", flows.RECIPES[flow], kind.recipe), ("fit", mixflow.fit, kind.fit)]
-    return ", ".join(
-        f"{where} has no argument {name!r}"
-        for where, function, arguments in wanted
-        for name in arguments
-        if name not in inspect.signature(function).parameters
-    )
-
-
 def run(name: str, path: str | None, flow: str, seed: int, quick: bool, limit: float) -> Outcome:
     """Fit one flow to one table and score it, in a process of its own; an error is an outcome, too."""
     torch.set_num_threads(1)
     kind = kind_of(name, path)
-    if missing := missing_arguments(kind, flow):
-        return Outcome(None, missing, skipped=True)
     data = kind.data(seed, quick)
     torch.manual_seed(seed)
     measured, error = None, ""
@@ -758,7 +736,6 @@ class Row:
     distinct: float | None = None
     standardised: float | None = None
     error: str = ""
-    skipped: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
@@ -768,9 +745,7 @@ class Row:
         return self.references[self.reference] - self.log_prob
 
     def judgements(self) -> list[Judgement]:
-        """All that is asked of this row; nothing where the version has not what it is about."""
-        if self.skipped:
-            return []
+        """All that is asked of this row."""
         if self.log_prob is None:
             return [Judgement("ends with a model", 0.0, 1.0, at_least=True)]
         if self.shortfall is None:
@@ -807,7 +782,7 @@ class Row:
             "kernel": number(self.references.get("kernel")),
             "mixture": number(self.references.get("mixture")),
             "seconds": "-" if self.seconds is None else f"{self.seconds:.1f}",
-            "reached": "-" if not judgements else "yes" if all(j.reached for j in judgements) else "no",
+            "reached": "yes" if all(j.reached for j in judgements) else "no",
             "notes": self._notes(judgements),
         }
 
@@ -879,7 +854,6 @@ def row_of(name: str, kind: Kind, flow: str, tables: Sequence[Known], outcomes: 
         distinct=min(shares, default=None),
         standardised=standardised,
         error=next((part.error for part in (*outcomes, *tables) if part.error), ""),
-        skipped=all(outcome.skipped for outcome in outcomes),
         warnings=tuple(dict.fromkeys(text for outcome in outcomes for text in outcome.warnings)),
     )
 
@@ -959,6 +933,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=300.0, help="seconds of a fit (default: %(default)g)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows of large tables: to see that it runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="a file for the rows as a table in Markdown")
     return parser
 
 
@@ -983,12 +958,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text(cells, width), flush=True)
     judgements = [judgement for row in rows for judgement in row.judgements()]
     print(f"\n{sum(j.reached for j in judgements)} of {len(judgements)} reached, in {len(rows)} rows")
-    print(f"{sum(bool(row.error) and not row.skipped for row in rows)} errors, {sum(r.skipped for r in rows)} skipped")
+    print(f"{sum(bool(row.error) for row in rows)} errors")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with replace_file(arguments.out / "robust.json") as temporary:
         document = {"machine": about, "quick": arguments.quick, "rows": [row.to_dict() for row in rows]}
         temporary.write_text(json.dumps(document, indent=1) + "\n")
     print(f"wrote {arguments.out / 'robust.json'}")
+    if arguments.table is not None:
+        with replace_file(arguments.table) as temporary:
+            temporary.write_text(markdown(about, rows))
+        print(f"wrote {arguments.table}")
     return 0
 
 

@@ -228,9 +228,12 @@ class Breaking(mixflow.transforms.Affine):
 
 def test_nan_loss_names_the_step_and_restores_the_best_weights():
     data = draw(1000)
-    # 900 training rows in batches of 300, and one scoring of the held-out rows: 4 calls an epoch, after one at the start.
+    # 900 training rows in batches of 300, and one scoring of the held-out rows: 4 calls an epoch, after one at the
+    # start.
     flow = flows.Flow(Breaking(10))
-    message = r"the loss is nan at step 8 \(epoch 3\): the training ends here, the best weights, of epoch [12], are kept"
+    message = (
+        r"the loss is nan at step 8 \(epoch 3\): the training ends here, the best weights, of epoch [12], are kept"
+    )
     with pytest.warns(RuntimeWarning, match=message):
         history = mixflow.fit(flow, data, epochs=20, batch_size=300, progress=False, initialize=False)
     assert len(history.lr) == 2
@@ -345,7 +348,7 @@ def test_each_constant_column_is_named():
     [
         ("validation: .*got 1.0", {"validation": 1.0}),
         ("a: expected a file ending in .csv.*got 'no ending'", {"validation": "a"}),
-        ("resolution: expected None, \"auto\", or a number of at least 0; got -1", {"resolution": -1}),
+        ('resolution: expected None, "auto", or a number of at least 0; got -1', {"resolution": -1}),
         ("resolution: .*got 'fine'", {"resolution": "fine"}),
         ("steps_per_epoch: expected None, as data are rows; got 3", {"steps_per_epoch": 3}),
         ("weights: expected 100 rows, as many as data; got 99", {"weights": np.ones(99)}),

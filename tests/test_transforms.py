@@ -484,9 +484,11 @@ def test_bad_calls_name_the_argument(bad):
 def test_only_a_transform_that_first_subtracts_takes_another_dtype():
     x = torch.zeros(5, 3).double()
     for transform in (transforms.MixtureCDF(3, 2), transforms.Rotation(3), transforms.Coupling(3, 2)):
-        with pytest.raises(TypeError, match="x: expected torch.float32, the dtype of the parameters; got torch.float64"):
+        with pytest.raises(
+            TypeError, match=r"x: expected torch\.float32, the dtype of the parameters; got torch\.float64"
+        ):
             transform(x)
-        with pytest.raises(TypeError, match="z: expected torch.float32"):
+        with pytest.raises(TypeError, match=r"z: expected torch\.float32"):
             transforms.Compose(transforms.Affine(3), transform).inverse(x)
     z, ladj = transforms.Compose(transforms.Affine(3), transforms.MixtureCDF(3, 2))(x)
     assert z.dtype == ladj.dtype == torch.float32

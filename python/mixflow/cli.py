@@ -6,6 +6,7 @@ import argparse
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -89,7 +90,11 @@ def _fit(arguments: argparse.Namespace) -> int:
         )
     if table.named:
         flow.notes["columns"] = table.columns
-    history = fit(flow, table.values, progress=not arguments.quiet, **_given(arguments, fit))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        history = fit(flow, table.values, progress=not arguments.quiet, **_given(arguments, fit))
+    for warning in caught:
+        print(f"mixflow: warning: {warning.message}", file=sys.stderr)
     if first:
         flow.notes["history"] = history.to_dict()
         save(flow, arguments.out)
@@ -213,8 +218,9 @@ def _support(given: Sequence[str] | None, columns: Sequence[str]) -> list[Any] |
         name, _, value = option.rpartition("=")
         if name not in columns:
             raise ValueError(f"--support: expected NAME=positive or NAME=LOW:HIGH of a column, got {option!r}")
+        ends = ["0", ""] if value == "positive" else value.split(":")
         try:
-            low, high = (float(end) if end else None for end in value.split(":")) if value != "positive" else (0.0, None)
+            low, high = (float(end) if end else None for end in ends)
         except ValueError as error:
             raise ValueError(f"--support: expected positive or LOW:HIGH after {name}=, got {value!r}") from error
         supports[name] = [low, high]
@@ -284,10 +290,12 @@ def _parser() -> argparse.ArgumentParser:
         "--support",
         action="append",
         metavar="NAME=S",
-        help="where values of column NAME can lie: positive, or LOW:HIGH, where an end may be left out; may be repeated",
+        help="where values of column NAME lie: positive, or LOW:HIGH with an end left out for none; may be repeated",
     )
     command.add_argument(
-        "--resolution", metavar="W", help="the step that values were rounded to: a number, or auto to find it in the data"
+        "--resolution",
+        metavar="W",
+        help="the step that values were rounded to: a number, or auto to find it in the data",
     )
     command.add_argument("--epochs", type=int, metavar="E", help="passes over the data at most")
     command.add_argument("--batch-size", type=int, metavar="B", help="rows per step")

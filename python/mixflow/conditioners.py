@@ -41,7 +41,7 @@ class Inputs(KeepsPrecision):
         self.register_buffer("loc", torch.zeros(size))
 
     def initialize(self, x: Tensor) -> None:
-        """Set loc and scale from the bulk of ``x`` (..., size): see :mod:`mixflow.robust`; a constant keeps its scale."""
+        """Set loc and scale from the bulk of ``x`` (..., size), :mod:`mixflow.robust`; a constant keeps its scale."""
         with torch.no_grad():
             loc, spread = moments(x.reshape(-1, x.shape[-1]))
             self._set_loc(loc)

@@ -26,7 +26,8 @@ class History:
             from ("the start") and of plain densities of the data ("one Gaussian").
         kept: what weights the flow has now: the index of an epoch, from 0, or one of the names in ``starts``; None for
             a training whose best epoch is the one with the largest log_prob.
-        notes: what ``fit`` saw in the data and what it did about it, a sentence or two each; ``print(history)`` shows it.
+        notes: what ``fit`` saw in the data and what it did about it, a sentence or two each; ``print(history)`` shows
+        it.
 
     Example:
         >>> from mixflow import History
@@ -81,7 +82,7 @@ class History:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
-        """Undo :meth:`to_dict`; ValueError if ``values`` is not of that form. Attributes of later versions may be missing."""
+        """Undo :meth:`to_dict`, also of an earlier version; ValueError if ``values`` is not of that form."""
         known = {f.name for f in fields(cls)}
         if not (
             isinstance(values, dict)

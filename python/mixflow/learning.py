@@ -28,12 +28,15 @@ WARM_UP = 0.05
 READ_EVERY = 32  # steps between looks at the losses; each look waits for the device
 NARROW = 0.135  # standard deviations: the scale below which a component's location moves in shorter steps
 PRIOR_ROWS = 0.1  # the weight of the prior on a component's scale
-# Held-out rows, up to which an epoch must beat the start by more than chance: with more, chance is smaller than matters.
+# Held-out rows, up to which an epoch must beat the start by more than chance: with more, chance is smaller than
+# matters.
 FEW_HELD_OUT = 1000
 
 MOST_A_ROW = 20.0  # nats that a single row may speak for or against an epoch then
 START = "the start"
-SCORING = 2**32 - 1  # in the place of an epoch's number: held-out rows are drawn from their intervals the same each time
+SCORING = (
+    2**32 - 1
+)  # in the place of an epoch's number: held-out rows are drawn from their intervals the same each time
 
 
 class Diverged(ArithmeticError):
@@ -45,9 +48,9 @@ class Rounding:
     """Values that stand for an interval around them, drawn anew from it each time they are learned from.
 
     Uniform dequantisation (Theis, van den Oord and Bethge, "A note on the evaluation of generative models", 2016,
-    arXiv:1511.01844): the mean log density of the drawn values is at most the log probability of the intervals over their
-    width. It serves every flow, of any number of features; the exact probability of an interval has a closed form for a
-    single feature alone, and leaves the density inside of an interval open, to spikes, too.
+    arXiv:1511.01844): the mean log density of the drawn values is at most the log probability of the intervals over
+    their width. It serves every flow, of any number of features; the exact probability of an interval has a closed form
+    for a single feature alone, and leaves the density inside of an interval open, to spikes, too.
 
     Attributes:
         widths: of the intervals (D,), in float64; 0 for a column that is not rounded.
@@ -105,7 +108,7 @@ class Training:
     # -- before and after the epochs ---------------------------------------------------------------------------
 
     def begin(self, plain: dict[str, dict[str, Tensor]]) -> None:
-        """Score the start and other ``plain`` densities on the held-out rows; the best of them is kept until an epoch wins."""
+        """Score the start and other ``plain`` densities on the held-out rows; the best is kept until an epoch wins."""
         if self.valid is None:
             return
         history = self.run.history
@@ -131,7 +134,7 @@ class Training:
         return mean
 
     def keep_what_was_learned(self) -> None:
-        """After an interruption in the first epoch: keep its steps, if they have led to a better flow than the start."""
+        """After an interruption in the first epoch: keep its steps if they have led to a better flow than the start."""
         history = self.run.history
         if history.seconds or self.step == 0:
             return
@@ -170,16 +173,14 @@ class Training:
     def _is_better(self, score: float, rows: Tensor | None) -> bool:
         """Whether the weights are better than the best so far.
 
-        The best of many epochs beats the start on a handful of held-out rows by chance. Up to ``FEW_HELD_OUT`` rows, the
+        The best of many epochs beats the start on a handful of held-out rows by chance. Up to ``FEW_HELD_OUT`` rows,
+        the
         mean gain over the start must therefore be larger than its standard error allows: twice, and much more for a few
         rows, about as the 0.999 quantile of Student's t grows.
         """
         history = self.run.history
         kept = history.kept
-        if isinstance(kept, int):
-            best = history.monitored[kept]
-        else:
-            best = history.starts.get(str(kept), -math.inf)
+        best = history.monitored[kept] if isinstance(kept, int) else history.starts.get(str(kept), -math.inf)
         if not score > best:
             return False
         if rows is None or self.at_start is None:
@@ -310,9 +311,9 @@ class Training:
 
 
 class _Gradients:
-    """A flow's gradients in one flat tensor, and after them the batch's mean log_prob, the part of its weight that lies
-    inside the support, and a call to stop.
+    """A flow's gradients in one flat tensor, and three numbers after them.
 
+    These are the batch's mean log_prob, the part of its weight that lies inside the support, and a call to stop.
     One tensor is zeroed, summed over the processes, measured and scaled at once; the parameters' ``grad`` are views.
     """
 
@@ -333,7 +334,7 @@ class _Gradients:
 
 
 class _Prior:
-    r"""A prior on the scales of marginal mixtures, one-sided: what a component shrinks to is worth less the smaller it is.
+    r"""A one-sided prior on the scales of mixtures' own components: the narrower one gets, the less it is worth.
 
     .. math:: -\frac{w}{2 N} \sum \exp(2 (p - log\_scale))
 
@@ -364,8 +365,9 @@ class _CarefulSteps:
     """Steps of mixtures' own parameters that do not throw narrow components off what they sit on.
 
     Adam's steps are as long as the learning rate, whatever a component's width: one that is a thousandth of a standard
-    deviation wide, on a value that repeats itself, would be thrown off that value by the first step. A location therefore
-    moves in proportion to its component's scale where that is less than ``NARROW`` standard deviations. Marginal mixtures
+    deviation wide, on a value that repeats itself, would be thrown off that value by the first step. A location
+    therefore moves in proportion to its component's scale where that is less than ``NARROW`` standard deviations.
+    Marginal mixtures
     of columns that repeat their values, beside networks that need long steps, are not moved at all: an autoregressive
     flow learns 0.2 nats more of the power plant table for it, and 8 more of the concrete table.
     """

@@ -16,9 +16,10 @@ Self = TypeVar("Self", bound="KeepsPrecision")
 class KeepsPrecision(nn.Module):
     """A module whose buffer ``loc`` never loses precision: it is what the module subtracts from data.
 
-    Float32 has 24 bits. A time of 1.7e9 seconds then moves in steps of 128 seconds, whatever is done with it afterwards,
-    so that the subtraction must come before the conversion. ``module.to(torch.float32)`` therefore leaves a ``loc`` in
-    float64 as it is, and moves it to another device alone; ``load_state_dict`` widens ``loc`` to what it loads.
+    Float32 has 24 bits. A time of 1.7e9 seconds then moves in steps of 128 seconds, whatever is done with it
+    afterwards, so that the subtraction must come before the conversion. ``module.to(torch.float32)`` therefore leaves a
+    ``loc`` in float64 as it is, and moves it to another device alone; ``load_state_dict`` widens ``loc`` to what it
+    loads.
 
     Example:
         >>> import torch

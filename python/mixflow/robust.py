@@ -1,8 +1,8 @@
 """Location and spread of columns that a few values far out cannot move.
 
-A column's bulk is what lies within ten robust standard deviations of its median. Moments are taken of the column clipped
-to its bulk: for data without outliers they are the ordinary ones to within one percent, and outliers of any size add at
-most their share times ten standard deviations.
+A column's bulk is what lies within ten robust standard deviations of its median. Moments are taken of the column
+clipped to its bulk: for data without outliers they are the ordinary ones to within one percent, and outliers of any
+size add at most their share times ten standard deviations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _PARTS = [(0.5, 1.3490), (0.8, 2.5631), (0.9, 3.2897), (0.98, 4.6527), (0.998, 6
 def bulk(x: Tensor) -> tuple[Tensor, Tensor]:
     """The edges ``(low, high)``, each (D,), of the bulk of every column of ``x`` (N, D), in the dtype of ``x``.
 
-    A column of which 99.8 % are one value has no bulk apart from the rest: its edges are its smallest and largest value.
+    A column of which 99.8 % are one value has no bulk apart from the rest: its edges are its smallest and largest
+    value.
 
     Example:
         >>> import torch
@@ -53,7 +54,7 @@ def clipped(x: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each (D,), of the clipped columns of ``x`` (N, D); of one row, the deviation is 0."""
+    """Mean and standard deviation, each (D,), of the clipped columns of ``x`` (N, D); 0 of a single row."""
     kept = clipped(x)
     # A mean of differences: the sum of the values themselves would round at the size of their offset.
     middle = kept[len(kept) // 2]

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +82,9 @@ def open_split(
     if not isinstance(validation, (numbers.Real, type(None))):
         parts = validation if isinstance(validation, tuple) else (validation,)
         if not 1 <= len(parts) <= 3:
-            raise ValueError(f"validation: expected data, (data, context) or (data, context, weights); got {len(parts)} parts")
+            raise ValueError(
+                f"validation: expected data, (data, context) or (data, context, weights); got {len(parts)} parts"
+            )
         held, held_context, held_weights = (*parts, None, None)[:3]
         if flow.context and held_context is None and not is_loader(held):
             raise ValueError("validation: expected a pair (data, context), as the flow takes a context; got data alone")
@@ -102,8 +103,8 @@ def open_split(
     held_out = math.ceil(fraction * rows)
     train = Subset(*given, held_out, _at_least_two(rows, held_out), seed)
     start = train if held_out >= FEW_HELD_OUT else Subset(*given, 0, rows, seed)
-    valid = Subset(*given, 0, held_out, seed) if held_out else None
-    return Split(train, valid, start, f"{_digest(given)}, {held_out} held out", at_ends)
+    held = Subset(*given, 0, held_out, seed) if held_out else None
+    return Split(train, held, start, f"{_digest(given)}, {held_out} held out", at_ends)
 
 
 def _open(
@@ -171,7 +172,9 @@ def _digest(given: Loader | Given) -> str:
     if isinstance(given, Loader):
         return "batches"
     x, context, weight = given
-    named = [x.digest] + [f"with {name} {rows.digest}" for name, rows in (("context", context), ("weights", weight)) if rows]
+    named = [x.digest] + [
+        f"with {name} {rows.digest}" for name, rows in (("context", context), ("weights", weight)) if rows
+    ]
     return " ".join(named)
 
 

@@ -1,7 +1,7 @@
 """What a table holds that a density finds hard: repeated values, large offsets, values far out, dependent columns.
 
-``fit`` looks before it learns, tells what it saw and what it does about it, and blames the likely cause if a training ends
-early. Only the first rows are looked at, at most as many as ``fit`` holds in memory at a time.
+``fit`` looks before it learns, tells what it saw and what it does about it, and blames the likely cause if a training
+ends early. Only the first rows are looked at, at most as many as ``fit`` holds in memory at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHOWN = 3  # columns that a note names; further ones are counted
 
 @dataclass(frozen=True)
 class Dependence:
-    """A column that others determine: ``column = sum(weight * other) + constant``, up to a ten-thousandth of its spread."""
+    """A column that others determine, ``sum(weight * other) + constant``, up to a ten-thousandth of its spread."""
 
     column: int
     others: list[tuple[float, int]]
@@ -84,7 +84,7 @@ class Survey:
 
     @property
     def resolution(self) -> list[float]:
-        """The step that each column was rounded to, as far as its values tell; 0 for a column that repeats few values."""
+        """The step that each column was rounded to, as its values tell; 0 for a column that repeats few of them."""
         return [step if self.is_tied(column) else 0.0 for column, step in enumerate(self.step)]
 
     def is_tied(self, column: int) -> bool:
@@ -111,7 +111,7 @@ class Survey:
         """The likely cause of a training that stopped being finite, in words; empty if nothing was seen."""
         causes = []
         if tied := [column for column in range(len(names)) if self.is_tied(column)]:
-            causes.append(f"repeated values in {_listed(tied, names)} (resolution=\"auto\" is made for them)")
+            causes.append(f'repeated values in {_listed(tied, names)} (resolution="auto" is made for them)')
         if far := [column for column, distance in enumerate(self.farthest) if distance > 1e6]:
             causes.append(f"values far out in {_listed(far, names)}")
         if self.dependences:
@@ -124,24 +124,22 @@ class Survey:
         if rounded:
             steps = ", ".join(f"{names[c]} {widths[c]:.6g}" for c in rounded[:_SHOWN]) + _more(rounded)
             notes.append(
-                f"Rounding: the values of {_listed(rounded, names)} stand for intervals (widths: {steps}). Each time a "
-                "value is learned from, it is drawn from its interval; log_prob is the density of values before rounding."
+                f"Rounding: values stand for intervals of these widths: {steps}. Each time fit learns from a value, it "
+                "draws one from the interval. log_prob is the density of the values before rounding."
             )
         tied = [c for c in range(len(names)) if self.is_tied(c) and widths[c] == 0.0]
         if tied:
             first = tied[0]
             share = self.largest_share[first]
-            often = f", {share:.0%} of them {self.most_frequent[first]:.6g}" if share > 0.1 else ""
             step = f", in steps of {self.step[first]:.6g}" if self.step[first] > 0.0 else ""
-            cure = (
-                'resolution="auto" takes them for rounded ones'
-                if any(self.step[c] > 0.0 for c in tied)
-                else "no step was found that they could have been rounded to"
-            )
+            often = f" ({share:.0%} are {self.most_frequent[first]:.6g})" if share > 0.1 else ""
+            cure = 'If they were rounded, resolution="auto" fits the density before rounding.'
+            if not any(self.step[c] > 0.0 for c in tied):
+                cure = "No step was found that they could have been rounded to."
             notes.append(
-                f"Repeated values: {_listed(tied, names)} ({names[first]}: {self.distinct[first]:,} different values in "
-                f"{self.rows:,} rows{often}{step}). A density is unbounded at a repeated value, so that log_prob says little "
-                f"there; a prior keeps components from shrinking onto one, and {cure}."
+                f"Repeated values: {_listed(tied, names)}. {names[first]} has {self.distinct[first]:,} different values "
+                f"in {self.rows:,} rows{step}{often}. Their density has no upper limit: a prior keeps it finite, and "
+                f"log_prob says little there. {cure}"
             )
         return notes
 
@@ -150,10 +148,14 @@ class Survey:
         if not far:
             return []
         largest = max(far, key=lambda c: abs(self.offset[c]))
-        kept = f"It is subtracted in {str(dtype).removeprefix('torch.')}, before any other arithmetic"
+        kind = str(dtype).removeprefix("torch.")
+        note = (
+            f"Offsets: {_listed(far, names)}. Values of {names[largest]} are {abs(self.offset[largest]):.0e} times as large "
+            f"as their spread. The flow subtracts the offset in {kind}."
+        )
         if abs(self.offset[largest]) * torch.finfo(dtype).eps > 1e-4:
-            kept += f", but {str(dtype).removeprefix('torch.')} rounds the values visibly: give them in float64"
-        return [f"Offsets: {_listed(far, names)} vary little against their size (1 part in {abs(self.offset[largest]):.0e}). {kept}."]
+            note += f" But {kind} has rounded the values visibly: pass them as float64."
+        return [note]
 
     def _on_outliers(self, names: Sequence[str]) -> list[str]:
         out = [c for c, distance in enumerate(self.farthest) if distance > _OUTLIERS]
@@ -161,10 +163,9 @@ class Survey:
             return []
         worst = max(out, key=lambda c: self.farthest[c])
         return [
-            f"Values far out: {_listed(out, names)} ({names[worst]}: {self.outliers[worst]:,} of {self.rows:,} values, up to "
-            f"{self.farthest[worst]:.2g} spreads of the bulk from its median). Standardisation and starting points look at "
-            "the bulk; training sees all rows. Drop or replace such values beforehand if they are errors or stand for "
-            "missing ones."
+            f"Values far out: {_listed(out, names)}. {self.outliers[worst]:,} of {self.rows:,} values of {names[worst]} lie "
+            f"outside the bulk, up to {self.farthest[worst]:.2g} spreads from the median. The start is set from the bulk; "
+            "training sees all rows. If they are errors or stand for missing values, drop them first."
         ]
 
     def _on_dependences(self, names: Sequence[str]) -> list[str]:
@@ -172,8 +173,8 @@ class Survey:
             return []
         formulas = "; ".join(d.describe(names) for d in self.dependences[:_SHOWN]) + _more(self.dependences)
         return [
-            f"Dependent columns: {formulas}. The density of such rows is unbounded; a floor holds it to 1e-4 spreads "
-            "across. Leave the dependent columns out where log_prob is to be compared."
+            f"Dependent columns: {formulas}. The density of such rows has no upper limit; a floor of 1e-4 spreads across "
+            "keeps it finite. Leave the dependent columns out if log_prob is to be compared."
         ]
 
 

@@ -62,14 +62,15 @@ def fit(
     """Fit ``flow`` to ``data`` by maximum likelihood and leave it with the best weights seen.
 
     A flow that was never fitted first gets its parameters from up to 65,536 of the training rows: a plain density that
-    predicts rows left out. Then AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) minimises the mean negative log_prob
-    of minibatches, with gradients clipped in norm and a learning rate that rises over the first twentieth of the steps,
-    then falls to zero along a half cosine (Loshchilov and Hutter, 2017, arXiv:1608.03983). After each epoch the held-out
-    rows are scored. The best weights are kept; the start and one Gaussian compete with all epochs, and of few held-out
-    rows an epoch must convince by more than chance. Settings that are left open follow the flow and the number of rows.
+    predicts rows left out. Then AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) minimises the mean negative
+    log_prob of minibatches, with gradients clipped in norm and a learning rate that rises over the first twentieth of
+    the steps, then falls to zero along a half cosine (Loshchilov and Hutter, 2017, arXiv:1608.03983). After each epoch
+    the held-out rows are scored. The best weights are kept; the start and one Gaussian compete with all epochs, and of
+    few held-out rows an epoch must convince by more than chance. Settings that are left open follow the flow and the
+    number of rows.
 
-    ``fit`` looks at the data first. What it saw (repeated values, offsets, values far out, dependent columns) and what it
-    did about it is in ``history.notes``, which ``print(history)`` shows.
+    ``fit`` looks at the data first. What it saw (repeated values, offsets, values far out, dependent columns) and what
+    it did about it is in ``history.notes``, which ``print(history)`` shows.
 
     In processes that ``torchrun`` started, or where the caller has initialised ``torch.distributed``, each minibatch is
     shared out over the processes and the result is that of one process, up to the rounding of sums. Every process
@@ -86,7 +87,8 @@ def fit(
             with several processes, each gives its own shard.
         context: (N, C), for a flow that takes a context; not with batches, which bring their own.
         weights: (N,), of the rows, at least 0: a row of weight 2 counts as two rows. Not with batches.
-        validation: fraction of the rows held out, chosen at random, by default a tenth; or the held-out data themselves,
+        validation: fraction of the rows held out, chosen at random, by default a tenth; or the held-out data
+        themselves,
             of any of the kinds above, as ``(data, context)`` where the flow takes a context and as
             ``(data, context, weights)`` where they are weighted. With 0, as for batches by default, the training curve
             itself is watched.
@@ -108,7 +110,8 @@ def fit(
             with.
         initialize: whether the parameters are set from the data first (True) or the training goes on from the flow's
             weights (False); by default, they are set if the flow was neither fitted nor loaded before.
-        resolution: the step that values were rounded to, a number or one for each feature, 0 where there is none; "auto"
+        resolution: the step that values were rounded to, a number or one for each feature, 0 where there is none;
+        "auto"
             takes the step that repeated values of a column show. Each value then stands for an interval of that width
             around it, from which it is drawn anew each time. ``log_prob`` stays a density, in the units of the data:
             that of the values before rounding.
@@ -143,9 +146,7 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got checkpoint=None")
     _check_trainable(flow)
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
-    given |= {"max_grad_norm": max_grad_norm, "patience": patience, "seed": seed}
-    settings = _check_settings(**given)
+    settings = _check_settings(epochs, batch_size, lr, weight_decay, max_grad_norm, patience, seed)
     group = Group.join(own.device)
     split = open_split(flow, data, context, weights, validation, settings["seed"], own, steps_per_epoch)
     settings |= _open_settings(flow, split, settings)
@@ -249,8 +250,8 @@ class _Start:
         notes += self.seen.notes(self.names, self.x.dtype, widths)
         if self.split.at_ends:
             notes.append(
-                f"Ends of the support: {self.split.at_ends:,} rows have a value there, where a density is zero. They are "
-                "left out of the likelihood."
+                f"Ends of the support: {self.split.at_ends:,} rows have a value there, where a density is zero. They "
+                "are left out of the likelihood."
             )
         if not self.settings["initialize"]:
             notes.append("Start: the flow's own weights. initialize=True sets them from the data.")
@@ -277,7 +278,9 @@ def _train(
             training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, held)
             try:
                 training.begin(plain)
-                while len(run.history.lr) < settings["epochs"] and not _out_of_patience(run.history, settings["patience"]):
+                while len(run.history.lr) < settings["epochs"] and not _out_of_patience(
+                    run.history, settings["patience"]
+                ):
                     training.epoch()
                     if checkpoint is not None:
                         group.share(lambda: run.write(checkpoint))
@@ -311,14 +314,14 @@ def _on_components(flow: Flow, names: Sequence[str], rows: int) -> str:
     """A note on how many components the marginal mixtures of ``flow`` use."""
     marginals = next((module for module in flow.modules() if isinstance(module, MixtureCDF)), None)
     if marginals is None:
-        return f"Few rows ({rows:,}): the start and the number of components were chosen by rows left out."
+        return f"Few rows ({rows:,}): rows left out chose the start and its number of components."
     parameters = torch.stack([marginals.loc.detach(), marginals.log_scale.detach()], dim=-1)
     used = [len(column.unique(dim=0)) for column in parameters]
     shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, used, strict=True))[:6])
     more = ", ..." if len(names) > 6 else ""
     return (
-        f"Few rows ({rows:,}): the start was chosen by rows left out. Different components of the {marginals.components} that "
-        f"each column has: {shown}{more}."
+        f"Few rows ({rows:,}): rows left out chose the start. It uses so many different components of "
+        f"{marginals.components}: {shown}{more}."
     )
 
 
@@ -405,8 +408,10 @@ def _open_settings(flow: Flow, split: Split, given: dict[str, Any]) -> dict[str,
 
 
 def _check_resolution(resolution: Any, features: int) -> str | list[float] | None:
-    if resolution is None or (isinstance(resolution, str) and resolution == "auto"):
-        return resolution
+    if resolution is None:
+        return None
+    if isinstance(resolution, str) and resolution == "auto":
+        return "auto"
     try:
         widths = np.asarray(resolution, dtype=np.float64)
     except (TypeError, ValueError):
@@ -414,7 +419,7 @@ def _check_resolution(resolution: Any, features: int) -> str | list[float] | Non
     if widths.shape not in ((), (features,)) or not (np.isfinite(widths) & (widths >= 0.0)).all():
         expected = "a number" if features == 1 else f"a number or {features} numbers"
         raise ValueError(f'resolution: expected None, "auto", or {expected} of at least 0; got {resolution!r}')
-    return np.broadcast_to(widths, (features,)).tolist()
+    return [float(width) for width in np.broadcast_to(widths, (features,))]
 
 
 def _check_positive(name: str, value: float) -> float:

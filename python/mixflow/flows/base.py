@@ -81,16 +81,16 @@ class Flow(nn.Module):
     def transform(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data ``x`` (..., D) to the base: ``z`` (..., D) and ``ladj = log |det dz/dx|`` (...).
 
-        ``x`` may have any floating-point dtype. What is subtracted from it is subtracted in that dtype; the results have
-        the flow's.
+        ``x`` may have any floating-point dtype. What is subtracted from it is subtracted in that dtype; the results
+        have the flow's.
         """
         return self._through(self.data_to_base, self._converted(x, forward=True), context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base ``z`` (..., D) to data: ``x`` (..., D) and ``ladj = log |det dx/dz|`` (...).
 
-        ``x`` has the flow's dtype, or float64 where the flow was fitted to float64 data with offsets so large against their
-        spread that a narrower dtype would round them visibly.
+        ``x`` has the flow's dtype, or float64 where the flow was fitted to float64 data with offsets so large against
+        their spread that a narrower dtype would round them visibly.
         """
         return self._through(self.data_to_base.inverse, self._converted(z, forward=False), context)
 
@@ -99,7 +99,8 @@ class Flow(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
         rows = x.unsqueeze(-1) if self.features == 1 and x.ndim == 1 else x
-        # The map has no slope there. A point of the support in its place keeps NaN out of the other elements' gradients.
+        # The map has no slope there. A point of the support in its place keeps NaN out of the other elements'
+        # gradients.
         beyond = self._outside(rows)
         z, ladj = self.transform(torch.where(beyond, self.data_to_base.inside(rows), rows), context)
         log_prob = self._base_log_prob(z, context) + ladj
@@ -140,7 +141,7 @@ class Flow(nn.Module):
                 module.resize(components)
 
     def follow_rows(self, x: Tensor, rows: int) -> None:
-        """Give the mixtures whose size the recipe left open the components that ``x`` (N, D), of ``rows`` rows, supports."""
+        """Give mixtures whose size the recipe left open what ``x`` (N, D), the first of ``rows`` rows, supports."""
         components = follow_rows(self.data_to_base, x, rows)
         if components is not None and self.recipe is not None:
             arguments = self.recipe.arguments | {"marginal_components": components}
@@ -211,6 +212,7 @@ class Flow(nn.Module):
 
 
 def _note_that_it_is_fitted(flow: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(flow, Flow)
     flow.fitted = True
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
 from ..conditioners import MLP
-from ..transforms import Affine
+from ..transforms import Affine, Compose, Support
 from ..transforms.compose import frozen_kept
 from .base import Flow
 from .expectation import cholesky, mixture
@@ -31,9 +33,11 @@ class GaussianMixture(Flow):
         features: D.
         components: K.
         context: C, the size of the context; 0 for none.
+        support: where values can lie, as :class:`~mixflow.transforms.Support` takes it; the mixture is then one of the
+            data as they are on the real line.
 
     Raises:
-        ValueError: a size is out of range.
+        ValueError: a size is out of range, or the support is none.
 
     Example:
         >>> import torch
@@ -46,10 +50,12 @@ class GaussianMixture(Flow):
 
     """
 
-    def __init__(self, features: int, components: int, context: int = 0) -> None:
+    def __init__(
+        self, features: int, components: int, context: int = 0, support: str | Sequence[Any] | None = None
+    ) -> None:
         standardise = Affine(features, trainable=False)
         standardise.context = check_integer("context", context, 0)  # checked with x, and of no effect on the map
-        super().__init__(standardise)
+        super().__init__(standardise if support is None else Compose(Support(features, support), standardise))
         self.base = "mixture"
         self.components = check_integer("components", components, 1)
         self.logits = nn.Parameter(torch.zeros(self.components))
@@ -69,10 +75,13 @@ class GaussianMixture(Flow):
         Few rows are given fewer components than K: spare ones repeat the used ones, and the density is that of these.
         With a context, the network starts from offsets of almost nothing.
         """
-        standardise = self.data_to_base
-        assert isinstance(standardise, Affine)
         with torch.no_grad(), frozen_kept(self):
             plain = super().starts(x, context)
+            standardise = self.data_to_base
+            if isinstance(standardise, Compose):
+                support, standardise = standardise.each()
+                x, _ = support(x)
+            assert isinstance(standardise, Affine)
             # Fitted on the CPU, which has float64 everywhere. The draws are then the same for every device, too.
             z = (x.cpu().double() - standardise.loc.cpu().double()) / standardise.log_scale.cpu().double().exp()
             fitted = mixture(z, self.components)

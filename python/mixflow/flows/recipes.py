@@ -221,7 +221,8 @@ def _standardised(features: int, support: str | Sequence[Any] | None) -> list[Tr
 def _marginals(features: int, components: int | None, support: str | Sequence[Any] | None) -> list[Transform]:
     """Standardisation, marginal mixture CDFs and a whitening, which are set from the data: :mod:`mixflow.flows.start`.
 
-    Edges and peaks are there before any training. The number of components may be left to ``fit``. They are Gaussian, as
+    Edges and peaks are there before any training. The number of components may be left to ``fit``. They are Gaussian,
+    as
     the base is: a single one is then an affine map, which leaves linear dependence between features exactly as it is.
     """
     count = 32 if components is None else check_integer("marginal_components", components, 1)
@@ -238,8 +239,10 @@ def _from_normal(parts: list[Transform], base: str) -> Flow:
 
 
 @recipe
-def gaussian_mixture(features: int, components: int = 8, context: int = 0) -> Flow:
-    """The full-covariance Gaussian mixture, fitted by maximum likelihood as the flows are: the baseline.
+def gaussian_mixture(
+    features: int, components: int = 8, context: int = 0, support: str | Sequence[Any] | None = None
+) -> Flow:
+    """The full-covariance Gaussian mixture, the baseline: expectation-maximisation, then training as of any flow.
 
     Args:
         features: D.
@@ -259,4 +262,4 @@ def gaussian_mixture(features: int, components: int = 8, context: int = 0) -> Fl
         tensor([0.1592], grad_fn=<ExpBackward0>)
 
     """
-    return GaussianMixture(features, components, context)
+    return GaussianMixture(features, components, context, support)

@@ -28,8 +28,8 @@ ONE_GAUSSIAN = "one Gaussian"
 _FEW = 500  # rows, up to which every row is left out once
 _SEEN = 8192  # rows that the choice looks at
 _MOST, _ROWS_PER_COMPONENT = 256, 30  # of marginals whose number of components follows the rows
-# Inner layers are set from data with this much noise, in standard deviations. A direction without any variance, of columns
-# that depend on each other, then has a width to be set from.
+# Inner layers are set from data with this much noise, in standard deviations. A direction without any variance, of
+# columns that depend on each other, then has a width to be set from.
 _NOISE = 1e-3
 # From many rows, networks learn dependence better than a whitening that comes before them gives it: on the power plant
 # table 0.05 to 0.09 nats. They cannot learn directions narrower than this.
@@ -55,7 +55,9 @@ def start(transform: Transform, x: Tensor, context: Tensor | None) -> dict[str, 
         if all(parameter.requires_grad for parameter in marginals.parameters()):
             _set_normal(marginals, whitening, x, context)
             plain[ONE_GAUSSIAN] = {name: value.detach().clone() for name, value in transform.state_dict().items()}
-            _set_best(marginals, whitening, x, context, any(isinstance(part, (Autoregressive, Coupling)) for part in parts))
+            _set_best(
+                marginals, whitening, x, context, any(isinstance(part, (Autoregressive, Coupling)) for part in parts)
+            )
         else:
             with frozen_kept(marginals):
                 marginals.initialize(x, context)
@@ -94,14 +96,16 @@ def follow_rows(transform: Transform, x: Tensor, rows: int) -> int | None:
 
 
 def _set_normal(marginals: MixtureCDF, whitening: Whitening, x: Tensor, context: Tensor | None) -> None:
-    marginals.set_mixtures(*wide_normal(x, marginals.components, marginals.family, exact=marginals.family == "gaussian"))
+    marginals.set_mixtures(
+        *wide_normal(x, marginals.components, marginals.family, exact=marginals.family == "gaussian")
+    )
     whitening.set_gaussian(*gaussian(marginals(x, context if marginals.context else None)[0]))
 
 
 def _set_best(
     marginals: MixtureCDF, whitening: Whitening, x: Tensor, context: Tensor | None, has_networks: bool
 ) -> None:
-    """Set the plain density that predicts rows of ``x`` left out best; whitened before networks only where that is due."""
+    """Set the plain density that predicts rows of ``x`` left out best; whitened before networks where that is due."""
     independent, copula, normal = _left_out_scores(marginals, x[:_SEEN])
     if normal >= max(independent, copula) and (len(x) <= _FEW or not has_networks or _is_narrow(x)):
         return  # as it is
@@ -117,7 +121,8 @@ def _is_narrow(z: Tensor) -> bool:
     """Whether the columns of ``z`` (N, D) have a direction of next to no variance."""
     _, covariance = gaussian(z)
     scale = covariance.diagonal().sqrt()
-    return torch.linalg.eigvalsh(covariance / scale / scale.unsqueeze(-1))[0].item() < _NARROW
+    least = torch.linalg.eigvalsh(covariance / scale / scale.unsqueeze(-1))[0]
+    return bool(least < _NARROW)
 
 
 def _left_out_scores(marginals: MixtureCDF, x: Tensor) -> tuple[float, float, float]:
@@ -135,9 +140,11 @@ def _left_out_scores(marginals: MixtureCDF, x: Tensor) -> tuple[float, float, fl
         whitening.set_gaussian(*gaussian(scratch(rest)[0]))
         z, ladj = scratch(out)
         white, more = whitening(z)
-        scores += torch.stack(
-            [_standard(z) + ladj.sum(), _standard(white) + (ladj + more).sum(), _normal_score(rest, out)]
-        ).double().cpu()
+        scores += (
+            torch.stack([_standard(z) + ladj.sum(), _standard(white) + (ladj + more).sum(), _normal_score(rest, out)])
+            .double()
+            .cpu()
+        )
     independent, copula, normal = scores.nan_to_num(nan=-math.inf).tolist()
     return independent, copula, normal
 
@@ -150,4 +157,6 @@ def _standard(z: Tensor) -> Tensor:
 def _normal_score(rest: Tensor, out: Tensor) -> Tensor:
     """The summed log density of the rows ``out`` under one Gaussian fitted to ``rest``."""
     loc, covariance = gaussian(rest)
-    return torch.distributions.MultivariateNormal(loc, covariance, validate_args=False).log_prob(out.double()).sum()
+    normal = torch.distributions.MultivariateNormal(loc, covariance, validate_args=False)
+    total: Tensor = normal.log_prob(out.double()).sum()
+    return total

@@ -24,10 +24,10 @@ def own_tensor(module: nn.Module) -> Tensor | None:
 class Transform(nn.Module):
     """The contract of all transforms.
 
-    ``forward(x, context=None) -> (z, ladj)`` and ``inverse(z, context=None) -> (x, ladj)``, with ``x`` and
-    ``z`` of shape ``(..., D)``, ``ladj`` of shape ``(...)`` in nats, and ``context`` of shape ``(..., C)``
-    whose batch shape broadcasts against theirs. ``x`` has the dtype and device of the transform's parameters.
-    ``context`` may have any floating-point dtype, and so may ``x`` where the transform first subtracts an offset from it
+    ``forward(x, context=None) -> (z, ladj)`` and ``inverse(z, context=None) -> (x, ladj)``, with ``x`` and ``z`` of
+    shape ``(..., D)``, ``ladj`` of shape ``(...)`` in nats, and ``context`` of shape ``(..., C)`` whose batch shape
+    broadcasts against theirs. ``x`` has the dtype and device of the transform's parameters. ``context`` may have any
+    floating-point dtype, and so may ``x`` where the transform first subtracts an offset from it
     (:class:`~mixflow.transforms.Affine`): the subtraction is done in the precision of the data.
 
     Args:
@@ -76,7 +76,7 @@ class Transform(nn.Module):
         return own_tensor(self) is None
 
     def outside(self, x: Tensor) -> Tensor | None:
-        """Which elements of ``x`` (..., D) lie outside the open domain of the map; None if the domain is all numbers."""
+        """Which elements of ``x`` (..., D) lie outside the open domain of the map; None if that is all numbers."""
         return None
 
     def inside(self, x: Tensor) -> Tensor:

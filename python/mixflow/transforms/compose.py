@@ -168,8 +168,8 @@ class Inverse(Transform):
 def frozen_kept(transform: nn.Module) -> Iterator[None]:
     """Undo, at the end, what the block did to parameters that require no gradient, and to the buffers beside them.
 
-    A module all of whose parameters are frozen is frozen as a whole: what standardises the inputs of its networks stays,
-    too.
+    A module all of whose parameters are frozen is frozen as a whole: what standardises the inputs of its networks
+    stays, too.
     """
     frozen: dict[str, Tensor] = {}
     for name, module in transform.named_modules():

@@ -50,8 +50,8 @@ class ElementwiseMap:
     def start(self) -> Tensor:
         """The ``raw`` (size,) of a map that is the identity to within 1e-4 nats over a standard normal.
 
-        Equal components would be the identity exactly, and would stay equal for ever: their gradients are the same. These
-        lie at half the quantiles of their own distribution.
+        Equal components would be the identity exactly, and would stay equal for ever: their gradients are the same.
+        These lie at half the quantiles of their own distribution.
         """
         part = (torch.arange(self.components) + 0.5) / self.components
         loc = 0.5 * DISTRIBUTIONS[self.base].from_log_tails(part.log(), torch.log1p(-part))

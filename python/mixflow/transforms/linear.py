@@ -23,8 +23,8 @@ _OFFSET = 16.0
 class Affine(KeepsPrecision, Transform):
     """``z = (x - loc) / scale``, feature by feature.
 
-    ``initialize`` sets ``loc`` and ``scale`` to the mean and standard deviation of the data's bulk, which a few values far
-    out do not move (:mod:`mixflow.robust`). With ``trainable=True`` they are learned from there: the activation
+    ``initialize`` sets ``loc`` and ``scale`` to the mean and standard deviation of the data's bulk, which a few values
+    far out do not move (:mod:`mixflow.robust`). With ``trainable=True`` they are learned from there: the activation
     normalisation of Kingma and Dhariwal, "Glow" (2018, arXiv:1807.03039), also named ``ActNorm`` here. With
     ``trainable=False`` they stay there: a standardisation whose ladj keeps densities in the data's own units.
 
@@ -140,7 +140,8 @@ class Whitening(KeepsPrecision, Transform):
     Example:
         >>> import torch
         >>> from mixflow.transforms import Whitening
-        >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+        >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 2.0], [0.0,
+        1.0]])
         >>> whiten = Whitening(2)
         >>> whiten.initialize(x)
         >>> torch.allclose(whiten(x)[0].T.cov(), torch.eye(2), atol=0.02)
@@ -179,7 +180,7 @@ class Whitening(KeepsPrecision, Transform):
         return f"features={self.features}"
 
     def _measure(self) -> None:
-        """Find out whether there is anything to do; asked when numbers are set, since the answer waits for the device."""
+        """Find out, when numbers are set, whether there is anything to do: the answer waits for the device."""
         if self.factor.is_meta:
             return
         one = torch.eye(self.features, dtype=self.factor.dtype, device=self.factor.device)

@@ -66,7 +66,7 @@ class MixtureCDF(Transform):
         self.conditioner = MLP(self.context, 3 * loc.numel() * self.features) if self.context else None
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """The mixture of each column of ``x`` (N, D) that predicts further rows: see :mod:`mixflow.transforms.start`."""
+        """A mixture for each column of ``x`` (N, D) that predicts further rows: :mod:`mixflow.transforms.start`."""
         spread_of(x)
         self.set_mixtures(*predictive_mixture(x, self.components, self.family, self.counts))
         if self.conditioner is not None and context is not None:

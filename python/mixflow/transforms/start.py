@@ -1,11 +1,13 @@
 """Where the parameters of mixtures start: at mixtures that predict rows that they have not seen.
 
-A start is a density already, often a good one, and training goes on from it. Three things can spoil it, and each has its
-cure here:
+A start is a density already, often a good one, and training goes on from it. Three things can spoil it, and each has
+its cure here:
 
-- few rows: every component that is added follows the rows at hand, not the density that they come from. There are at most
+- few rows: every component that is added follows the rows at hand, not the density that they come from. There are at
+most
   a tenth as many components as rows, and their number is the one that predicts rows left out best;
-- values far out: cells of equal counts and standard deviations are taken of the bulk (:mod:`mixflow.robust`). Columns with
+- values far out: cells of equal counts and standard deviations are taken of the bulk (:mod:`mixflow.robust`). Columns
+with
   values outside their bulk also try components whose widths grow geometrically from the bulk to the farthest value;
 - repeated values: a component could shrink onto one of them without end. Each component's scale is held by a prior.
 """
@@ -41,7 +43,8 @@ def predictive_mixture(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``logits``, ``loc`` and ``log_scale``, each (D, ``components``), of a mixture for each column of ``x`` (N, D).
 
-    Column d uses ``counts[d]`` components, by default as many as :func:`best_counts` finds; one stands for a normal. Where
+    Column d uses ``counts[d]`` components, by default as many as :func:`best_counts` finds; one stands for a normal.
+    Where
     fewer are used than there are, copies share the weight of one: the density is that of the fewer.
 
     Example:
@@ -66,8 +69,8 @@ def predictive_mixture(
 def best_counts(x: Tensor, components: int, family: str) -> Tensor:
     """How many of at most ``components`` components each column of ``x`` (N, D) supports: integers (D,).
 
-    All of them where there are a thousand rows for each. Otherwise the number that predicts rows left out best, a tenth of
-    the rows at most.
+    All of them where there are a thousand rows for each. Otherwise the number that predicts rows left out best, a tenth
+    of the rows at most.
 
     Example:
         >>> import torch
@@ -93,13 +96,12 @@ def _repeated(mixture: tuple[Tensor, Tensor, Tensor], components: int) -> tuple[
     return logits - copies.log(), loc, log_scale
 
 
-def wide_normal(
-    x: Tensor, components: int, family: str, exact: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+def wide_normal(x: Tensor, components: int, family: str, exact: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """A normal for each column of ``x`` (N, D), as nearly as ``components`` of ``family`` have the shape of one.
 
-    Its variance is that of the predictive distribution of a normal whose mean and variance the rows have to tell as well,
-    (1 + 1/N)(N - 1)/(N - 3) times the rows' own (Geisser, "Predictive Inference", 1993). With ``exact``, all components
+    Its variance is that of the predictive distribution of a normal whose mean and variance the rows have to tell as
+    well, (1 + 1/N)(N - 1)/(N - 3) times the rows' own (Geisser, "Predictive Inference", 1993). With ``exact``, all
+    components
     are the same: a normal to the last digit where the family is Gaussian, but training would never tell them apart.
     """
     mean, spread = moments(x)
@@ -117,13 +119,13 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
     """The number of components (D,) of each column of ``x`` (N, D) that predicts the rows of ``folds`` folds best.
 
     Of ``counts`` and 1, which stands for a normal. More than a normal must be better by two standard errors of the
-    difference: of several candidates, one is always better by chance. A column with values outside its bulk is no normal,
-    and needs a component or more for the values far out; how far out they are must not decide.
+    difference: of several candidates, one is always better by chance. A column with values outside its bulk is no
+    normal, and needs a component or more for the values far out; how far out they are must not decide.
     """
     rows, columns = x.shape
     fold = torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(x.device) % _FOLDS
-    # One column for each fold and feature. All have as many rows, some of them twice: a column without its fold is drawn
-    # out to the length of the whole.
+    # One column for each fold and feature. All have as many rows, some of them twice: a column without its fold is
+    # drawn out to the length of the whole.
     rest = [(fold != number).nonzero().squeeze(-1) for number in range(folds)]
     learned = torch.cat([x[kept[torch.arange(rows, device=x.device) * len(kept) // rows]] for kept in rest], dim=1)
     left_out = torch.stack([fold == number for number in range(folds)], dim=1).repeat_interleave(columns, dim=1)
@@ -131,7 +133,8 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
 
     def score(mixture: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         _, log_prob = cdf_transform(scored, *mixture, family=family, base="uniform")
-        return log_prob.where(left_out, 0.0).unflatten(1, (folds, columns)).sum(1)[seen]
+        rows_own: Tensor = log_prob.where(left_out, 0.0).unflatten(1, (folds, columns)).sum(1)
+        return rows_own[seen]
 
     low, high = bulk(x)
     tailed = ((x < low) | (x > high)).any(0)
@@ -147,7 +150,7 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
 
 
 def likely_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor, Tensor]:
-    """``logits``, ``loc`` and ``log_scale``, each (D, K), of a mixture that each column of ``x`` (N, D) is likely under."""
+    """``logits``, ``loc`` and ``log_scale`` (D, K) of mixtures that the columns of ``x`` (N, D) are likely under."""
     mixture = improved(x, *start_from(x, components, family), family)
     low, high = bulk(x)
     tailed = ((x < low) | (x > high)).any(0)
@@ -165,12 +168,12 @@ def likely_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor, Ten
 
 
 def _widening(x: Tensor, components: int) -> list[tuple[Tensor, Tensor]]:
-    """``loc`` and ``log_scale`` (D, K) whose scales grow geometrically: around the median, from the lower end, from the upper.
+    """``loc`` and ``log_scale`` (D, K) with geometric scales: around the median, from the lower and the upper end.
 
     Mixtures over scales around one point have the tails of Student's t and of Cauchy's distribution; those from an end,
     with the distance growing along, the shape of a lognormal of many decades. The widest component goes beyond the
-    farthest value: of such a tail, further rows bring larger values yet. Where that is not so, it keeps the weight of one
-    row.
+    farthest value: of such a tail, further rows bring larger values yet. Where that is not so, it keeps the weight of
+    one row.
     """
     _, spread = moments(x)
     median = x.median(0).values
@@ -235,7 +238,9 @@ def start_from(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor]
     return loc[chosen], log_scale[chosen]
 
 
-def improved(x: Tensor, loc: Tensor, log_scale: Tensor, family: str, steps: int = _STEPS) -> tuple[Tensor, Tensor, Tensor]:
+def improved(
+    x: Tensor, loc: Tensor, log_scale: Tensor, family: str, steps: int = _STEPS
+) -> tuple[Tensor, Tensor, Tensor]:
     r"""``logits``, ``loc`` and ``log_scale`` (D, K) of more likely mixtures of each column of ``x`` (N, D).
 
     Steps of expectation-maximisation (Dempster, Laird and Rubin, 1977) from equal weights and the given start, written

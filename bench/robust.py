@@ -800,6 +800,27 @@ class Row:
         return asdict(self) | {"shortfall": self.shortfall, "judgements": judgements}
 
 
+def markdown(about: dict[str, Any], rows: Sequence[Row]) -> str:
+    """The rows as a table, with the machine that the seconds are of above it."""
+    machine = f"{about['processor']}, {about['instruction set']}, one thread a fit; torch {about['torch']}"
+    names = ("kind", "rows x columns", "flow", "log_prob", "reference", "shortfall", "allowed", "seconds", "reached")
+    aligned = [":--" if name in ("kind", "flow", "reached") else "--:" for name in names]
+    lines = [names, aligned, *(_markdown_cells(row) for row in rows)]
+    return "\n".join([f"{machine}.", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def _markdown_cells(row: Row) -> list[str]:
+    cells = row.cells()
+    reference = "-" if row.shortfall is None else f"{cells['its log_prob']} ({row.reference})"
+    # Errors, and the rules that are missed beside the shortfall.
+    missed = [f"{j.rule} {number(j.value)}" for j in row.judgements()[1:] if not j.reached]
+    notes = "; ".join([" ".join(row.error.split())[:100]] if row.error else missed)
+    reached = cells["reached"] + (f" ({notes})" if notes else "")
+    shown = [cells["kind"], cells["size"], cells["flow"], cells["log_prob"], reference, cells["shortfall"]]
+    shown += [cells["target"].removeprefix("<= "), cells["seconds"], reached]
+    return [cell.replace("|", "\\|") for cell in shown]
+
+
 def number(value: float | None) -> str:
     if value is None:
         return "-"

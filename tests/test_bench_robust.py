@@ -33,8 +33,9 @@ def row(robust):
     return robust.Row("kind", "univariate", 100, 2, -1.2, references, reference="truth", target=0.25)
 
 
-def test_a_run_prints_rows_and_writes_json(tmp_path):
-    options = ["--only", "0.1 % to 1e5", "--quick", "--jobs", "1", "--out", str(tmp_path / "results")]
+def test_a_run_prints_rows_and_writes_json_and_a_table(tmp_path):
+    options = ["--only", "0.1 % to 1e5", "--quick", "--jobs", "1"]
+    options += ["--out", str(tmp_path / "results"), "--table", str(tmp_path / "table.md")]
     said = subprocess.run([sys.executable, SCRIPT, *options], check=True, capture_output=True, text=True).stdout
     written = json.loads((tmp_path / "results/robust.json").read_text())
     [row] = written["rows"]
@@ -44,6 +45,10 @@ def test_a_run_prints_rows_and_writes_json(tmp_path):
     assert {"truth", "Gaussian", "kernel", "mixture"} == set(row["references"])
     assert "outliers: 0.1 % to 1e5" in said
     assert f"{sum(j['reached'] for j in row['judgements'])} of 2 reached, in 1 rows" in said
+    heading, below, cells = (tmp_path / "table.md").read_text().splitlines()[2:]
+    assert heading.count("|") == below.count("|") == cells.count("|") == 10
+    assert cells.startswith("| outliers: 0.1 % to 1e5 | 1,000 x 1 | univariate | ")
+    assert "(truth)" in cells
 
 
 def test_every_kind_draws_a_table(robust):
@@ -93,12 +98,25 @@ def test_distinct_samples_are_judged(row):
     assert reached(replace(row, distinct=0.99))["distinct samples"] is True
 
 
-def test_an_error_is_not_reached_and_what_was_skipped_is_not_judged(row):
+def test_an_error_is_not_reached(row):
     failed = replace(row, log_prob=None, error="ValueError: no\nmodel")
     assert reached(failed) == {"ends with a model": False}
     assert failed.cells()["notes"] == "ValueError: no model"
     assert failed.cells()["reached"] == "no"
-    assert replace(failed, skipped=True).cells()["reached"] == "-"
+
+
+def test_a_table_names_the_reference_and_what_was_missed(robust, row):
+    about = {"processor": "a CPU", "instruction set": "avx2", "torch": "2.6"}
+    failed = replace(row, log_prob=None, error="ValueError: a | b")
+    machine, _, _, _, good, bad, alone = robust.markdown(
+        about, [row, failed, replace(row, log_prob=-2.0, references={}, reference="Gaussian")]
+    ).splitlines()
+    assert machine == "a CPU, avx2, one thread a fit; torch 2.6."
+    assert good == "| kind | 100 x 2 | univariate | -1.200 | -1.000 (truth) | 0.200 | 0.25 | - | yes |"
+    assert bad == "| kind | 100 x 2 | univariate | - | - | - | 0.25 | - | no (ValueError: a \\| b) |"
+    assert alone == "| kind | 100 x 2 | univariate | -2.000 | - | - | finite | - | yes |"
+    below = replace(row, log_prob=-1.81, target=1.0)
+    assert robust.markdown(about, [below]).endswith("| no (below Gaussian 0.510) |\n")
 
 
 def test_the_best_plain_estimator_is_chosen(robust):
@@ -168,11 +186,3 @@ def test_errors_and_warnings_of_a_fit_are_its_outcome(robust, monkeypatch):
     assert outcome == robust.Outcome(None, "ValueError: no model", warnings=("odd",))
     monkeypatch.setattr(robust.mixflow, "fit", lambda flow, x, **_: time.sleep(60.0))
     assert "stopped after 0.05 s" in robust.run("few: 5 x 1", None, "univariate", 0, True, 0.05).error
-
-
-def test_arguments_that_there_are_not_skip_a_row(robust):
-    kind = replace(robust.KINDS["few: 5 x 1"], recipe={"colour": 1}, fit={"taste": 2})
-    assert (
-        robust.missing_arguments(kind, "univariate") == "recipe has no argument 'colour', fit has no argument 'taste'"
-    )
-    assert robust.missing_arguments(replace(kind, recipe={"components": 1}, fit={}), "univariate") == ""

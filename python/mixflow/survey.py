@@ -137,9 +137,9 @@ class Survey:
             if not any(self.step[c] > 0.0 for c in tied):
                 cure = "No step was found that they could have been rounded to."
             notes.append(
-                f"Repeated values: {_listed(tied, names)}. {names[first]} has {self.distinct[first]:,} different values "
-                f"in {self.rows:,} rows{step}{often}. Their density has no upper limit: a prior keeps it finite, and "
-                f"log_prob says little there. {cure}"
+                f"Repeated values: {_listed(tied, names)}. {names[first]} has {self.distinct[first]:,} different "
+                f"values in {self.rows:,} rows{step}{often}. Their density has no upper limit: a prior keeps it "
+                f"finite, and log_prob says little there. {cure}"
             )
         return notes
 
@@ -150,8 +150,8 @@ class Survey:
         largest = max(far, key=lambda c: abs(self.offset[c]))
         kind = str(dtype).removeprefix("torch.")
         note = (
-            f"Offsets: {_listed(far, names)}. Values of {names[largest]} are {abs(self.offset[largest]):.0e} times as large "
-            f"as their spread. The flow subtracts the offset in {kind}."
+            f"Offsets: {_listed(far, names)}. Values of {names[largest]} are {abs(self.offset[largest]):.0e} times as "
+            f"large as their spread. The flow subtracts the offset in {kind}."
         )
         if abs(self.offset[largest]) * torch.finfo(dtype).eps > 1e-4:
             note += f" But {kind} has rounded the values visibly: pass them as float64."
@@ -163,9 +163,9 @@ class Survey:
             return []
         worst = max(out, key=lambda c: self.farthest[c])
         return [
-            f"Values far out: {_listed(out, names)}. {self.outliers[worst]:,} of {self.rows:,} values of {names[worst]} lie "
-            f"outside the bulk, up to {self.farthest[worst]:.2g} spreads from the median. The start is set from the bulk; "
-            "training sees all rows. If they are errors or stand for missing values, drop them first."
+            f"Values far out: {_listed(out, names)}. {self.outliers[worst]:,} of {self.rows:,} values of "
+            f"{names[worst]} lie outside the bulk, up to {self.farthest[worst]:.2g} spreads from the median. The start "
+            "is set from the bulk; training sees all rows. If they are errors or stand for missing values, drop them first."
         ]
 
     def _on_dependences(self, names: Sequence[str]) -> list[str]:
@@ -173,8 +173,8 @@ class Survey:
             return []
         formulas = "; ".join(d.describe(names) for d in self.dependences[:_SHOWN]) + _more(self.dependences)
         return [
-            f"Dependent columns: {formulas}. The density of such rows has no upper limit; a floor of 1e-4 spreads across "
-            "keeps it finite. Leave the dependent columns out if log_prob is to be compared."
+            f"Dependent columns: {formulas}. The density of such rows has no upper limit; a floor of 1e-4 spreads "
+            "across keeps it finite. Leave the dependent columns out if log_prob is to be compared."
         ]
 
 

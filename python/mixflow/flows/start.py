@@ -81,7 +81,7 @@ def follow_rows(transform: Transform, x: Tensor, rows: int) -> int | None:
     """
     parts = transform.each() if isinstance(transform, Compose) else []
     lead = next((i for i, part in enumerate(parts) if isinstance(part, MixtureCDF) and part.follows_rows), None)
-    if lead is None:
+    if lead is None or not all(parameter.requires_grad for parameter in parts[lead].parameters()):
         return None
     marginals = parts[lead]
     assert isinstance(marginals, MixtureCDF)

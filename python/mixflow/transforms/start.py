@@ -119,8 +119,9 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
     """The number of components (D,) of each column of ``x`` (N, D) that predicts the rows of ``folds`` folds best.
 
     Of ``counts`` and 1, which stands for a normal. More than a normal must be better by two standard errors of the
-    difference: of several candidates, one is always better by chance. A column with values outside its bulk is no
-    normal, and needs a component or more for the values far out; how far out they are must not decide.
+    difference, by half of one where rows are not few: of several candidates, one is always better by chance. A column
+    with values outside its bulk is no normal, and needs a component or more for the values far out; how far out they
+    are must not decide.
     """
     rows, columns = x.shape
     fold = torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(x.device) % _FOLDS
@@ -137,14 +138,14 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
         return rows_own[seen]
 
     low, high = bulk(x)
-    tailed = ((x < low) | (x > high)).any(0)
+    tailed, errors = ((x < low) | (x > high)).any(0), 2.0 if folds > 1 else 0.5
     normal = score(wide_normal(learned, max(counts), family))
     best = torch.where(tailed, min(8, max(counts)), torch.ones(columns, dtype=torch.long, device=x.device))
     gain = torch.where(tailed, -math.inf, x.new_zeros(columns))
     for count in counts:
         difference = (score(likely_mixture(learned, count, family)) - normal).clamp(-_MOST_A_ROW, _MOST_A_ROW)
         mean, error = difference.mean(0), difference.std(0) / len(difference) ** 0.5
-        better = (mean > gain) & torch.where(tailed, count >= min(8, max(counts)), mean > 2.0 * error)
+        better = (mean > gain) & torch.where(tailed, count >= min(8, max(counts)), mean > errors * error)
         best, gain = torch.where(better, count, best), torch.where(better, mean, gain)
     return best
 

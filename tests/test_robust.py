@@ -1,6 +1,7 @@
 """Fits to what real tables hold: offsets, outliers, heavy tails, few rows, ties, dependent columns, bounded values."""
 
 import copy
+import itertools
 import math
 import pickle
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import stats
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import mixflow
@@ -95,7 +96,8 @@ def test_data_with_a_large_offset_are_learned_as_centred_ones(recipe, features, 
     fit(beside, centred, epochs=3)
     test = offset + HOUR * uniform(2000, features, seed=1)
     assert score(flow, test) == pytest.approx(score(beside, test - offset), abs=0.05)
-    assert abs(score(flow, test) + features * math.log(HOUR)) < 0.1 * features
+    # No worse than one Gaussian would be, which misses log(2 pi e / 12) / 2 nats of a uniform column.
+    assert -score(flow, test) - features * math.log(HOUR) < features * 0.5 * math.log(2.0 * math.pi * math.e / 12.0)
     drawn, drawn_beside = flow.sample(10_000, seed=0), beside.sample(10_000, seed=0)
     assert drawn.dtype == torch.float64
     assert drawn_beside.dtype == torch.float32 or features == 1
@@ -213,7 +215,7 @@ def test_a_few_values_far_out_cost_the_bulk_nothing(kind, family):
     assert score(flow, test) == pytest.approx(truth, abs=0.1)
     history = fit(flow, data, epochs=10, initialize=True)
     assert score(flow, test) == pytest.approx(truth, abs=0.05)
-    assert any("Values far out: x1" in note for note in history.notes)
+    assert any(note.startswith("Values far out: x1") for note in history.notes)
 
 
 @pytest.mark.parametrize("recipe", ["gaussianization", "gaussian_mixture"])
@@ -320,9 +322,12 @@ def test_dependent_columns_are_named_and_end_with_finite_scores(recipe, kind):
 # -- going on ------------------------------------------------------------------------------------------------
 
 
+def one_bump_of_two(rows, seed=0):
+    return 6.0 * uniform(rows, seed=seed + 100).round() - 3.0 + normal(rows, seed=seed)
+
+
 def two_bumps(rows, seed=0):
-    side = uniform(rows, seed=seed + 100).round()
-    a = 6.0 * side - 3.0 + normal(rows, seed=seed)
+    a = one_bump_of_two(rows, seed)
     return torch.stack([a, a.sin() + 0.3 * normal(rows, seed=seed + 1)], 1)
 
 
@@ -357,7 +362,7 @@ def test_a_flow_goes_on_only_if_it_is_not_told_to_start_anew():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_going_on_leaves_the_standardisation_as_it_is(recipe):
     features = 1 if recipe == "univariate" else 2
-    data = two_bumps(500)[:, :features]
+    data = two_bumps(500)[:, :features].contiguous()
     flow = fitted(RECIPES[recipe](features), data, epochs=1)
     before = {name: value.clone() for name, value in flow.named_buffers()}
     fit(flow, 5.0 * data + 7.0, epochs=2, lr=0.01)
@@ -394,7 +399,7 @@ def test_frozen_parameters_and_the_buffers_beside_them_are_never_touched(kind):
     is_module = isinstance(chosen, torch.nn.Module)
     before = copy.deepcopy(chosen.state_dict() if is_module else {"": chosen})
     others = copy.deepcopy(dict(flow.named_parameters()))
-    fit(flow, 10.0 + 3.0 * two_bumps(300), epochs=2)
+    fit(flow, 10.0 + 3.0 * two_bumps(300), epochs=2, validation=0.0)
     now = choose(flow)
     assert equal_weights(before, now.state_dict() if is_module else {"": now})
     assert not any(p.requires_grad for p in (now.parameters() if is_module else [now]))
@@ -435,11 +440,13 @@ def test_a_refused_fit_leaves_the_flow_as_it_was(tmp_path):
 # -- the start competes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["gaussianization", "coupling", "autoregressive", "gaussian_mixture"])
-def test_training_that_ruins_a_flow_is_thrown_away(recipe):
+@pytest.mark.parametrize(
+    ("recipe", "lr"), [("gaussianization", 3.0), ("coupling", 0.5), ("autoregressive", 0.5), ("gaussian_mixture", 3.0)]
+)
+def test_training_that_ruins_a_flow_is_thrown_away(recipe, lr):
     data, test = two_bumps(600), two_bumps(400, seed=7)
     flow = RECIPES[recipe](2)
-    history = fit(flow, data, validation=test, epochs=3, lr=3.0)
+    history = fit(flow, data, validation=test, epochs=3, lr=lr)
     assert max(history.validation_log_prob) < max(history.starts.values())
     assert history.kept == max(history.starts, key=history.starts.get)
     assert history.best_epoch is None
@@ -464,7 +471,8 @@ def test_an_epoch_must_beat_the_start_by_more_than_chance_on_few_held_out_rows()
     alternating = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(50)
     for gains, expected in (
         ([5.0, 5.0], False),  # two rows never suffice
-        ([5.0, 5.1, 4.9], False),  # three hardly
+        ([5.0, 7.0, 3.0], False),  # three only if they agree
+        ([5.0, 5.1, 4.9], True),
         ([1.0, 1.01, 0.99, 1.0, 1.0], True),
         (0.1 + alternating, False),  # one standard error
         (0.5 + alternating, True),  # five
@@ -486,7 +494,7 @@ def test_a_row_s_gain_counts_20_nats_at_most():
 
 
 def test_integer_weights_are_repeated_rows():
-    data = two_bumps(1500)[:, :1]
+    data = one_bump_of_two(1500)
     weight = torch.tensor([1, 2, 3]).repeat(500)
     repeated = data.repeat_interleave(weight, dim=0)
     options = {"epochs": 1, "lr": 1e-12, "validation": 0.0}
@@ -508,11 +516,25 @@ def test_rows_of_weight_zero_do_not_matter(wild):
     data = normal(300, 1)
     more = torch.cat([data, torch.full((50, 1), wild, dtype=torch.float64)])
     weight = torch.cat([torch.ones(300), torch.zeros(50)])
-    options = {"epochs": 5, "validation": 0.0, "batch_size": 350, "lr": 0.01}
-    flow, beside = flows.univariate(1), flows.univariate(1)
-    history, expected = fit(flow, more, weights=weight, **options), fit(beside, data, **options)
-    assert history.train_log_prob == pytest.approx(expected.train_log_prob, abs=1e-5)
-    torch.testing.assert_close(dict(flow.named_parameters()), dict(beside.named_parameters()), rtol=1e-4, atol=1e-4)
+    options = {"epochs": 5, "validation": 0.0, "batch_size": 350, "lr": 0.05}
+    for initialize in (False, True):
+        flow, beside = flows.univariate(3), flows.univariate(3)
+        history = fit(flow, more, weights=weight, initialize=initialize, **options)
+        expected = fit(beside, data, initialize=initialize, **options)
+        assert history.train_log_prob == pytest.approx(expected.train_log_prob, abs=1e-3)
+    before = fitted(flows.univariate(3), data, initialize=True, **options | {"lr": 1e-12, "epochs": 1})
+    after = fitted(flows.univariate(3), more, weights=weight, initialize=True, **options | {"lr": 1e-12, "epochs": 1})
+    assert score(after, data) == pytest.approx(score(before, data), abs=0.02)
+
+
+class Batches:
+    """Batches to be iterated over; a list of them would be taken for an array."""
+
+    def __init__(self, batches):
+        self.batches = list(batches)
+
+    def __iter__(self):
+        return iter(self.batches)
 
 
 def monitored_when_kept(history):
@@ -542,11 +564,11 @@ def test_a_held_out_part_takes_its_weights_along():
 
 @pytest.mark.parametrize("form", ["tuple", "dict"])
 def test_loaders_bring_weights(form):
-    data, weight = two_bumps(3000)[:, :1], torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64).repeat(1000)
-    batches = [
+    data, weight = one_bump_of_two(3000).unsqueeze(-1), torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64).repeat(1000)
+    batches = Batches(
         {"x": x, "weight": w} if form == "dict" else (x, None, w)
         for x, w in zip(data.split(1000), weight.split(1000), strict=True)
-    ]
+    )
     options = {"epochs": 2, "lr": 1e-12, "validation": 0.0}
     flow, beside = (flows.univariate(2).double() for _ in range(2))
     history = fit(flow, batches, **options)
@@ -568,7 +590,7 @@ def test_loaders_bring_weights(form):
 def test_bad_weights_are_described(message, given):
     data = normal(100, 1)
     with pytest.raises(ValueError, match=message):
-        fit(flows.univariate(2), [data] if "batches" in message else data, epochs=1, **given)
+        fit(flows.univariate(2), Batches([data]) if "batches" in message else data, epochs=1, **given)
 
 
 # -- loaders -------------------------------------------------------------------------------------------------
@@ -586,18 +608,27 @@ class Rows(Dataset):
 
 
 class Endless(IterableDataset):
-    """Draws of N(3, 0.5^2), without an end; Ctrl-C when ``stop`` batches have been taken from an iterator."""
-
-    def __init__(self, stop=None):
-        self.stop, self.taken = stop, 0
+    """Batches of 100 draws of N(3, 0.5^2), without an end."""
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(0)
-        for number in iter(int, 1):
-            if self.stop is not None and self.taken == self.stop:
+        return (3.0 + 0.5 * normal(100, 1, seed=number) for number in itertools.count())
+
+
+class Interrupted:
+    """Batches of 2000 draws of N(3, 0.5^2), without an end; Ctrl-C at the given step of the training.
+
+    The first pass is the one that the start is set from.
+    """
+
+    def __init__(self, step):
+        self.step, self.passes = step, 0
+
+    def __iter__(self):
+        self.passes += 1
+        for number in itertools.count():
+            if self.passes == 2 and number == self.step:
                 raise KeyboardInterrupt
-            self.taken += 1
-            yield 3.0 + 0.5 * torch.randn(100, 1, generator=generator) + number
+            yield 3.0 + 0.5 * normal(2000, 1, seed=number)
 
 
 TRUTH_OF_BATCHES = -0.5 * (LOG_2PI + 1.0) - math.log(0.5)
@@ -614,31 +645,17 @@ def test_a_loader_is_fitted_as_it_stands():
 
 
 def test_a_loader_without_an_end_has_epochs_of_so_many_steps():
-    source = Endless()
     flow = flows.univariate(3)
-    history = fit(flow, DataLoader(source, batch_size=None), steps_per_epoch=7, epochs=4)
+    history = fit(flow, DataLoader(Endless(), batch_size=None), steps_per_epoch=7, epochs=4)
     assert len(history.lr) == 4
     assert score(flow, 3.0 + 0.5 * normal(4000, 1, seed=1)) == pytest.approx(TRUTH_OF_BATCHES, abs=0.05)
-
-
-class Interrupting:
-    """Batches without an end; Ctrl-C at the given step of the first epoch."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def __iter__(self):
-        for number in range(10**6):
-            if number == self.step:
-                raise KeyboardInterrupt
-            yield 3.0 + 0.5 * normal(100, 1, seed=number)
 
 
 def test_ctrl_c_in_the_first_epoch_keeps_what_was_learned():
     flow = flows.univariate(3)
     test = 3.0 + 0.5 * normal(4000, 1, seed=10**6)
     at_start = score(flow, test)  # knows nothing of the data
-    history = fit(flow, Interrupting(40), epochs=3, lr=0.3, initialize=False, steps_per_epoch=60)
+    history = fit(flow, Interrupted(40), epochs=3, lr=0.3, initialize=False, steps_per_epoch=60)
     assert history.interrupted
     assert history.lr == []
     assert history.kept == "the weights of 40 steps"
@@ -650,7 +667,7 @@ def test_ctrl_c_in_the_first_epoch_keeps_the_start_if_that_is_better():
     flow = flows.univariate(3)
     flow.initialize(3.0 + 0.5 * normal(1000, 1))
     before = weights(flow)
-    history = fit(flow, Interrupting(40), validation=test, epochs=1, lr=10.0, steps_per_epoch=60)
+    history = fit(flow, Interrupted(40), validation=test, epochs=1, lr=10.0, steps_per_epoch=60)
     assert history.interrupted
     assert history.kept == "the start"
     assert equal_weights(flow, before)
@@ -673,10 +690,10 @@ def nan_after(monkeypatch, calls):
 
 def test_a_training_that_turns_nan_ends_with_the_best_weights_and_the_likely_cause(monkeypatch):
     # One scoring of the start, then three steps and a scoring in each epoch.
-    nan_after(monkeypatch, 11)
     data = torch.cat([normal(990).round(), torch.full((10,), 1e9, dtype=torch.float64)])
     flow = flows.univariate(3)
     flow.initialize(normal(100, 1))
+    nan_after(monkeypatch, 11)
     cause = r'repeated values in x1 \(resolution="auto" is made for them\); values far out in x1'
     with pytest.warns(RuntimeWarning, match=rf"the loss is nan at step 9 \(epoch 3\).*Likely cause: {cause}\."):
         history = fit(flow, data, epochs=9, batch_size=300)
@@ -706,7 +723,7 @@ def counts(rows=20_000):
 
 
 def interval_probabilities(flow, values, width):
-    """The probability that ``flow`` gives to intervals around ``values``, by Gauss-Legendre quadrature in 8 parts each."""
+    """The probability that ``flow`` gives to intervals around ``values``, by Gauss-Legendre in 8 parts each."""
     nodes, node_weights = np.polynomial.legendre.leggauss(10)
     parts = (np.arange(8) + 0.5) / 8 - 0.5
     inside = (parts[:, None] + nodes / 16).ravel()
@@ -721,7 +738,6 @@ def test_counts_are_learned_to_the_end_and_named(tmp_path):
     history = fit(flow, counts(), epochs=5)
     assert len(history.lr) == 5
     note = next(note for note in history.notes if note.startswith("Repeated values: x1"))
-    assert "20,000 rows" not in note or "in steps of 1" in note
     assert "in steps of 1" in note
     mixflow.save(flow, tmp_path / "model.safetensors")
     assert mixflow.load(tmp_path / "model.safetensors").log_prob(torch.arange(5.0)).isfinite().all()
@@ -734,7 +750,7 @@ def test_the_resolution_gives_intervals_their_probability():
     assert equal_weights(flow, beside)
     assert histories[0].validation_log_prob == histories[1].validation_log_prob
     assert flow.notes["resolution"] == [1.0]
-    assert any(note.startswith("Rounding: the values of x1") for note in histories[0].notes)
+    assert any(note.startswith("Rounding: ") and "x1 1." in note for note in histories[0].notes)
     values = np.arange(13.0)
     truth = stats.poisson(2).pmf(values)
     found = interval_probabilities(flow, values, 1.0)
@@ -844,16 +860,12 @@ def test_the_density_is_zero_outside_the_support_and_has_finite_gradients(recipe
 @pytest.mark.parametrize(("recipe", "support"), [pair for pair in BOUNDED if FEWEST[pair[0]] == 1])
 def test_a_density_on_a_support_integrates_to_1(recipe, support):
     flow = fitted_to_bounded(recipe, support).double()
-    ends = (1e-9, 1.0 - 1e-9) if support == (0.0, 1.0) else (1e-9, 60.0)
-
-    def density(x):
-        with torch.no_grad():
-            return flow.log_prob(torch.tensor([[x]], dtype=torch.float64)).exp().item()
-
-    breaks = [0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999] + ([2.0, 5.0, 20.0] if support == "positive" else [])
-    edges = [ends[0], *breaks, ends[1]]
-    total = sum(integrate.fixed_quad(np.vectorize(density), a, b, n=20)[0] for a, b in zip(edges, edges[1:]))
-    assert total == pytest.approx(1.0, abs=2e-3)
+    # On the real line, where neither end is near, dx = exp(-ladj) dz.
+    z = torch.linspace(-30.0, 30.0, 60_001, dtype=torch.float64)
+    x, ladj = transforms.Support(1, support).inverse(z.unsqueeze(-1))
+    with torch.no_grad():
+        total = torch.trapezoid((flow.log_prob(x) + ladj).exp(), z).item()
+    assert total == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize(("recipe", "support"), BOUNDED)
@@ -927,23 +939,18 @@ def test_a_flow_put_together_by_hand_has_its_first_transform_s_domain():
 
 
 def test_a_domain_behind_an_affine_map_is_taken_back_to_the_data():
-    # (0, 1) behind (x - 10) / 4: the support is (10, 14).
-    flow = flows.Flow(
-        transforms.Compose(
-            transforms.Affine(1, trainable=False, loc=10.0, scale=4.0),
-            transforms.Logit(1),
-            transforms.MixtureCDF(1, 4),
-        )
-    )
-    flow.data_to_base.transforms[0].initialize = lambda x, context=None: None  # this scale is the meaning of the data
-    x = torch.tensor([[9.0], [10.0], [12.0], [14.0], [15.0]], requires_grad=True)
-    assert flow.supports(x).tolist() == [False, False, True, False, False]
-    log_prob = flow.log_prob(x)
-    assert log_prob.isinf().tolist() == [True, True, False, True, True]
-    (gradient,) = torch.autograd.grad(log_prob[2], x)
-    assert gradient.isfinite().all()
-    fit(flow, 10.0 + 4.0 * uniform(1000, 1), epochs=3)
-    assert flow.log_prob(torch.tensor([[12.0]])).item() == pytest.approx(-math.log(4.0), abs=0.15)
+    # (0, 1) behind (x - 10) / 4, which stays as it is: the support is (10, 14).
+    unit = transforms.Affine(1, loc=10.0, scale=4.0).requires_grad_(False)
+    flow = flows.Flow(transforms.Compose(unit, transforms.Logit(1), transforms.MixtureCDF(1, 4)))
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor([[9.0], [10.0], [12.0], [14.0], [15.0]], dtype=dtype, requires_grad=True)
+        assert flow.supports(x).tolist() == [False, False, True, False, False]
+        log_prob = flow.log_prob(x)
+        assert log_prob.isinf().tolist() == [True, True, False, True, True]
+        (gradient,) = torch.autograd.grad(log_prob[2], x)
+        assert gradient.isfinite().all()
+        fit(flow, (10.0 + 4.0 * uniform(1000, 1)).to(dtype), epochs=3)
+        assert flow.log_prob(torch.tensor([[12.0]])).item() == pytest.approx(-math.log(4.0), abs=0.15)
     drawn = flow.sample(2000, seed=0)
     assert ((drawn > 10.0) & (drawn < 14.0)).all()
 

@@ -44,13 +44,13 @@ class Split:
     digest: str
     at_ends: int
 
-    def first(self, group: Group) -> tuple[Tensor, Tensor | None]:
-        """Rows to set a start from, and their context: as many copies of each as its weight says."""
+    def first(self, group: Group) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows to look at, rows to set a start from, and the context of these: each row as often as its weight says."""
         x, context, weight = self.start.first(CHUNK, group)
         if weight is None:
-            return x, context
+            return x, x, context
         chosen = _copies(weight)
-        return x[chosen], None if context is None else context[chosen]
+        return x, x[chosen], None if context is None else context[chosen]
 
 
 def _copies(weight: Tensor) -> Tensor:

@@ -165,7 +165,8 @@ class Survey:
         return [
             f"Values far out: {_listed(out, names)}. {self.outliers[worst]:,} of {self.rows:,} values of "
             f"{names[worst]} lie outside the bulk, up to {self.farthest[worst]:.2g} spreads from the median. The start "
-            "is set from the bulk; training sees all rows. If they are errors or stand for missing values, drop them first."
+            "is set from the bulk; training sees all rows. If they are errors or stand for missing values, drop them "
+            "first."
         ]
 
     def _on_dependences(self, names: Sequence[str]) -> list[str]:

@@ -192,10 +192,10 @@ class _Start:
     def __init__(self, split: Split, group: Group, settings: dict[str, Any], flow: Flow) -> None:
         self.split, self.group, self.settings, self.flow = split, group, settings, flow
         self.names = flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
-        self.x, self.context = split.first(group)
+        rows, self.x, self.context = split.first(group)
         if settings["initialize"]:
             _check_columns_vary(self.x, flow)
-        self.seen: Survey = group.share(lambda: survey(self.x[:SURVEYED]))
+        self.seen: Survey = group.share(lambda: survey(rows[:SURVEYED]))
         widths = settings["resolution"]
         if widths == "auto":
             widths = self.seen.resolution
@@ -235,7 +235,7 @@ class _Start:
             plain, started = self.group.share(lambda: self._initialized(flow))
             flow.load_state_dict(started)
         run.start, run.best = _weights(flow), _weights(flow)
-        run.history.notes = self._notes(flow)
+        run.history.notes = self.group.share(lambda: self._notes(flow))
         return plain
 
     def _initialized(self, flow: Flow) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
@@ -313,15 +313,13 @@ def _report_divergence(history: History, reason: Diverged, suspects: str) -> str
 def _on_components(flow: Flow, names: Sequence[str], rows: int) -> str:
     """A note on how many components the marginal mixtures of ``flow`` use."""
     marginals = next((module for module in flow.modules() if isinstance(module, MixtureCDF)), None)
-    if marginals is None:
+    if marginals is None or marginals.used is None:
         return f"Few rows ({rows:,}): rows left out chose the start and its number of components."
-    parameters = torch.stack([marginals.loc.detach(), marginals.log_scale.detach()], dim=-1)
-    used = [len(column.unique(dim=0)) for column in parameters]
-    shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, used, strict=True))[:6])
+    shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, marginals.used.tolist(), strict=True))[:6])
     more = ", ..." if len(names) > 6 else ""
     return (
-        f"Few rows ({rows:,}): rows left out chose the start. It uses so many different components of "
-        f"{marginals.components}: {shown}{more}."
+        f"Few rows ({rows:,}): rows left out chose the start. Of {marginals.components} components a column, so many "
+        f"differ: {shown}{more}."
     )
 
 

@@ -108,6 +108,7 @@ def _set_best(
     """Set the plain density that predicts rows of ``x`` left out best; whitened before networks where that is due."""
     independent, copula, normal = _left_out_scores(marginals, x[:_SEEN])
     if normal >= max(independent, copula) and (len(x) <= _FEW or not has_networks or _is_narrow(x)):
+        marginals.used = torch.ones(x.shape[1], dtype=torch.long)
         return  # as it is
     with_context = context if marginals.context else None
     marginals.initialize(x, with_context)

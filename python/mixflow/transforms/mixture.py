@@ -9,7 +9,7 @@ from ..checks import check_integer
 from ..conditioners import MLP
 from ..ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
 from .base import Transform, check_name, spread_of
-from .start import normal_start, predictive_mixture
+from .start import best_counts, normal_start, predictive_mixture
 
 __all__ = ["MixtureCDF"]
 
@@ -54,7 +54,8 @@ class MixtureCDF(Transform):
         super().__init__(features, context)
         self.is_marginal = False  # whether networks follow, beside which columns of repeated values are not trained
         self.follows_rows = False  # whether a recipe left the number of components to the rows
-        self.counts: Tensor | None = None  # how many of them each feature uses, where that has been found out
+        self.counts: Tensor | None = None  # how many of them each feature is to use, where that has been found out
+        self.used: Tensor | None = None  # how many each feature uses since the last initialisation; 1 is a normal
         self.components = check_integer("components", components, 1)
         self.family = check_name("family", family, FAMILIES)
         self.base = check_name("base", base, BASES)
@@ -68,7 +69,9 @@ class MixtureCDF(Transform):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """A mixture for each column of ``x`` (N, D) that predicts further rows: :mod:`mixflow.transforms.start`."""
         spread_of(x)
-        self.set_mixtures(*predictive_mixture(x, self.components, self.family, self.counts))
+        self.used = best_counts(x, self.components, self.family) if self.counts is None else self.counts
+        self.counts = None  # of these data alone
+        self.set_mixtures(*predictive_mixture(x, self.components, self.family, self.used))
         if self.conditioner is not None and context is not None:
             self.conditioner.initialize(context)
 

@@ -174,9 +174,8 @@ class Training:
         """Whether the weights are better than the best so far.
 
         The best of many epochs beats the start on a handful of held-out rows by chance. Up to ``FEW_HELD_OUT`` rows,
-        the
-        mean gain over the start must therefore be larger than its standard error allows: twice, and much more for a few
-        rows, about as the 0.999 quantile of Student's t grows.
+        the mean gain over the start must therefore be larger than twice its standard error, and much larger for a few
+        rows: about as the 0.999 quantile of Student's t grows.
         """
         history = self.run.history
         kept = history.kept
@@ -232,9 +231,7 @@ class Training:
 
     def _log_prob(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor | float]:
         """The weighted sum of log_prob over this process's rows, and the sum of their weights."""
-        x = batch.x
-        if self.rounding is not None:
-            x = self.rounding(x, self.group.shard(batch.rows), batch.rows, *key)
+        x = self._drawn(self.train, batch, *key)
         log_prob = self.run.flow.log_prob(x, batch.context)
         # Half precision would overflow in the sum.
         full = torch.promote_types(log_prob.dtype, torch.float32)
@@ -246,6 +243,14 @@ class Training:
         if weight is None:
             return log_prob.sum(dtype=full), float(len(x))
         return (log_prob.to(full) * weight).sum(), weight.sum()
+
+    def _drawn(self, source: Subset | Loader, batch: Batch, *key: int) -> Tensor:
+        """This process's rows of ``batch``, rounded values drawn from their intervals."""
+        if self.rounding is None:
+            return batch.x
+        if isinstance(source, Loader):  # whose processes bring rows of their own
+            return self.rounding(batch.x, slice(None), len(batch.x), *key, self.group.rank)
+        return self.rounding(batch.x, self.group.shard(batch.rows), batch.rows, *key)
 
     def _read(self) -> None:
         """Look at the steps taken since the last look: their loss, and whether they were the last."""
@@ -282,9 +287,7 @@ class Training:
         own = like(self.run.flow)
         sums, parts = torch.zeros(3, dtype=torch.float64, device=own.device), []
         for number, batch in enumerate(valid.batches(CHUNK, self.group)):
-            x = batch.x
-            if self.rounding is not None:
-                x = self.rounding(x, self.group.shard(batch.rows), batch.rows, SCORING, number)
+            x = self._drawn(valid, batch, SCORING, number)
             sums[0] += batch.rows / self.group.size
             if not len(x):
                 continue

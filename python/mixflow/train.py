@@ -164,6 +164,8 @@ def fit(
         settings |= {"recipe": repr(flow.recipe), "flow": " ".join(repr(flow).split()), "data": split.digest}
         group.require_same(settings)
         held = start.held(is_set)
+        if not trained(flow, held):
+            held = [False] * flow.features  # there is nothing else to train
         moved = trained(flow, held)
         optimizer = torch.optim.AdamW(moved, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True)
         run = Run(flow, optimizer, history, _weights(flow), _weights(flow), settings)
@@ -211,7 +213,9 @@ class _Start:
     def follow_rows(self) -> None:
         """Let the sizes that the recipe left open follow the rows."""
         rows = len(self.split.train) if isinstance(self.split.train, Subset) else len(self.x)
-        self.flow.follow_rows(self.inside()[0], rows)
+        counts = self.group.share(lambda: self.flow.supported_counts(self.inside()[0], rows))
+        if counts is not None:
+            self.flow.use_counts(counts)
 
     def inside(self) -> tuple[Tensor, Tensor | None]:
         """The rows that lie inside the flow's support, rounded ones drawn from their intervals, and their context."""

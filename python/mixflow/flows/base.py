@@ -17,7 +17,7 @@ from ..checks import check_integer, check_seed
 from ..reference import BASES
 from ..transforms import MixtureCDF, Transform
 from ..transforms.base import check_name, check_transform, own_tensor
-from .start import follow_rows, start
+from .start import start, supported_counts, use_counts
 
 __all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe"]
 
@@ -140,10 +140,17 @@ class Flow(nn.Module):
             if module.components != components:
                 module.resize(components)
 
-    def follow_rows(self, x: Tensor, rows: int) -> None:
-        """Give mixtures whose size the recipe left open what ``x`` (N, D), the first of ``rows`` rows, supports."""
-        components = follow_rows(self.data_to_base, x, rows)
-        if components is not None and self.recipe is not None:
+    def supported_counts(self, x: Tensor, rows: int) -> Tensor | None:
+        """How many components each column of ``x`` (N, D), the first of ``rows`` rows, supports in the marginals.
+
+        None if the recipe left no size open, or if the marginals are frozen.
+        """
+        return supported_counts(self.data_to_base, x, rows)
+
+    def use_counts(self, counts: Tensor) -> None:
+        """Give the marginals the size that ``counts`` (D,) need, and record it as an argument of the recipe."""
+        components = use_counts(self.data_to_base, counts)
+        if self.recipe is not None:
             arguments = self.recipe.arguments | {"marginal_components": components}
             self.recipe = Recipe(self.recipe.name, arguments)
 

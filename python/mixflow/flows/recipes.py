@@ -222,8 +222,8 @@ def _marginals(features: int, components: int | None, support: str | Sequence[An
     """Standardisation, marginal mixture CDFs and a whitening, which are set from the data: :mod:`mixflow.flows.start`.
 
     Edges and peaks are there before any training. The number of components may be left to ``fit``. They are Gaussian,
-    as
-    the base is: a single one is then an affine map, which leaves linear dependence between features exactly as it is.
+    as the base is: a single one is then an affine map, which leaves linear dependence between features exactly as it
+    is.
     """
     count = 32 if components is None else check_integer("marginal_components", components, 1)
     marginals = MixtureCDF(features, count)

@@ -11,6 +11,7 @@ plain densities can be made of these, and the layers after them start close to t
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import torch
@@ -22,7 +23,7 @@ from ..transforms.base import Transform
 from ..transforms.compose import frozen_kept
 from ..transforms.start import best_counts, predictive_mixture, wide_normal
 
-__all__ = ["ONE_GAUSSIAN", "follow_rows", "start"]
+__all__ = ["ONE_GAUSSIAN", "start", "supported_counts", "use_counts"]
 
 ONE_GAUSSIAN = "one Gaussian"
 _FEW = 500  # rows, up to which every row is left out once
@@ -72,27 +73,34 @@ def start(transform: Transform, x: Tensor, context: Tensor | None) -> dict[str, 
     return plain
 
 
-def follow_rows(transform: Transform, x: Tensor, rows: int) -> int | None:
-    """Give the marginals whose size a recipe left open the components that ``x`` (N, D), of ``rows`` rows, supports.
+def supported_counts(transform: Transform, x: Tensor, rows: int) -> Tensor | None:
+    """How many components each column of ``x`` (N, D), the first of ``rows`` rows, supports in the marginals: (D,).
 
-    Returns:
-        Their number; None if there are no such marginals.
-
+    None if there are no marginals whose size the recipe left open, or if they are frozen.
     """
-    parts = transform.each() if isinstance(transform, Compose) else []
-    lead = next((i for i, part in enumerate(parts) if isinstance(part, MixtureCDF) and part.follows_rows), None)
-    if lead is None or not all(parameter.requires_grad for parameter in parts[lead].parameters()):
+    marginals = _open_marginals(transform)
+    if marginals is None or not all(parameter.requires_grad for parameter in marginals.parameters()):
         return None
-    marginals = parts[lead]
-    assert isinstance(marginals, MixtureCDF)
+    assert isinstance(transform, Compose)
     with torch.no_grad():
-        for part in parts[:lead]:
+        for part in itertools.takewhile(lambda part: part is not marginals, transform.each()):
             part.initialize(x)
             x, _ = part(x)
-        marginals.counts = best_counts(x, min(_MOST, max(8, rows // _ROWS_PER_COMPONENT)), marginals.family)
-    components = max(8, int(marginals.counts.max()))
-    marginals.resize(components)
-    return components
+        return best_counts(x, min(_MOST, max(8, rows // _ROWS_PER_COMPONENT)), marginals.family)
+
+
+def use_counts(transform: Transform, counts: Tensor) -> int:
+    """Give the marginals as many components as the largest of ``counts`` (D,) says, and return that number."""
+    marginals = _open_marginals(transform)
+    assert marginals is not None
+    marginals.counts = counts
+    marginals.resize(max(8, int(counts.max())))
+    return marginals.components
+
+
+def _open_marginals(transform: Transform) -> MixtureCDF | None:
+    parts = transform.each() if isinstance(transform, Compose) else []
+    return next((part for part in parts if isinstance(part, MixtureCDF) and part.follows_rows), None)
 
 
 def _set_normal(marginals: MixtureCDF, whitening: Whitening, x: Tensor, context: Tensor | None) -> None:

@@ -101,8 +101,8 @@ def wide_normal(x: Tensor, components: int, family: str, exact: bool = False) ->
 
     Its variance is that of the predictive distribution of a normal whose mean and variance the rows have to tell as
     well, (1 + 1/N)(N - 1)/(N - 3) times the rows' own (Geisser, "Predictive Inference", 1993). With ``exact``, all
-    components
-    are the same: a normal to the last digit where the family is Gaussian, but training would never tell them apart.
+    components are the same: a normal to the last digit where the family is Gaussian, but training would never tell them
+    apart.
     """
     mean, spread = moments(x)
     rows = len(x)

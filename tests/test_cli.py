@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import mixflow
 from mixflow import cli
 from mixflow.cli import main
-from mixflow.tables import iter_table, read_table
+from mixflow.tables import iter_table, read_table, write_table
 
 
 def run(*arguments, cwd):
@@ -518,3 +518,38 @@ def test_bad_input_in_a_process(folder):
         assert result.returncode == 2
         assert re.fullmatch(f"mixflow: error: .*{message}.*\n", result.stderr)
         assert result.stdout == ""
+
+
+def test_supports_and_resolutions_reach_the_fit(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    amount, share = generator.gamma(2.0, size=200), generator.beta(2.0, 3.0, size=200).round(2)
+    write_table(tmp_path / "data.csv", ["amount", "share"], np.stack([amount, share], 1))
+    out = str(tmp_path / "model.safetensors")
+    arguments = ["fit", str(tmp_path / "data.csv"), "--flow", "gaussian_mixture", "--out", out, "--quiet"]
+    assert main([*arguments, "--support", "amount=positive", "--support", "share=:1.5", "--resolution", "auto"]) == 0
+    flow = mixflow.load(out)
+    assert flow.recipe.arguments["support"] == [[0.0, None], [None, 1.5]]
+    assert flow.notes["resolution"] == [0.0, 0.01]
+    with torch.no_grad():
+        assert flow.log_prob(torch.tensor([[-1.0, 0.5], [1.0, 1.6]])).tolist() == [-np.inf, -np.inf]
+    for option, message in {
+        ("--support", "mass=positive"): "--support: expected NAME=positive or NAME=LOW:HIGH of a column, got",
+        ("--support", "amount=large"): "--support: expected positive or LOW:HIGH after amount=, got 'large'",
+        ("--support", "amount=2:1"): "support: expected",
+        ("--resolution", "fine"): "--resolution: expected auto or a number, got 'fine'",
+    }.items():
+        capsys.readouterr()
+        assert main([*arguments, *option]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_fit_says_what_it_saw(tmp_path, capsys):
+    counts = np.random.default_rng(0).poisson(2.0, 500).astype(float)
+    np.save(tmp_path / "counts.npy", counts)
+    assert (
+        main(["fit", str(tmp_path / "counts.npy"), "--out", str(tmp_path / "model.safetensors"), "--epochs", "2"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "500 rows of x1: History(2 epochs" in said
+    assert "- Repeated values: x1. x1 has" in said
+    assert 'resolution="auto"' in said

@@ -63,7 +63,7 @@ def schedule_of(flow: Flow) -> Schedule:
 
     """
     if isinstance(flow, GaussianMixture) and not flow.context:
-        return Schedule(steps=200, least=256, most=4096, lr=0.002)  # it starts where expectation-maximisation ends
+        return Schedule(steps=30, least=256, most=4096, lr=0.002)  # it starts where expectation-maximisation ends
     if any(isinstance(module, Inputs) for module in flow.modules()):
         return Schedule(steps=2400, least=256, most=1024, lr=0.003, weight_decay=0.03)
     if sum(isinstance(module, MixtureCDF) for module in flow.modules()) > 1:

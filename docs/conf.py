@@ -26,6 +26,7 @@ project = "mixflow"
 author = copyright = "the mixflow authors"
 version = release = mixflow.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["robust-table.md"]  # a part of your-data.md
 myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
 myst_substitutions = {"cpu_rates": rates("cpu"), "cuda_rates": rates("cuda")}

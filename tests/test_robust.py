@@ -190,6 +190,14 @@ def test_a_context_with_a_large_offset_is_learned_as_a_centred_one():
     assert found > 2.0  # without the context: 0
 
 
+def test_a_column_cut_out_of_a_table_is_taken_as_it_is():
+    table = 5.0 + normal(300, 4)
+    flow, beside = (flows.univariate(2) for _ in range(2))
+    fit(flow, table[:, 1:2], epochs=1)
+    fit(beside, table[:, 1].clone(), epochs=1)
+    assert equal_weights(flow, beside)
+
+
 # -- outliers and heavy tails --------------------------------------------------------------------------------
 
 OUTLIERS = {"far": (0.001, lambda count: 1e9 * uniform(count, seed=2)), "sentinels": (0.005, lambda count: -9999.0)}

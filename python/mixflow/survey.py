@@ -174,8 +174,8 @@ class Survey:
             return []
         formulas = "; ".join(d.describe(names) for d in self.dependences[:_SHOWN]) + _more(self.dependences)
         return [
-            f"Dependent columns: {formulas}. The density of such rows has no upper limit; a floor of 1e-4 spreads "
-            "across keeps it finite. Leave the dependent columns out if log_prob is to be compared."
+            f"Dependent columns: {formulas}. The density of such rows has no upper limit; a floor keeps it finite. "
+            "Leave the dependent columns out if log_prob is to be compared."
         ]
 
 

@@ -88,8 +88,7 @@ def fit(
         context: (N, C), for a flow that takes a context; not with batches, which bring their own.
         weights: (N,), of the rows, at least 0: a row of weight 2 counts as two rows. Not with batches.
         validation: fraction of the rows held out, chosen at random, by default a tenth; or the held-out data
-        themselves,
-            of any of the kinds above, as ``(data, context)`` where the flow takes a context and as
+            themselves, of any of the kinds above, as ``(data, context)`` where the flow takes a context and as
             ``(data, context, weights)`` where they are weighted. With 0, as for batches by default, the training curve
             itself is watched.
         epochs: passes over the training rows at most.
@@ -109,11 +108,11 @@ def fit(
         resume: go on from ``checkpoint`` if the file exists. Data and settings must be those it was written
             with.
         initialize: whether the parameters are set from the data first (True) or the training goes on from the flow's
-            weights (False); by default, they are set if the flow was neither fitted nor loaded before.
+            weights (False); by default, they are set if the flow was neither fitted nor loaded before. A new flow that
+            is not set from the data learns from rows that are not standardised.
         resolution: the step that values were rounded to, a number or one for each feature, 0 where there is none;
-        "auto"
-            takes the step that repeated values of a column show. Each value then stands for an interval of that width
-            around it, from which it is drawn anew each time. ``log_prob`` stays a density, in the units of the data:
+            "auto" takes the step that repeated values of a column show. Each value then stands for an interval of that
+            width around it, from which it is drawn anew each time. ``log_prob`` stays a density, in the units of the data:
             that of the values before rounding.
         steps_per_epoch: batches in an epoch, for loaders without an end.
 

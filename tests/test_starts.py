@@ -15,7 +15,7 @@ from mixflow.ops import cdf_transform
 from mixflow.robust import bulk, clipped, moments
 from mixflow.transforms.compose import frozen_kept
 from mixflow.transforms.elementwise import ElementwiseMap
-from mixflow.transforms.start import best_counts, likely_mixture, predictive_mixture, wide_normal
+from mixflow.transforms.start import best_counts, likely_mixture, predictive_mixture, start_from, wide_normal
 
 FAMILIES = ("gaussian", "logistic")
 
@@ -184,6 +184,8 @@ def test_of_many_rows_with_outliers_the_values_are_moved_to_the_edges():
     reach = torch.stack(bulk(far)).abs().amax(0)
     assert (loc.abs() < reach).all()
     assert (covariance.diagonal() < reach.square()).all()
+    # They are still there: a fifth of the rows at ten deviations.
+    assert (covariance.diagonal() > 5.0 * x[torch.arange(1000) % 5 != 0].var(0)).all()
 
 
 def test_a_gaussian_of_a_large_offset_is_that_of_centred_rows():
@@ -325,6 +327,8 @@ def test_a_few_values_far_out_leave_the_components_of_the_bulk_where_they_are():
     x = normal(5000, 1)
     x[:5] = 1e9 * uniform(5, 1)
     mixture = predictive_mixture(x, 8, "gaussian")
+    loc, _ = start_from(x, 8, "gaussian")
+    assert loc.abs().max().item() < 3.0  # an eighth of the rows each
     test = normal(5000, 1, seed=1)
     truth = -0.5 * (math.log(2.0 * math.pi) + test.square()).mean().item() + math.log1p(-0.001)
     assert log_density(test, mixture, "gaussian").mean().item() == pytest.approx(truth, abs=0.02)
@@ -479,6 +483,7 @@ def test_a_start_is_independent_whitened_or_one_gaussian_as_rows_left_out_ask(na
         marginals = next(part for part in flow.data_to_base.each() if isinstance(part, transforms.MixtureCDF))
         # Of independent columns little correlation is kept, or none.
         assert (whitening.factor.tril(-1).abs().max().item() > 0.3) is whitened, kind
+        # The components of what stands for a normal are equally wide.
         assert (len(marginals.log_scale[0].unique()) == 1) is is_normal, kind
 
 

@@ -61,6 +61,7 @@ STEPS = {
     "multiples": ([10.0, 40.0, 30.0, 70.0], 10.0),  # the smallest difference itself
     "tenths": ([0.1, 0.2, 0.3, 0.7, 1.1], 0.1),
     "hundredths of large numbers": ([1234.56, 1234.57, 1300.01], 0.01),
+    "hundredths that float64 rounds": ([1.7e9 + 0.01, 1.7e9 + 0.03, 1.7e9 + 0.06, 1.7e9 + 0.11], 0.01),
     "quarters": ([0.25, 1.0, 1.5, 1.75], 0.25),
     "halves and thirds": ([0.0, 1.0 / 2.0, 1.0 / 3.0, 0.9], 0.0),
     "an offset": ([1.7e9 + 0.5, 1.7e9 + 2.5, 1.7e9 + 7.5], 1.0),

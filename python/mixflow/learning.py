@@ -232,6 +232,8 @@ class Training:
     def _log_prob(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor | float]:
         """The weighted sum of log_prob over this process's rows, and the sum of their weights."""
         x = self._drawn(self.train, batch, *key)
+        if batch.weight is not None:  # rows that do not count may hold anything
+            x = torch.where((batch.weight == 0.0).unsqueeze(-1), self.run.flow.data_to_base.inside(x), x)
         log_prob = self.run.flow.log_prob(x, batch.context)
         # Half precision would overflow in the sum.
         full = torch.promote_types(log_prob.dtype, torch.float32)
@@ -295,7 +297,7 @@ class Training:
             weight = torch.ones_like(log_prob) if batch.weight is None else batch.weight
             if self.limited:
                 weight = weight * self.run.flow.supports(x)
-                log_prob = log_prob.masked_fill(weight == 0.0, 0.0)
+            log_prob = log_prob.masked_fill(weight == 0.0, 0.0)
             sums[1] += (log_prob * weight).sum()
             sums[2] += weight.sum()
             if number == 0:

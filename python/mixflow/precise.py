@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KeepsPrecision"]
+__all__ = ["KeepsPrecision", "offsets_of", "restore_offsets"]
 
 Self = TypeVar("Self", bound="KeepsPrecision")
 
@@ -56,3 +56,15 @@ class KeepsPrecision(nn.Module):
         if own is not None and isinstance(given, Tensor) and given.is_floating_point() and given.shape == own.shape:
             self._buffers["loc"] = own.to(torch.promote_types(own.dtype, given.dtype))
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def offsets_of(module: nn.Module) -> list[tuple[KeepsPrecision, Tensor]]:
+    """The modules in ``module`` that keep an offset in a buffer, each with a copy of it in its own precision."""
+    keepers = [part for part in module.modules() if isinstance(part, KeepsPrecision)]
+    return [(part, part.loc.clone()) for part in keepers if "loc" in part._buffers]
+
+
+def restore_offsets(offsets: list[tuple[KeepsPrecision, Tensor]]) -> None:
+    """Give the modules that :func:`offsets_of` found their offsets back, in the precision that they had."""
+    for part, loc in offsets:
+        part._buffers["loc"] = loc.to(part.loc.device)

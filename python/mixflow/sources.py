@@ -187,7 +187,7 @@ class Rows:
         digest = hashlib.sha256()
         for number, chunk in enumerate(self.chunks()):
             _require_finite(self.name, chunk, number * CHUNK)
-            digest.update(chunk.cpu().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(chunk.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

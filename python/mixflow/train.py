@@ -25,6 +25,7 @@ from .flows import Flow, like
 from .history import History
 from .learning import SCORING, Diverged, Rounding, Training, stage, trained, trained_alone
 from .parallel import Group
+from .precise import offsets_of, restore_offsets
 from .schedule import schedule_of
 from .sources import Data, Loader, Subset
 from .split import Split, open_split
@@ -111,9 +112,9 @@ def fit(
             weights (False); by default, they are set if the flow was neither fitted nor loaded before. A new flow that
             is not set from the data learns from rows that are not standardised.
         resolution: the step that values were rounded to, a number or one for each feature, 0 where there is none;
-            "auto" takes the step that repeated values of a column show. Each value then stands for an interval of that
-            width around it, from which it is drawn anew each time. ``log_prob`` stays a density, in the units of the data:
-            that of the values before rounding.
+            "auto" takes the step that repeated values of a column show. Each value then stands for an interval of
+            that width around it, from which it is drawn anew each time. ``log_prob`` stays a density, in the units of
+            the data: that of the values before rounding.
         steps_per_epoch: batches in an epoch, for loaders without an end.
 
     Returns:
@@ -329,12 +330,13 @@ def _on_components(flow: Flow, names: Sequence[str], rows: int) -> str:
 def _undo(flow: Flow) -> Callable[[], None]:
     """A function that gives ``flow`` back what it was."""
     values, sizes, recipe, fitted = _weights(flow), flow.sizes(), flow.recipe, flow.fitted
-    device = like(flow).device
+    device, offsets = like(flow).device, offsets_of(flow)
 
     def undo() -> None:
         flow.to(device)
         flow.resize(sizes)
         flow.load_state_dict(values)
+        restore_offsets(offsets)
         flow.recipe, flow.fitted = recipe, fitted
 
     return undo

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..precise import offsets_of, restore_offsets
 from .base import Transform, check_transform, own_tensor
 
 __all__ = ["Compose", "Inverse"]
@@ -90,7 +91,8 @@ class Compose(Transform):
         *before, last = self.each()[: self._limited[-1] + 1]
         point = last.inside(x)
         for transform in reversed(before):
-            point, _ = transform.inverse(point)
+            own = own_tensor(transform)
+            point, _ = transform.inverse(point if own is None else point.to(own.dtype))
         return point
 
     def each(self) -> list[Transform]:
@@ -177,9 +179,12 @@ def frozen_kept(transform: nn.Module) -> Iterator[None]:
         own = module.state_dict() if trained and not any(trained) else {}
         own |= {key: value for key, value in module.named_parameters(recurse=False) if not value.requires_grad}
         frozen |= {f"{name}.{key}" if name else key: value.detach().clone() for key, value in own.items()}
+    whole = [module for module in transform.modules() if not any(p.requires_grad for p in module.parameters())]
+    offsets = [kept for module in whole if any(True for _ in module.parameters()) for kept in offsets_of(module)]
     yield
     if frozen:
         transform.load_state_dict(frozen, strict=False)
+    restore_offsets(offsets)
 
 
 def _total(ladjs: Sequence[Tensor]) -> Tensor:

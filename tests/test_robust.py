@@ -37,6 +37,11 @@ SEVERAL = [name for name in RECIPES if name != "univariate"]
 FEWEST = {name: 2 if name == "coupling" else 1 for name in RECIPES}
 
 
+@pytest.fixture(autouse=True)
+def _the_same_networks():
+    torch.manual_seed(0)
+
+
 def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 

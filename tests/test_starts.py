@@ -20,6 +20,11 @@ from mixflow.transforms.start import best_counts, likely_mixture, predictive_mix
 FAMILIES = ("gaussian", "logistic")
 
 
+@pytest.fixture(autouse=True)
+def _the_same_networks():
+    torch.manual_seed(0)
+
+
 def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 

@@ -11,6 +11,7 @@ from .transforms import MixtureCDF
 
 __all__ = ["Schedule", "schedule_of"]
 
+_ROWS_TO_DECAY = 10_000
 _STEPS_PER_ROW = 4  # at most: of few rows, all is learned soon
 
 
@@ -24,7 +25,7 @@ class Schedule:
         most: rows a step at most, unless one epoch would take more steps than wanted.
         part: the number of steps in an epoch in between.
         lr: the highest learning rate.
-        weight_decay: the decoupled weight decay of AdamW.
+        weight_decay: the decoupled weight decay of AdamW, of up to 10,000 rows.
 
     """
 
@@ -46,6 +47,10 @@ class Schedule:
 
         """
         return min(rows, max(self.least, min(self.most, rows // self.part), math.ceil(rows / self.steps)))
+
+    def weight_decay_for(self, rows: int) -> float:
+        """The weight decay for ``rows`` rows in all: the more there are, the less is left for it to prevent."""
+        return self.weight_decay * min(1.0, _ROWS_TO_DECAY / rows)
 
     def epochs_for(self, rows: int, steps_per_epoch: int) -> int:
         """Passes over ``rows`` rows that take about the wanted steps."""

@@ -95,7 +95,8 @@ def fit(
         epochs: passes over the training rows at most.
         batch_size: rows per step, in all processes together.
         lr: the highest learning rate.
-        weight_decay: the decoupled weight decay of AdamW; by default 0.03 where networks make parameters, else 0.
+        weight_decay: the decoupled weight decay of AdamW; by default 0 without networks, and 0.03 with them, less for
+            more than 10,000 rows.
         max_grad_norm: the norm that gradients are clipped to; ``inf`` for none.
         patience: epochs without improvement to wait for; by default all of them, since the last epochs, at low rates,
             are often the best.
@@ -397,17 +398,24 @@ def _check_settings(
 def _open_settings(flow: Flow, split: Split, given: dict[str, Any]) -> dict[str, Any]:
     """The settings that were left open, by the flow and its rows."""
     schedule, train = schedule_of(flow), split.train
-    chosen = {name: getattr(schedule, name) if given[name] is None else given[name] for name in ("lr", "weight_decay")}
+    decay = schedule.weight_decay
     if isinstance(train, Subset):
         rows = len(train)
         size = given["batch_size"] or schedule.batch_size_for(rows)
         epochs = given["epochs"] or schedule.epochs_for(rows, train.steps(size))
+        decay = schedule.weight_decay_for(rows)
     elif given["batch_size"] is not None:
         raise ValueError(f"batch_size: expected None, as data are batches; got {given['batch_size']!r}")
     else:
         size, steps = None, train.steps(0)
         epochs = given["epochs"] or max(1, math.ceil(schedule.steps / (steps or 100)))
-    return chosen | {"batch_size": size, "epochs": epochs, "patience": given["patience"] or epochs}
+    return {
+        "lr": given["lr"] or schedule.lr,
+        "weight_decay": decay if given["weight_decay"] is None else given["weight_decay"],
+        "batch_size": size,
+        "epochs": epochs,
+        "patience": given["patience"] or epochs,
+    }
 
 
 def _check_resolution(resolution: Any, features: int) -> str | list[float] | None:

@@ -119,7 +119,7 @@ class Flow(nn.Module):
 
     def starts(self, x: Tensor, context: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
         """Initialise, and return the weights of other plain densities of ``x`` (N, D) by name, to compare with."""
-        plain = start(self.data_to_base, x, context)
+        plain = start(self.data_to_base, self._converted(x, forward=True), context)
         return {
             name: {f"data_to_base.{key}": value for key, value in weights.items()} for name, weights in plain.items()
         }

@@ -35,7 +35,11 @@ _MOST_A_ROW = 20.0  # nats that a single row may speak for or against a number o
 _ROWS_TO_CHOOSE = 4096  # rows that their number is chosen by
 _PER_COMPONENT = 10  # rows that a component needs at least
 _FOLDS = 5
-_BEYOND = 10.0  # times the distance of the farthest value: the scale of the widest component of a heavy tail
+# Scales of the widest components of a heavy tail, times the distance of the farthest value: of the last, and of the last
+# but a few. Twenty times as many values of Student's t with half a degree of freedom reach 400 times as far.
+_FAR_BEYOND = 1000.0
+_SAFETY = 0.02  # nats a row by which a mixture without such components must be better than those with them
+_BEYOND = 5.0
 
 
 def predictive_mixture(
@@ -119,7 +123,7 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
     """The number of components (D,) of each column of ``x`` (N, D) that predicts the rows of ``folds`` folds best.
 
     Of ``counts`` and 1, which stands for a normal. More than a normal must be better by two standard errors of the
-    difference, by half of one where rows are not few: of several candidates, one is always better by chance. A column
+    difference, by more for a handful of rows and by half of one where rows are not few: of several candidates, one is always better by chance. A column
     with values outside its bulk is no normal, and needs a component or more for the values far out; how far out they
     are must not decide.
     """
@@ -138,7 +142,7 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
         return rows_own[seen]
 
     low, high = bulk(x)
-    tailed, errors = ((x < low) | (x > high)).any(0), 2.0 if folds > 1 else 0.5
+    tailed, errors = ((x < low) | (x > high)).any(0), 2.0 + 20.0 * (rows - 2.0) ** -1.2 if folds > 1 else 0.5
     normal = score(wide_normal(learned, max(counts), family))
     best = torch.where(tailed, min(8, max(counts)), torch.ones(columns, dtype=torch.long, device=x.device))
     gain = torch.where(tailed, -math.inf, x.new_zeros(columns))
@@ -162,6 +166,7 @@ def likely_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor, Ten
     tried = [tuple(parameter[tailed].double() for parameter in mixture)]
     tried += [improved(columns, *start, family, 2 * _STEPS) for start in _widening(columns, components)]
     scores = [cdf_transform(rows, *one, family=family, base="uniform")[1].mean(0) for one in tried]
+    scores[0] = scores[0] - _SAFETY  # rows farther out than all of these would lie beyond its widest component
     best = torch.stack(scores).argmax(0)
     for index, parameter in enumerate(mixture):
         parameter[tailed] = torch.stack([one[index] for one in tried])[best, torch.arange(len(best))].to(x)
@@ -192,7 +197,10 @@ def _widening(x: Tensor, components: int) -> list[tuple[Tensor, Tensor]]:
 def _geometric(least: Tensor, farthest: Tensor, components: int) -> Tensor:
     """Logs of scales (D, K), evenly spaced from ``least`` (D,) to beyond the distance ``farthest`` (D,)."""
     step = torch.arange(components, device=least.device, dtype=least.dtype) / (components - 1)
-    return least.log().unsqueeze(-1) + step * (_BEYOND * farthest / least).log().clamp_min(0.0).unsqueeze(-1)
+    log_scale = least.log().unsqueeze(-1) + step * (_BEYOND * farthest / least).log().clamp_min(0.0).unsqueeze(-1)
+    if components > 4:
+        log_scale[:, -1] = torch.maximum(log_scale[:, -1], (_FAR_BEYOND * farthest).log())
+    return log_scale
 
 
 def start_from(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,8 @@ _MOST_A_ROW = 20.0  # nats that a single row may speak for or against a number o
 _ROWS_TO_CHOOSE = 4096  # rows that their number is chosen by
 _PER_COMPONENT = 10  # rows that a component needs at least
 _FOLDS = 5
-# Scales of the widest components of a heavy tail, times the distance of the farthest value: of the last, and of the last
-# but a few. Twenty times as many values of Student's t with half a degree of freedom reach 400 times as far.
+# Scales of the widest components of a heavy tail, times the distance of the farthest value: of the last, and of the
+# last but a few. Twenty times as many values of Student's t with half a degree of freedom reach 400 times as far.
 _FAR_BEYOND = 1000.0
 _SAFETY = 0.02  # nats a row by which a mixture without such components must be better than those with them
 _BEYOND = 5.0
@@ -123,9 +123,9 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
     """The number of components (D,) of each column of ``x`` (N, D) that predicts the rows of ``folds`` folds best.
 
     Of ``counts`` and 1, which stands for a normal. More than a normal must be better by two standard errors of the
-    difference, by more for a handful of rows and by half of one where rows are not few: of several candidates, one is always better by chance. A column
-    with values outside its bulk is no normal, and needs a component or more for the values far out; how far out they
-    are must not decide.
+    difference, by more for a handful of rows and by half of one where rows are not few: of several candidates, one is
+    always better by chance. A column with values outside its bulk is no normal, and needs a component or more for the
+    values far out; how far out they are must not decide.
     """
     rows, columns = x.shape
     fold = torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(x.device) % _FOLDS

@@ -339,12 +339,14 @@ def test_flows_are_compared_with_zuko_s(tmp_path):
     written = json.loads((tmp_path / "flows.json").read_text())
     runs = {run["flow"]: run for run in written["flows"]}
     assert set(runs) == {"GF", "NSF", "MAF", "gaussianization", "coupling", "autoregressive"}
-    for run in runs.values():
+    for flow, run in runs.items():
         # The truth is three standard normals, which nobody beats on average by more than luck with 30 rows.
-        assert run["validation"] == max(score for _, score in run["curve"]) < -1.5
+        assert run["validation"] < -1.5
+        # fit keeps its start where 30 held-out rows speak for an epoch by no more than chance.
+        assert flow.islower() or run["validation"] == max(score for _, score in run["curve"])
         assert run["table"] == "walk"
     best = {ours: max(runs[f]["test"] for f in runs if f.islower() == ours) for ours in (True, False)}
     judgements = {row["case"]: row for row in written["judgements"]}
     row = judgements["walk: best test log_prob, best of zuko as target"]
     assert (row["value"], row["target"], row["reached"]) == (best[True], best[False], best[True] >= best[False])
-    assert f"{sum(row['reached'] for row in judgements.values())} of 3 reached." in done.stdout
+    assert f"{sum(row['reached'] for row in judgements.values())} of {len(judgements)} reached." in done.stdout

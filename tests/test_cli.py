@@ -377,7 +377,7 @@ BAD_INPUT = {
     "no layers": ("fit data.csv --layers 3 --out new", "--layers: no option of a univariate flow, which takes --comp"),
     "no base": (
         "fit two.csv --flow gaussian_mixture --base normal --out new",
-        "--base: no option of a gaussian_mixture flow, which takes --components$",
+        "--base: no option of a gaussian_mixture flow, which takes --components, --support$",
     ),
     "no hidden layers": (
         "fit two.csv --flow gaussianization --hidden 8 8 --out new",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from typing import cast
 
 import torch
@@ -189,5 +188,8 @@ def frozen_kept(transform: nn.Module) -> Iterator[None]:
 
 def _total(ladjs: Sequence[Tensor]) -> Tensor:
     """The sum of the transforms' ladj, in the narrowest of their dtypes: that of the parameters, not of the data."""
-    narrowest = min((ladj.dtype for ladj in ladjs), key=lambda dtype: dtype.itemsize)
-    return reduce(torch.add, (ladj.to(narrowest) for ladj in ladjs))
+    total = ladjs[0]
+    for ladj in ladjs[1:]:
+        narrower = ladj.dtype if ladj.dtype.itemsize < total.dtype.itemsize else total.dtype
+        total = total.to(narrower) + ladj.to(narrower)
+    return total

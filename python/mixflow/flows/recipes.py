@@ -136,8 +136,8 @@ def coupling(
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
-        marginal_components: the number of components of the marginal mixtures. By default ``fit`` takes one for 30
-            rows, 256 at most: measurements are rounded, so that columns repeat their values.
+        marginal_components: the number of components of the marginal mixtures. By default ``fit`` takes as many as
+            rows left out support, at most one for 30 rows and 256 in all.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
 
@@ -184,8 +184,8 @@ def autoregressive(
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
-        marginal_components: the number of components of the marginal mixtures. By default ``fit`` takes one for 30
-            rows, 256 at most: measurements are rounded, so that columns repeat their values.
+        marginal_components: the number of components of the marginal mixtures. By default ``fit`` takes as many as
+            rows left out support, at most one for 30 rows and 256 in all.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
 

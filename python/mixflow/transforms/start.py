@@ -36,10 +36,10 @@ _ROWS_TO_CHOOSE = 4096  # rows that their number is chosen by
 _PER_COMPONENT = 10  # rows that a component needs at least
 _FOLDS = 5
 # Scales of the widest components of a heavy tail, times the distance of the farthest value: of the last, and of the
-# last but a few. Twenty times as many values of Student's t with half a degree of freedom reach 400 times as far.
+# ones before it. Twenty times as many values of Student's t with half a degree of freedom reach 400 times as far.
 _FAR_BEYOND = 1000.0
-_SAFETY = 0.02  # nats a row by which a mixture without such components must be better than those with them
 _BEYOND = 5.0
+_SAFETY = 0.02  # nats a row by which a mixture without such components must be better than those with them
 
 
 def predictive_mixture(

@@ -309,6 +309,13 @@ MIXFLOW_FN BaseTerms<V> base_terms(const Evaluation<V>& at, const Tails<V>& tail
   return terms;
 }
 
+// log dz/dx from logarithms. Where a tail is smaller than any number, so far out that the exponents overflow, f and m
+// are both 0 and their ratio is unknown. There log dz/dx is -inf, since the density is zero.
+template <class V>
+MIXFLOW_FN V logarithmic_ladj(const Tails<V>& tails, const BaseTerms<V>& terms) {
+  return select<V>(abs(tails.logit) == infinity<V>(), -infinity<V>(), tails.log_density_over_smaller + terms.log_mills);
+}
+
 // z = G^-1(F(x)) and log dz/dx.
 template <class Family, class V, class Parameters>
 MIXFLOW_FN Mapped<V> forward(V x, const Parameters& parameters, RuntimeBase base) {
@@ -316,7 +323,7 @@ MIXFLOW_FN Mapped<V> forward(V x, const Parameters& parameters, RuntimeBase base
   Tails<V> tails = tails_of(at);
   BaseTerms<V> terms = base_terms(at, tails, base);
   V ladj = log_normal(tails.density_over_smaller * terms.mills);
-  if (!at.all_linear) ladj = select<V>(at.linear, ladj, tails.log_density_over_smaller + terms.log_mills);
+  if (!at.all_linear) ladj = select<V>(at.linear, ladj, logarithmic_ladj(tails, terms));
   return {terms.value, ladj};
 }
 
@@ -332,7 +339,7 @@ MIXFLOW_FN SlopedMap<V> forward_with_slopes(V x, const Parameters& parameters, R
   Tails<V> tails = tails_of(at);
   BaseTerms<V> terms = base_terms(at, tails, base);
   V slope = tails.density_over_smaller * terms.mills, ladj = log_normal(slope);
-  if (!at.all_linear) ladj = select<V>(at.linear, ladj, tails.log_density_over_smaller + terms.log_mills);
+  if (!at.all_linear) ladj = select<V>(at.linear, ladj, logarithmic_ladj(tails, terms));
   V D = at.sums.density_slope * reciprocal(at.sums.density) * parameters.largest_inv_scale;
   return {{terms.value, ladj}, slope, fma(-terms.score, slope, D)};
 }

@@ -273,31 +273,48 @@ class Gathered {
   Room<T, length> rooms[8];
 };
 
-// The i-th and following elements through one op. Gradients of the parameters go to sink(k, g_logit, g_loc,
-// g_log_scale).
+// The gradients of the i-th and following elements. Those by the parameters go to sink(k, g_logit, g_loc, g_log_scale).
+//
+// An element without any incoming gradient adds nothing to any gradient. A loss that masks it may do so because it, or
+// its parameters, are NaN or infinite, and the formulas below would give 0 * NaN. So its lane is cleared.
 template <class Family, Op op, class V, class Parameters, class Sink>
-MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, const Elements<Scalar<V>>& at, int i,
-                         Sink&& sink) {
+MIXFLOW_FN void backward_pack(const Problem& problem, const Parameters& parameters, const Elements<Scalar<V>>& at,
+                              int i, Sink&& sink) {
   using T = Scalar<V>;
-  RuntimeBase base{problem.base};
-  bool parameters_wanted = is_backward(op) && problem.has_parameter_gradients();
-  auto write = [i](T* to, V x) {
-    if (to != nullptr) store(to + i, x);
+  V input = load<V>(at.input + i), g_value = load<V>(at.grad_value + i), g_ladj{};
+  if constexpr (op != Op::interval_backward) g_ladj = load<V>(at.grad_ladj + i);
+  Mask<V> idle = (g_value == T(0)) & (g_ladj == T(0));
+  bool some_idle = any(idle);
+  auto write = [&](T* to, V x) {
+    if (to == nullptr) return;
+    if (some_idle) x = select<V>(idle, V{}, x);
+    store(to + i, x);
   };
-  V input = load<V>(at.input + i);
-  if constexpr (op == Op::interval) {
-    write(at.output, log_interval<Family>(input, load<V>(at.upper + i), parameters));
-  } else if constexpr (op == Op::interval_backward) {
-    EdgeGradients<V> grads = log_interval_backward<Family>(input, load<V>(at.upper + i), load<V>(at.grad_value + i),
-                                                           parameters, parameters_wanted, static_cast<Sink&&>(sink));
+  if (some_idle && all(idle)) {
+    T* const gradients[] = {at.output, at.grad_upper, at.grad_shift, at.grad_log_slope};
+    for (T* gradient : gradients) write(gradient, V{});
+    return;
+  }
+  auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
+    if (some_idle) {
+      g_logit = select<V>(idle, V{}, g_logit);
+      g_loc = select<V>(idle, V{}, g_loc);
+      g_log_scale = select<V>(idle, V{}, g_log_scale);
+    }
+    sink(k, g_logit, g_loc, g_log_scale);
+  };
+  bool parameters_wanted = problem.has_parameter_gradients();
+  if constexpr (op == Op::interval_backward) {
+    EdgeGradients<V> grads =
+        log_interval_backward<Family>(input, load<V>(at.upper + i), g_value, parameters, parameters_wanted, add);
     write(at.output, grads.lower);
     write(at.grad_upper, grads.upper);
-  } else if constexpr (is_backward(op)) {
+  } else {
     constexpr bool inverse = op == Op::inverse_backward;
-    V g_value = load<V>(at.grad_value + i), g_ladj = load<V>(at.grad_ladj + i), seed = g_value;
+    V seed = g_value;
     if (!inverse && problem.is_affine()) seed = g_value * exp(parameters.affine.log_slope);
     InputGradient<V> found =
-        backward<Family, inverse>(input, seed, g_ladj, parameters, base, parameters_wanted, static_cast<Sink&&>(sink));
+        backward<Family, inverse>(input, seed, g_ladj, parameters, RuntimeBase{problem.base}, parameters_wanted, add);
     if (problem.is_affine()) {
       AffineGradients<V> grads =
           inverse ? affine_inverse_gradients(found.z, parameters.affine.log_slope, g_ladj, found.input)
@@ -307,26 +324,45 @@ MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, c
       write(at.grad_log_slope, grads.log_slope);
     }
     write(at.output, found.input);
+  }
+}
+
+// The i-th and following elements through one op.
+template <class Family, Op op, class V, class Parameters, class Sink>
+MIXFLOW_FN void map_pack(const Problem& problem, const Parameters& parameters, const Elements<Scalar<V>>& at, int i,
+                         Sink&& sink) {
+  using T = Scalar<V>;
+  if constexpr (is_backward(op)) {
+    backward_pack<Family, op, V>(problem, parameters, at, i, static_cast<Sink&&>(sink));
   } else {
-    Mapped<V> mapped;
-    if constexpr (op == Op::forward_with_slopes) {
-      SlopedMap<V> found = forward_with_slopes<Family>(input, parameters, base);
-      mapped = found.mapped;
-      write(at.slope, found.slope);
-      write(at.ladj_slope, found.ladj_slope);
-    } else if constexpr (op == Op::forward) {
-      mapped = forward<Family>(input, parameters, base);
-      if (problem.is_affine()) mapped = parameters.affine.forward(mapped);
+    RuntimeBase base{problem.base};
+    auto write = [i](T* to, V x) {
+      if (to != nullptr) store(to + i, x);
+    };
+    V input = load<V>(at.input + i);
+    if constexpr (op == Op::interval) {
+      write(at.output, log_interval<Family>(input, load<V>(at.upper + i), parameters));
     } else {
-      if (problem.is_affine()) input = parameters.affine.inverse(input);
-      Solution<V> solution = inverse<Family>(input, parameters, base);
-      mapped = solution.mapped;
-      if (problem.is_affine()) mapped.ladj = mapped.ladj - parameters.affine.log_slope;
-      write(at.evaluations, solution.evaluations);
-      write(at.residual, solution.residual);
+      Mapped<V> mapped;
+      if constexpr (op == Op::forward_with_slopes) {
+        SlopedMap<V> found = forward_with_slopes<Family>(input, parameters, base);
+        mapped = found.mapped;
+        write(at.slope, found.slope);
+        write(at.ladj_slope, found.ladj_slope);
+      } else if constexpr (op == Op::forward) {
+        mapped = forward<Family>(input, parameters, base);
+        if (problem.is_affine()) mapped = parameters.affine.forward(mapped);
+      } else {
+        if (problem.is_affine()) input = parameters.affine.inverse(input);
+        Solution<V> solution = inverse<Family>(input, parameters, base);
+        mapped = solution.mapped;
+        if (problem.is_affine()) mapped.ladj = mapped.ladj - parameters.affine.log_slope;
+        write(at.evaluations, solution.evaluations);
+        write(at.residual, solution.residual);
+      }
+      write(at.output, mapped.value);
+      write(at.ladj, mapped.ladj);
     }
-    write(at.output, mapped.value);
-    write(at.ladj, mapped.ladj);
   }
 }
 

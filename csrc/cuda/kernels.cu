@@ -201,9 +201,18 @@ MIXFLOW_FN constexpr bool is_parameter(Operand operand) {
   return operand == kLogits || operand == kLoc || operand == kLogScale;
 }
 
-// The seeds of an element, such that they are read 16 bytes at a time.
+// The seeds of an element, such that they are read 16 bytes at a time. An element without any incoming gradient is idle
+// and adds nothing to any gradient, even where it, or its parameters, are NaN or infinite: a loss may mask it for that.
 template <Op op, class T>
-struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>> {};
+struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>> {
+  bool idle;
+};
+
+template <class Family, Op op, class T>
+__device__ __forceinline__ ComponentGradients<T> gradients_of(const Component<T>& c, const SeedsOf<op, T>& seeds) {
+  if (seeds.idle) return {};
+  return component_gradients<Family>(c, seeds);
+}
 
 // One element through one op, whose operands and rows of parameters are at `place`. Of a backward op, use(seeds) sees
 // to the gradients by the parameters.
@@ -215,20 +224,31 @@ __device__ __forceinline__ void map_element(const Problem& problem, const Parame
   auto write = [&](void* data, Operand operand, T value) {
     if (data != nullptr) static_cast<T*>(data)[place[operand]] = value;
   };
+  [[maybe_unused]] T g_value{}, g_ladj{};
+  if constexpr (is_backward(op)) {
+    g_value = read(problem.grad_value, kGradValue);
+    if constexpr (op != Op::interval_backward) g_ladj = read(problem.grad_ladj, kGradLadj);
+    if (g_value == T(0) && g_ladj == T(0)) {
+      write(problem.output, kOutput, T(0));
+      if constexpr (op == Op::interval_backward) write(problem.grad_upper, kGradUpper, T(0));
+      write(problem.grad_shift, kGradParameters, T(0));
+      write(problem.grad_log_slope, kGradParameters, T(0));
+      return use(SeedsOf<op, T>{{}, true});
+    }
+  }
   AffineMap<T> affine{};
   if (problem.is_affine()) affine = {read(problem.shift, kLogits), read(problem.log_slope, kLogits)};
   T input = read(problem.input, kInput);
   if constexpr (op == Op::interval) {
     write(problem.output, kOutput, log_interval<Family>(input, read(problem.upper, kUpper), parameters));
   } else if constexpr (op == Op::interval_backward) {
-    SeededEdgeGradients<T> at = seeded_edge_gradients<Family>(input, read(problem.upper, kUpper),
-                                                              read(problem.grad_value, kGradValue), parameters);
+    SeededEdgeGradients<T> at = seeded_edge_gradients<Family>(input, read(problem.upper, kUpper), g_value, parameters);
     write(problem.output, kOutput, at.edges.lower);
     write(problem.grad_upper, kGradUpper, at.edges.upper);
-    use(at.seeds);
+    use(SeedsOf<op, T>{at.seeds, false});
   } else if constexpr (is_backward(op)) {
     constexpr bool inverse = op == Op::inverse_backward;
-    T g_value = read(problem.grad_value, kGradValue), g_ladj = read(problem.grad_ladj, kGradLadj), seed = g_value;
+    T seed = g_value;
     if (!inverse && problem.is_affine()) seed = g_value * exp(affine.log_slope);
     SeededGradient<T> at = seeded_gradient<Family, inverse>(input, seed, g_ladj, parameters, base);
     if (problem.is_affine()) {
@@ -239,7 +259,7 @@ __device__ __forceinline__ void map_element(const Problem& problem, const Parame
       write(problem.grad_log_slope, kGradParameters, grads.log_slope);
     }
     write(problem.output, kOutput, at.input);
-    use(at.seeds);
+    use(SeedsOf<op, T>{at.seeds, false});
   } else {
     Mapped<T> mapped;
     if constexpr (op == Op::forward) {
@@ -278,8 +298,9 @@ __device__ __forceinline__ void find_set(const Problem& problem, int64_t outer, 
 // threads share the elements of a tile; with more, a thread takes several components, one after the other.
 //
 // Sums run in the number type over a tile and in double over the rest: the error does not grow with the length.
-template <class Family, class T, class Seeds>
+template <class Family, Op op, class T>
 struct GradientSums {
+  using Seeds = SeedsOf<op, T>;
   const Seeds* seeds;
   double* rows;  // one of 3 components for each group
   double* partial;
@@ -319,7 +340,7 @@ struct GradientSums {
       Component<T> c = parameters.component(k);
       ComponentGradients<T> sum{};
       for (int i = group; i < used; i += groups) {
-        ComponentGradients<T> g = component_gradients<Family>(c, seeds[i]);
+        ComponentGradients<T> g = gradients_of<Family, op>(c, seeds[i]);
         sum.logit += g.logit;
         sum.loc += g.loc;
         sum.log_scale += g.log_scale;
@@ -348,7 +369,7 @@ __global__ void __launch_bounds__(kThreads)
   auto* seeds = reinterpret_cast<Seeds*>(shared_memory());
   auto* rows = reinterpret_cast<double*>(seeds + (is_backward(op) ? blockDim.x : 0));
   [[maybe_unused]] auto* prepared = reinterpret_cast<Component<T>*>(
-      rows + (is_backward(op) ? GradientSums<Family, T, Seeds>::shared_rows(problem.components, blockDim.x) : 0));
+      rows + (is_backward(op) ? GradientSums<Family, op, T>::shared_rows(problem.components, blockDim.x) : 0));
   for (int64_t block = blockIdx.x; block < problem.outer.size * chunks.count; block += gridDim.x) {
     int64_t outer = block / chunks.count, begin = (block - outer * chunks.count) * chunks.length;
     int64_t end = begin + chunks.length < problem.inner.size ? begin + chunks.length : problem.inner.size;
@@ -368,12 +389,12 @@ __global__ void __launch_bounds__(kThreads)
     }();
     if constexpr (is_backward(op)) {
       bool sums_wanted = problem.has_parameter_gradients();
-      GradientSums<Family, T, Seeds> sums(seeds, rows, partial + block * 3 * problem.components, problem.components);
+      GradientSums<Family, op, T> sums(seeds, rows, partial + block * 3 * problem.components, problem.components);
       if (sums_wanted) sums.clear();
       for (int64_t tile = begin; tile < end; tile += blockDim.x) {
         int used = end - tile < blockDim.x ? static_cast<int>(end - tile) : blockDim.x;
         if (static_cast<int>(threadIdx.x) < used)
-          map_at(tile + threadIdx.x, parameters, [&](const auto& own) { seeds[threadIdx.x] = {own}; });
+          map_at(tile + threadIdx.x, parameters, [&](const Seeds& own) { seeds[threadIdx.x] = own; });
         if (!sums_wanted) continue;
         __syncthreads();
         sums.add_tile(parameters, used);
@@ -662,7 +683,7 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
         if (problem.inner.size > 1) add_inner<op>(problem, inner, place);
         map_element<Family, op, T>(problem, parameters, place, [&](const auto& seeds) {
           for (int k = 0; problem.has_parameter_gradients() && k < rows.length; ++k) {
-            ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
+            ComponentGradients<T> g = gradients_of<Family, op>(parameters.component(k), seeds);
             own_gradients[k] = inner == 0 ? g.logit : own_gradients[k] + g.logit;
             own_gradients[step + k] = inner == 0 ? g.loc : own_gradients[step + k] + g.loc;
             own_gradients[2 * step + k] = inner == 0 ? g.log_scale : own_gradients[2 * step + k] + g.log_scale;
@@ -698,7 +719,7 @@ __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ 
             sum = inner == 0 ? g : sum + g;
           };
           for (int k = 0; problem.has_parameter_gradients() && k < problem.components; ++k) {
-            ComponentGradients<T> g = component_gradients<Family>(parameters.component(k), seeds);
+            ComponentGradients<T> g = gradients_of<Family, op>(parameters.component(k), seeds);
             add(problem.grad_logits, k, g.logit);
             add(problem.grad_loc, k, g.loc);
             add(problem.grad_log_scale, k, g.log_scale);
@@ -803,7 +824,7 @@ void launch_shared(const Problem& problem, const Launcher& launch, double* parti
   bool sums = is_backward(op) && problem.has_parameter_gradients();
   if (is_backward(op))
     bytes += chunks.threads * sizeof(Seeds) +
-             GradientSums<Family, T, Seeds>::shared_rows(problem.components, chunks.threads) * sizeof(double);
+             GradientSums<Family, op, T>::shared_rows(problem.components, chunks.threads) * sizeof(double);
   launch(run_shared<Family, op, T, is_prepared>, problem.outer.size * chunks.count, chunks.threads, bytes, problem,
          chunks, partial);
   if (sums) {

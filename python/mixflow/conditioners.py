@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,12 @@ from .checks import check_integer
 from .precise import KeepsPrecision
 from .robust import moments
 
-__all__ = ["MLP", "Inputs", "MaskedMLP"]
+__all__ = ["MLP", "FeatureByFeature", "Inputs", "MaskedMLP", "Network", "OwnNetwork", "Standardised", "conditioner"]
+
+Network: TypeAlias = Callable[[int, int], nn.Module]
+"""From the numbers of inputs and of outputs to a module ``(N, inputs) -> (N, outputs)``."""
+
+HIDDEN = (64, 64)
 
 
 class Inputs(KeepsPrecision):
@@ -53,7 +59,17 @@ class Inputs(KeepsPrecision):
         return 8.0 * torch.tanh((centred / (8.0 * self.scale)).to(self.scale.dtype))
 
 
-class MLP(nn.Sequential):
+class Standardised(nn.Sequential):
+    """A network behind its :class:`Inputs`, which are its first module."""
+
+    def initialize(self, x: Tensor) -> None:
+        """Standardise the inputs as those of ``x`` (..., inputs)."""
+        first = self[0]
+        assert isinstance(first, Inputs)
+        first.initialize(x)
+
+
+class MLP(Standardised):
     """A multilayer perceptron ``(..., inputs) -> (..., outputs)`` with SiLU activations.
 
     The last layer starts as a constant: a conditioned transform begins as its unconditioned self and learns from
@@ -77,7 +93,7 @@ class MLP(nn.Sequential):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, hidden: Sequence[int] = (64, 64), start: Tensor | None = None
+        self, inputs: int, outputs: int, hidden: Sequence[int] = HIDDEN, start: Tensor | None = None
     ) -> None:
         layers: list[nn.Module] = [Inputs(inputs)]
         for width in check_hidden(hidden):
@@ -87,11 +103,108 @@ class MLP(nn.Sequential):
         _start_at(last, start)
         super().__init__(*layers, last)
 
-    def initialize(self, x: Tensor) -> None:
-        """Standardise the inputs as those of ``x`` (..., inputs)."""
-        first = self[0]
-        assert isinstance(first, Inputs)
-        first.initialize(x)
+
+class OwnNetwork(nn.Module):
+    """A network of the caller's: ``start + gain * network(x)``, the gain learned from 0 on.
+
+    So a transform starts as it does with :class:`MLP`, whatever the network returns at first.
+
+    Args:
+        network: from the numbers of inputs and outputs to a module.
+        inputs: the size of the last dimension of what the module takes, (N, inputs).
+        outputs: the size of the last dimension of what it must return, (N, outputs).
+        start: the outputs (outputs,) at the start; by default 0.
+
+    Raises:
+        TypeError: ``network`` cannot be called, or does not return a module.
+        ValueError: a call raises it where the module returns another shape.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.conditioners import OwnNetwork
+        >>> OwnNetwork(torch.nn.Linear, 3, 5)(torch.randn(7, 3)).shape
+        torch.Size([7, 5])
+
+    """
+
+    start: Tensor
+
+    def __init__(self, network: Network, inputs: int, outputs: int, start: Tensor | None = None) -> None:
+        super().__init__()
+        if not callable(network) or isinstance(network, nn.Module):
+            raise TypeError(
+                "network: expected a function of the numbers of inputs and outputs that returns a torch.nn.Module; "
+                f"got {type(network).__name__}"
+            )
+        self.network = network(inputs, outputs)
+        if not isinstance(self.network, nn.Module):
+            raise TypeError(
+                f"network: expected a function that returns a torch.nn.Module, got {type(self.network).__name__}"
+            )
+        self.gain = nn.Parameter(torch.zeros(outputs))
+        self.register_buffer("start", torch.zeros(outputs) if start is None else start, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs (..., outputs) for ``x`` (..., inputs), which the network sees as (N, inputs)."""
+        outputs = len(self.gain)
+        rows = self.network(x.reshape(-1, x.shape[-1]))
+        if not isinstance(rows, Tensor) or rows.shape != (x[..., 0].numel(), outputs):
+            got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise ValueError(
+                f"network: expected a module that maps (N, {x.shape[-1]}) to (N, {outputs}); "
+                f"got {got} for N = {x[..., 0].numel()}"
+            )
+        return (self.start + self.gain * rows).reshape(*x.shape[:-1], outputs)
+
+
+def conditioner(
+    inputs: int,
+    outputs: int,
+    hidden: Sequence[int] | None = None,
+    start: Tensor | None = None,
+    network: Network | None = None,
+) -> Standardised:
+    """An :class:`MLP` with these ``hidden`` layers, or the caller's own ``network`` in its place.
+
+    Raises:
+        ValueError: both are given, or a width is out of range.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.conditioners import conditioner
+        >>> conditioner(3, 5, network=torch.nn.Linear)(torch.randn(7, 3)).shape
+        torch.Size([7, 5])
+
+    """
+    if network is None:
+        return MLP(inputs, outputs, HIDDEN if hidden is None else hidden, start)
+    require_no_hidden(hidden)
+    return Standardised(Inputs(inputs), OwnNetwork(network, inputs, outputs, start))
+
+
+def context_network(context: int, outputs: int, network: Network | None = None) -> Standardised | None:
+    """The network of a context of this size, the caller's own if there is one; None without a context.
+
+    Raises:
+        ValueError: there is a network, and no context.
+
+    Example:
+        >>> from mixflow.conditioners import context_network
+        >>> context_network(0, 5) is None
+        True
+
+    """
+    if context:
+        return conditioner(context, outputs, network=network)
+    if network is not None:
+        raise ValueError("network: expected None without a context, of which it would be; got a network")
+    return None
+
+
+def require_no_hidden(hidden: Sequence[int] | None) -> None:
+    """ValueError where widths of hidden layers are given beside a network of the caller's."""
+    if hidden is not None:
+        raise ValueError(f"hidden: expected None beside network, which decides on its own layers; got {hidden!r}")
 
 
 class MaskedMLP(nn.Module):
@@ -122,7 +235,7 @@ class MaskedMLP(nn.Module):
         self,
         features: int,
         outputs: int,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] = HIDDEN,
         context: int = 0,
         start: Tensor | None = None,
     ) -> None:
@@ -155,6 +268,61 @@ class MaskedMLP(nn.Module):
             return torch.unflatten(self.last(hidden), -1, (self.features, self.outputs))
         rows = slice(feature * self.outputs, (feature + 1) * self.outputs)
         return functional.linear(hidden, self.last.weight[rows] * self.last.mask[rows], self.last.bias[rows])
+
+
+class FeatureByFeature(nn.Module):
+    """Any network as an autoregressive one: P values for each of D features, from the features before it alone.
+
+    The network is called for each feature of each row by itself. It is given D numbers, the features before this one
+    and 0 in the place of the others; D more, of which the one at this feature's place is 1 and the others are 0; and
+    the context. Whatever it computes of them, the result is autoregressive. It takes D times the rows of a masked
+    network.
+
+    Args:
+        network: from the numbers of inputs, 2 D + C, and of outputs, P, to a module.
+        features: D.
+        outputs: P.
+        context: C, the size of the context; 0 for none.
+        start: the values (P,) of every feature at the start; by default 0.
+
+    Raises:
+        TypeError: as :class:`OwnNetwork`.
+        ValueError: as :class:`OwnNetwork`.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.conditioners import FeatureByFeature
+        >>> FeatureByFeature(torch.nn.Linear, 3, 5)(torch.randn(7, 3)).shape
+        torch.Size([7, 3, 5])
+
+    """
+
+    before: Tensor
+
+    def __init__(
+        self, network: Network, features: int, outputs: int, context: int = 0, start: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.inputs = Inputs(features + context)
+        self.own = OwnNetwork(network, 2 * features + context, outputs, start)
+        before = torch.ones(features, features, dtype=torch.bool).tril(-1)
+        self.register_buffer("before", before, persistent=False)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Standardise the inputs as those of ``x`` (..., D) and ``context`` (..., C)."""
+        self.inputs.initialize(join(x, context))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, feature: int | None = None) -> Tensor:
+        """The values (..., D, P) of all features, or (..., P) of one."""
+        inputs = self.inputs(join(x, context)).unsqueeze(-2)
+        wanted = slice(None) if feature is None else slice(feature, feature + 1)
+        before = self.before[wanted]
+        place = torch.eye(self.features, dtype=inputs.dtype, device=inputs.device)[wanted]
+        known = torch.where(before, inputs[..., : self.features], 0.0)
+        rest = inputs[..., self.features :].expand(*known.shape[:-1], -1)
+        values: Tensor = self.own(torch.cat([known, place.expand_as(known), rest], dim=-1))
+        return values if feature is None else values.squeeze(-2)
 
 
 class _MaskedLinear(nn.Linear):

@@ -12,13 +12,14 @@ from typing import NoReturn
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .checkpoint import Run, weights
 from .flows import Flow, like
 from .parallel import Group
 from .sources import CHUNK, Batch, Loader, Subset
 from .transforms import MixtureCDF
+from .transforms.base import spread
 
 __all__ = ["Diverged", "Rounding", "Training", "stage", "trained", "trained_alone"]
 
@@ -233,7 +234,8 @@ class Training:
         """The weighted sum of log_prob over this process's rows, and the sum of their weights."""
         x = self._drawn(self.train, batch, *key)
         if batch.weight is not None:  # rows that do not count may hold anything
-            x = torch.where((batch.weight == 0.0).unsqueeze(-1), self.run.flow.data_to_base.inside(x), x)
+            counts = spread(batch.weight != 0.0, self.run.flow.event_shape)
+            x = torch.where(counts, x, self.run.flow.data_to_base.inside(x))
         log_prob = self.run.flow.log_prob(x, batch.context)
         # Half precision would overflow in the sum.
         full = torch.promote_types(log_prob.dtype, torch.float32)
@@ -247,12 +249,13 @@ class Training:
         return (log_prob.to(full) * weight).sum(), weight.sum()
 
     def _drawn(self, source: Subset | Loader, batch: Batch, *key: int) -> Tensor:
-        """This process's rows of ``batch``, rounded values drawn from their intervals."""
+        """This process's events of ``batch``, rounded values drawn from their intervals."""
+        shaped = self.run.flow.shaped
         if self.rounding is None:
-            return batch.x
+            return shaped(batch.x)
         if isinstance(source, Loader):  # whose processes bring rows of their own
-            return self.rounding(batch.x, slice(None), len(batch.x), *key, self.group.rank)
-        return self.rounding(batch.x, self.group.shard(batch.rows), batch.rows, *key)
+            return shaped(self.rounding(batch.x, slice(None), len(batch.x), *key, self.group.rank))
+        return shaped(self.rounding(batch.x, self.group.shard(batch.rows), batch.rows, *key))
 
     def _read(self) -> None:
         """Look at the steps taken since the last look: their loss, and whether they were the last."""

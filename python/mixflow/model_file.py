@@ -1,14 +1,16 @@
-"""Model files: one safetensors file with the weights, and the recipe that rebuilds the flow.
+"""Model files: one safetensors file with the weights, and the description that rebuilds the flow.
 
-A file is data. Loading looks the recipe's name up in ``flows.RECIPES`` and calls it with the recorded numbers
-and strings, on torch's meta device, so that nothing is allocated before the shapes are known to fit the
-weights in the file.
+A file is data. A flow that a recipe built is described by the recipe's name and arguments; one that was put together by
+hand by its parts, as in :mod:`mixflow.parts`. Loading looks these names up among mixflow's own and calls what it finds
+with the recorded numbers and strings, on torch's meta device, so that nothing is allocated before the shapes are known
+to fit the weights in the file.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,51 +18,66 @@ from torch import Tensor
 from . import tensor_file
 from .files import PathLike
 from .flows import RECIPES, Flow
+from .parts import Builder, describe, describe_arguments, own_weights, sizes, unsavable
 from .precise import KeepsPrecision
 
 __all__ = ["load", "save"]
 
 FORMAT = "mixflow"
-VERSION = "1"
+VERSION = "2"
+_READABLE = ("1", VERSION)  # version 1 has recipes alone
+
+_LAYOUTS = (  # of the description
+    {"recipe": str, "arguments": dict, "notes": dict},
+    {"transform": dict, "base": str, "notes": dict},
+)
+_PLACE = "data_to_base"  # of a flow's transform, in the names of its weights
 
 
 def save(flow: Flow, path: PathLike) -> None:
-    """Write ``flow`` to ``path``: weights, recipe and notes. The file appears whole or not at all.
+    """Write ``flow`` to ``path``: weights, description and notes. The file appears whole or not at all.
 
     Args:
-        flow: a flow that a recipe of :mod:`mixflow.flows` built.
+        flow: a flow that a recipe of :mod:`mixflow.flows` built, or one that was put together from transforms of
+            :mod:`mixflow.transforms`. A transform that occurs in it several times is saved once, and the occurrences
+            share their weights again when the flow is loaded.
         path: conventionally ends in ``.safetensors``.
 
     Raises:
-        ValueError: the flow was not built by a recipe, or its notes are not JSON values, with strings for keys.
+        TypeError: flow is not a Flow.
+        ValueError: the flow has a part that is not mixflow's own, such as a network or a transform of yours; or it was
+            changed by hand so that its description no longer builds it; or its notes are not JSON values, with strings
+            for keys.
         OSError: the file cannot be written.
 
     Example:
         >>> import mixflow, os, tempfile
-        >>> flow = mixflow.flows.univariate(components=3)
+        >>> from mixflow.transforms import Affine, Compose, MixtureCDF
+        >>> flow = mixflow.flows.Flow(Compose(Affine(3), MixtureCDF(3, components=8)))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, "model.safetensors")
         ...     mixflow.save(flow, path)
-        ...     mixflow.load(path).recipe.arguments["components"]
-        3
+        ...     mixflow.load(path)
+        Flow(
+          (data_to_base): Compose(
+            (transforms): ModuleList(
+              (0): Affine(features=3, trainable=True)
+              (1): MixtureCDF(features=3, components=8, family='gaussian', base='normal', context=0)
+            )
+          )
+        )
 
     """
-    if flow.recipe is None:
-        raise ValueError("flow: expected one built by a recipe of mixflow.flows, which a file can name")
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow: expected a Flow, got {type(flow).__name__}")
     try:
-        description = json.dumps(
-            {"recipe": flow.recipe.name, "arguments": flow.recipe.arguments, "notes": flow.notes},
-            allow_nan=False,
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"flow: expected a recipe and notes of finite JSON values ({error})") from error
-    if json.loads(description)["notes"] != flow.notes:
-        raise ValueError(
-            "flow: expected notes that come back from JSON as they are, with strings for keys and lists for sequences; "
-            f"got {flow.notes!r}"
-        )
-    metadata = {"format": FORMAT, "version": VERSION, "flow": description}
-    tensor_file.write(path, metadata, flow.state_dict())
+        description = _describe(flow)
+        weights = _weights(flow)
+        _check_same(flow, _rebuilt(description, weights))
+    except ValueError as error:
+        raise ValueError(f"flow: {error}") from error
+    metadata = {"format": FORMAT, "version": VERSION, "flow": json.dumps(description | {"notes": _notes(flow)})}
+    tensor_file.write(path, metadata, weights)
 
 
 def load(path: PathLike) -> Flow:
@@ -71,83 +88,154 @@ def load(path: PathLike) -> Flow:
 
     Raises:
         ValueError: the file is truncated, damaged, not a mixflow model, of another format version, or names a
-            recipe or tensors that this version does not have.
+            recipe, a part or tensors that this version does not have.
         OSError: the file cannot be read.
 
     """
     try:
         metadata, tensors = contents = tensor_file.read(path)
+        if metadata.get("format") != FORMAT:
+            raise ValueError("expected a mixflow model, this safetensors file is something else")
+        if metadata.get("version") not in _READABLE:
+            raise ValueError(
+                f"expected format version {' or '.join(_READABLE)}, got {metadata.get('version')!r}; "
+                "it was written by another version of mixflow"
+            )
+        if not tensor_file.is_intact(contents):
+            raise ValueError("damaged, its contents do not match its checksum")
+        description = _parsed(metadata.get("flow", ""))
+        flow = _rebuilt(description, tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected a mixflow model, this safetensors file is something else")
-    if metadata.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: expected format version {VERSION}, got {metadata.get('version')!r}; "
-            "it was written by another version of mixflow"
-        )
-    if not tensor_file.is_intact(contents):
-        raise ValueError(f"{path}: damaged, its contents do not match its checksum")
-    name, arguments, notes = _parse(path, metadata.get("flow", ""))
-    if name not in RECIPES:
-        raise ValueError(f"{path}: expected a flow among {', '.join(RECIPES)}; got {name!r}")
-    try:
-        _check_sizes(arguments, sum(tensor.numel() for tensor in tensors.values()))
-        with torch.device("meta"):
-            flow = RECIPES[name](**arguments)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path}: cannot build the flow {name!r} from its arguments ({error})") from error
-    _check_tensors(path, flow, tensors)
-    # Once more, now that the sizes are known to be the file's: what is not a weight, such as a mask, needs its values.
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        flow = RECIPES[name](**arguments)
-    flow.load_state_dict(tensors, assign=True)
-    flow.notes = notes
+    # Not strict, since a transform that occurs several times has its weights in the file once. All shapes agree.
+    flow.load_state_dict(tensors, strict=False, assign=True)
+    flow.notes = description["notes"]
     return flow
 
 
-def _parse(path: PathLike, description: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+# -- from a flow to a description ----------------------------------------------------------------------------
+
+
+def _describe(flow: Flow) -> dict[str, Any]:
+    if flow.recipe is not None:
+        return {"recipe": flow.recipe.name, "arguments": describe_arguments(flow.recipe.arguments)}
+    if type(flow) is not Flow:
+        raise unsavable("flow", "a Flow itself, or what a recipe of mixflow.flows builds", flow)
+    if flow.embedding is not None:
+        raise unsavable("embedding", "None", flow.embedding)
+    return {"transform": describe(flow.data_to_base, _PLACE), "base": flow.base}
+
+
+def _notes(flow: Flow) -> dict[str, Any]:
     try:
-        parsed = json.loads(description)
-        name, arguments, notes = parsed["recipe"], parsed["arguments"], parsed["notes"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, its description of the flow cannot be read") from error
-    if not (isinstance(name, str) and isinstance(arguments, dict) and isinstance(notes, dict)):
-        raise ValueError(f"{path}: damaged, its description of the flow has the wrong types")
-    return name, arguments, notes
+        same = json.loads(json.dumps(flow.notes, allow_nan=False)) == flow.notes
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"flow: expected notes of finite JSON values ({error})") from error
+    if not same:
+        raise ValueError(
+            "flow: expected notes that come back from JSON as they are, with strings for keys and lists for sequences; "
+            f"got {flow.notes!r}"
+        )
+    return flow.notes
 
 
-def _check_sizes(arguments: dict[str, Any], numbers: int) -> None:
+def _weights(flow: Flow) -> dict[str, Tensor]:
+    """The parameters and buffers by name; those of a transform that occurs several times by its first name alone."""
+    weights: dict[str, Tensor] = {}
+    names: dict[int, str] = {}
+    for place, module in flow.named_modules():
+        for key, value in own_weights(module).items():
+            name = f"{place}.{key}" if place else key
+            if names.setdefault(id(value), name) != name:
+                raise ValueError(
+                    f"{name} is the same tensor as {names[id(value)]}: only whole transforms can be shared"
+                )
+            weights[name] = value
+    return weights
+
+
+def _check_same(flow: Flow, rebuilt: Flow) -> None:
+    """ValueError if ``rebuilt`` is not built as ``flow`` is: a part was changed after its constructor returned."""
+    shown, expected = (
+        [*repr(one).splitlines(), f"base={one.base!r}, context={one.context}"] for one in (flow, rebuilt)
+    )
+    if shown == expected:
+        return
+    differ = next((pair for pair in zip(shown, expected, strict=False) if pair[0] != pair[1]), ("more parts", "fewer"))
+    by = "its parts" if flow.recipe is None else f"its recipe {flow.recipe.name!r}"
+    raise ValueError(
+        f"expected one as the arguments of {by} build it, {differ[1].strip()}; it was changed since, to "
+        f"{differ[0].strip()}"
+    )
+
+
+# -- from a description to a flow ----------------------------------------------------------------------------
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        description: dict[str, Any] = dict(json.loads(text, parse_constant=_refuse_constant))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError("damaged, its description of the flow cannot be read") from error
+    if {key: type(value) for key, value in description.items()} not in _LAYOUTS:
+        raise ValueError("damaged, its description of the flow has the wrong types")
+    return description
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"expected JSON, got {name}")
+
+
+def _rebuilt(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Flow:
+    """The flow that ``description`` stands for, before the weights are put in; ValueError unless they fit."""
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            flow = _built(description, tensors)
+        _check_tensors(flow, tensors)
+        # Once more, now that the sizes are known to be the file's: what is not a weight, such as a mask, needs values.
+        with torch.device("cpu"):
+            return _built(description, tensors)
+
+
+def _built(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Flow:
+    builder = Builder(tensors)
+    if "recipe" not in description:
+        return Flow(builder.part(description["transform"], _PLACE), description["base"])
+    name, arguments = description["recipe"], description["arguments"]
+    if name not in RECIPES:
+        raise ValueError(f"expected a flow among {', '.join(RECIPES)}; got {name!r}")
+    try:
+        _check_sizes(arguments, sum(tensor.numel() for tensor in tensors.values()))
+    except ValueError as error:
+        raise ValueError(f"{name}: cannot be built from its arguments ({error})") from error
+    flow: Flow = builder.call(RECIPES[name], arguments, name)
+    return flow
+
+
+def _check_sizes(arguments: Mapping[str, Any], numbers: int) -> None:
     """ValueError for a size that no flow of so many numbers has: recipes make lists as long as some sizes are.
 
     Every layer has a number for each feature, and any flow one for each of another size: a component, a hidden unit.
     """
-    sizes = [
-        (name, size)
-        for name, value in arguments.items()
-        if name != "support"  # numbers there are ends of intervals
-        for size in (value if isinstance(value, list) else [value])
-    ]
     features, layers = arguments.get("features"), arguments.get("layers")
-    if isinstance(features, int) and isinstance(layers, int):
-        sizes.append(("features, in all layers", features * layers))
-    for name, size in sizes:
-        if isinstance(size, int) and size > numbers:
+    together = features * layers if isinstance(features, int) and isinstance(layers, int) else 0
+    for name, size in [*sizes(arguments), ("features, in all layers", together)]:
+        if size > numbers:
             raise ValueError(f"{name}: expected at most {numbers}, the numbers in the file; got {size}")
 
 
-def _check_tensors(path: PathLike, flow: Flow, tensors: dict[str, Tensor]) -> None:
-    expected = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
+def _check_tensors(flow: Flow, tensors: dict[str, Tensor]) -> None:
+    expected = {name: tuple(value.shape) for name, value in _weights(flow).items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"{path}: tensor {name!r}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}"
+                f"tensor {name!r}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}"
             )
     # Offsets keep the precision of the data that they are subtracted from.
     keepers = [name for name, module in flow.named_modules() if isinstance(module, KeepsPrecision)]
     offsets = {f"{name}.loc" for name in keepers if "loc" in dict(flow.get_submodule(name).named_buffers())}
     dtypes = {value.dtype for name, value in tensors.items() if name not in offsets}
     wide = {value.dtype for name, value in tensors.items() if name in offsets}
-    if len(dtypes) != 1 or not all(dtype.is_floating_point for dtype in dtypes | wide):
-        raise ValueError(f"{path}: expected tensors of one floating-point dtype")
+    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes | wide):
+        raise ValueError("expected tensors of one floating-point dtype")

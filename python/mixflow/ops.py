@@ -1,14 +1,16 @@
 """The mixture-CDF transform and the log-probability of intervals as torch ops: checks, gradients, the numpy entry.
 
 The compiled core knows pointers and strides only. Here each of its ops becomes two functional ones, such as
-``mixflow::map`` and ``mixflow::map_backward``, registered with ``torch.library`` so that ``torch.compile``,
-``torch.func`` and fake tensors see through them, with a ``torch.autograd.Function`` around them that is entered only
-when a gradient is asked for. What an op must say of itself is in `_Op`; the ones there are come last in this file.
+``mixflow::map`` and ``mixflow::map_backward``, registered with ``torch.library`` so that autograd, ``torch.func``,
+fake tensors, compiled graphs, exported programs and traces see through them. Graphs and traces call these ops; an eager
+call takes a shorter way, and enters a ``torch.autograd.Function`` only when a gradient is asked for. What an op must
+say of itself is in `_Op`; the ones there are come last in this file.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, TypeVar, cast
@@ -230,7 +232,7 @@ def _call(
 ) -> tuple[Array, ...]:
     """Check, convert, compute: of the elements, which are called so, and logits, loc and log_scale."""
     if isinstance(arrays[0], _ARRAYS):
-        tensors = tuple(_from_numpy(n, a) for n, a in zip((*names, *_PARAMETERS), arrays, strict=True))
+        tensors = tuple(from_numpy(n, a) for n, a in zip((*names, *_PARAMETERS), arrays, strict=True))
         with torch.no_grad():
             return tuple(t.numpy() for t in _call(op, names, tensors, dim, family, *options))
     if dim != -1:
@@ -263,7 +265,7 @@ def components_last(parameters: Sequence[Tensor], dim: int) -> Tensors:
     return tuple(p.movedim(int(dim), -1) if isinstance(p, Tensor) else p for p in parameters)
 
 
-def _from_numpy(name: str, array: object) -> Tensor:
+def from_numpy(name: str, array: object) -> Tensor:
     """``array`` as a tensor of the same memory, if torch can hold it: native, aligned, no negative strides."""
     if not isinstance(array, _ARRAYS) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a numpy array, like the others; got {type(array).__name__}")
@@ -496,6 +498,16 @@ def _needs_gradient(tensors: Tensors) -> bool:
     return False
 
 
+def _along(grads: Sequence[Tensor | None], slopes: Tensors) -> Tensor:
+    """The gradient by the elements, from their slopes; an element without any incoming gradient has none."""
+    pairs = [(g, s) for g, s in zip(grads, slopes, strict=True) if g is not None]
+    total = functools.reduce(torch.add, (g * s for g, s in pairs))
+    # To look for what is not finite takes less than to look for zeros.
+    if _are_plain_seeds([total]) and torch._C._len_torch_dispatch_stack() == 0 and math.isfinite(total.sum().item()):
+        return total
+    return total.masked_fill(functools.reduce(torch.logical_and, (g == 0 for g, _ in pairs)), 0.0)
+
+
 _WORTH_ASKING = 2**18  # components of all elements: their gradients take fifty times as long as the question
 
 
@@ -520,21 +532,13 @@ def _in_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _is_differentiated_in_graph(grad_enabled: bool) -> bool:
+def _is_differentiated_in_graph() -> bool:
     """Whether ``torch.func`` or forward mode differentiate inside the function that is being compiled.
 
-    There Dynamo ignores what a Function says of its derivatives, and they would come out as zero (pytorch#192985,
-    pytorch#193279). Nor does ``vmap`` in a graph show what requires a gradient, or map a Function that has one
-    (pytorch#129845).
     """
     kinds = torch._C._functorch.TransformType
     keys = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-    return (
-        forward_ad._current_level >= 0
-        or kinds.Grad in keys
-        or kinds.Jvp in keys
-        or (grad_enabled and kinds.Vmap in keys)
-    )
+    return forward_ad._current_level >= 0 or kinds.Jvp in keys
 
 
 # What torch.compiler.assume_constant_result sets; that would import Dynamo, which takes two seconds, with the package.
@@ -558,6 +562,30 @@ def _align(info: Any, in_dims: Sequence[int | None], tensors: Tensors, component
 # torch formulas of `reference`. Only inputs and outputs are saved, so that autograd sees every dependence.
 
 _library = torch.library.Library("mixflow", "DEF")
+
+
+def _make_differentiable(name: str, tensors: int, apply: Callable[..., Any]) -> None:
+    """Differentiate the torch op ``mixflow::name`` as an autograd Function does that ``apply`` calls.
+
+    ``torch.library.register_autograd`` makes a Function of its own, which drops the tangents of forward mode in silence
+    and is refused by ``torch.func`` (pytorch#168393). Its kernel is for one level of ``torch.func``, too, whereas a
+    Function sees to all of them: so ``torch.func`` hands over the call before it has taken it apart into levels.
+
+    Args:
+        name: Of the torch op.
+        tensors: How many of its arguments, the first ones, are tensors.
+        apply: Takes the arguments of the torch op and returns its results.
+    """
+    op = getattr(torch.ops.mixflow, name).default
+
+    def run(keyset: Any, *args: Any) -> Any:
+        if _needs_gradient(args[:tensors]) or (forward_ad._current_level >= 0 and forward_ad._is_fwd_grad_enabled()):
+            return apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    _library.impl(name, run, "Autograd", with_keyset=True)
+    _library.impl(name, apply, "FuncTorchDynamicLayerFrontMode")
 
 
 class _Op:
@@ -623,22 +651,17 @@ class _Op:
         torch.library.register_fake(f"mixflow::{name}_backward", self.fake_backward, lib=_library)
         self.torch_op = getattr(torch.ops.mixflow, name)
         self.torch_backward = getattr(torch.ops.mixflow, f"{name}_backward")
-        torch.library.register_vmap(f"mixflow::{name}", self.vmap_torch_op, lib=_library)
-        torch.library.register_vmap(
-            f"mixflow::{name}_backward", functools.partial(self.vmap_backward, self.torch_backward), lib=_library
+        self.plain, self.eager, functional, backward = _functions(self)
+        _make_differentiable(name, self.tensors, lambda *args: self.as_result(functional.apply(*args)))
+        _make_differentiable(
+            f"{name}_backward", outputs + self.tensors, lambda *args: backward.apply(*self.with_wanted(args))
         )
-        self.backward, self.plain, self.eager, self.compiled, self.functional = _functions(name)
-        _OPS[name] = self
 
     def __call__(self, *args: Any) -> Tensors:
         if torch.compiler.is_compiling():
-            if _is_differentiated_in_graph(torch.is_grad_enabled()):
-                return self.written_out(*args)
-            # Of a Function without gradients Dynamo traces forward alone, and hands it a context that it does not take.
-            function = self.compiled.apply if _needs_gradient(args[: self.tensors]) else self.apply_torch_op
-            return cast(Tensors, function(*args))
-        if forward_ad._current_level >= 0 or _in_functorch():
-            return cast(Tensors, self.functional.apply(*args))
+            return self.apply_torch_op(*args)
+        if forward_ad._current_level >= 0 or _in_functorch() or torch._C._get_tracing_state() is not None:
+            return self.apply_torch_op(*args)
         if _needs_gradient(args[: self.tensors]):
             return cast(Tensors, self.eager.apply(*args))
         return self.run(*args)
@@ -726,6 +749,11 @@ class _Op:
             return given, options[:-1], options[-1]
         return given, options, (True,) * self.tensors
 
+    def with_wanted(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a backward op with the last one, which torch leaves out where it has its default."""
+        given, options, wanted = self.split_backward(args)
+        return (*given, *options, tuple(wanted))
+
     def empty_gradients(
         self, elements: Tensors, parameters: Tensors, batch: tuple[int, ...], wanted: Sequence[bool]
     ) -> list[Tensor | None]:
@@ -783,10 +811,6 @@ class _Op:
         """The gradients as a torch op returns them: an empty tensor in the place of each that is not wanted."""
         return tuple(args[0].new_empty(0) if g is None else g for g in grads)
 
-    def vmap_torch_op(self, info: Any, in_dims: Any, *args: Any) -> Any:
-        outputs, dims = self.vmap(self.apply_torch_op, info, in_dims, *args)
-        return self.as_result(outputs), self.as_result(dims)  # type: ignore[arg-type]
-
     def vmap(self, run: Callable[..., Tensors], info: Any, in_dims: Any, *args: Any) -> tuple[Tensors, tuple[int, ...]]:
         n = self.tensors
         return run(*_align(info, in_dims[:n], args[:n], self.component_axes), *args[n:]), (0,) * self.outputs
@@ -813,10 +837,6 @@ class _Op:
         return lambda *tensors: tuple(g for g, w in zip(gradient(*tensors), wanted, strict=True) if w)
 
 
-# By name: what a Function closes over must be known to Dynamo, which knows names and globals, but no object of ours.
-_OPS: dict[str, _Op] = {}
-
-
 # Torch turns forward mode off while the jvp of a Function runs, so that jvp of jvp loses its second derivatives
 # (pytorch#197867). Turned on again, it must not see the tangents of the level that jvp itself is computing.
 
@@ -826,17 +846,26 @@ def _forward_mode_of_outer_levels() -> AbstractContextManager[Any]:
 
 
 def _primals(tensors: Tensors) -> Tensors:
-    return tuple(cast(Tensor, forward_ad.unpack_dual(t).primal) for t in tensors)
+    # Of the one level of forward mode that torch has. Inside a compiled graph unpack_dual does not know it.
+    return tuple(cast(Tensor, forward_ad.unpack_dual(t, level=0).primal) for t in tensors)
 
 
-def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
-    """The autograd Functions of an op: of its gradient, and of itself for eager mode, compiled graphs and torch.func.
+def _push_forward(function: Callable[..., Tensors], tensors: Tensors, tangents: Tensors) -> Tensors:
+    """The Jacobian times the tangents, as the derivative of its transpose by what that is applied to.
+
+    torch.func.jvp cannot be called where a compiled graph has entered forward mode, whose levels it has not counted.
+    """
+    outputs, pull_back = torch.func.vjp(function, *tensors)
+    return cast(Tensors, torch.func.vjp(lambda *seeds: pull_back(seeds), *map(torch.zeros_like, outputs))[1](tangents))
+
+
+def _functions(op: _Op) -> tuple[Any, Any, Any, Any]:
+    """The autograd Functions of an op: two for eager mode, the one that is registered, and that of its gradient.
 
     An eager Function has no setup_context, with which torch binds its arguments by ``inspect`` at every call.
     """
 
     def save(ctx: Any, inputs: tuple[Any, ...], outputs: Tensors, slopes: Tensors = ()) -> Tensors:
-        op = _OPS[name]
         saved = (*op.points(inputs, outputs), *inputs[op.elements : op.tensors])
         ctx.options = inputs[op.tensors :]
         ctx.shapes = [t.shape for t in inputs[: op.tensors]]
@@ -845,7 +874,6 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
         return saved
 
     def pull_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        op = _OPS[name]
         none = (None,) * len(ctx.options)
         wanted = ctx.needs_input_grad[: op.tensors]
         missing = False
@@ -857,19 +885,14 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
         if len(saved) > op.tensors:
             saved, slopes = saved[: op.tensors], saved[op.tensors :]
             if not torch.is_grad_enabled():
-                terms = (g * s for g, s in zip(grads, slopes, strict=True) if g is not None)
-                grad = _sum_to(functools.reduce(torch.add, terms), ctx.shapes[0])
+                grad = _sum_to(_along(grads, slopes), ctx.shapes[0])
                 return (grad, *(None,) * (op.tensors - 1), *none)
         seeds: Sequence[Any] = grads
         if missing:
             zero = saved[0].new_zeros(())
             seeds = [zero if g is None else g for g in grads]
         results: Sequence[Tensor | None]
-        if torch.compiler.is_compiling():  # no second derivatives in a compiled graph, and no Function in a backward
-            results = op.torch_backward(*seeds, *saved, *ctx.options, wanted)
-        elif torch.is_grad_enabled() or _in_functorch():
-            results = op.backward.apply(*seeds, *saved, *ctx.options, wanted)
-        else:
+        if not (torch.is_grad_enabled() or _in_functorch() or torch._C._len_torch_dispatch_stack() != 0):
             if saved[0].numel() * saved[-1].shape[-1] >= _WORTH_ASKING:
                 wanted = _asked_for(ctx, wanted)
             if _skips_dispatch(saved) and _are_plain_seeds(seeds):
@@ -879,48 +902,15 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
                     if own is not None and own.shape != shape:
                         found[i] = own.sum_to_size(shape)
                 return (*found, *none)
-            results = op.torch_backward(*seeds, *saved, *ctx.options, wanted)
+        results = op.torch_backward(*seeds, *saved, *ctx.options, wanted)
         summed = [
             _sum_to(cast(Tensor, g), s) if w else None for g, s, w in zip(results, ctx.shapes, wanted, strict=True)
         ]
         return (*summed, *none)
 
-    class Backward(torch.autograd.Function):
-        @staticmethod
-        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return _OPS[name].vmap_backward(Backward.apply, info, in_dims, *args)
-
-        @staticmethod
-        def forward(*args: Any) -> Tensors:
-            return cast(Tensors, _OPS[name].torch_backward(*args))
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-            given, ctx.options, ctx.wanted = _OPS[name].split_backward(inputs)
-            ctx.save_for_backward(*given)
-            ctx.save_for_forward(*given)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            back = torch.func.vjp(_OPS[name].wanted_gradient(ctx.options, ctx.wanted), *ctx.saved_tensors)[1]
-            own = tuple(g for g, w in zip(grads, ctx.wanted, strict=True) if w)
-            return (*back(own), *(None,) * (len(ctx.options) + 1))
-
-        @staticmethod
-        def jvp(ctx: Any, *tangents: Any) -> Tensors:
-            with _forward_mode_of_outer_levels():
-                # Seeds are often expanded, and a tangent cannot be written into memory that its elements share.
-                tensors = tuple(t.contiguous() for t in _primals(ctx.saved_tensors))
-                given = tangents[: len(tensors)]
-                moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, given, strict=True))
-                gradient = _OPS[name].wanted_gradient(ctx.options, ctx.wanted)
-                found = iter(torch.func.jvp(gradient, tensors, moved)[1])
-                return tuple(next(found) if w else tensors[0].new_empty(0) for w in ctx.wanted)
-
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Tensors:
-            op = _OPS[name]
             if op.gives_slopes(ctx.needs_input_grad, inputs) and _skips_dispatch(inputs[: op.tensors]):
                 outputs, slopes = op.compute_with_slopes(*inputs)
                 save(ctx, inputs, outputs, slopes)
@@ -936,7 +926,6 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
 
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Tensors:
-            op = _OPS[name]
             if op.gives_slopes(ctx.needs_input_grad, inputs):
                 outputs, slopes = op.compute_with_slopes(*inputs)
                 save(ctx, inputs, outputs, slopes)
@@ -948,43 +937,33 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             if not torch.is_grad_enabled() and False not in ctx.needs_input_grad[: len(ctx.shapes)]:
-                op, saved = _OPS[name], ctx.saved_tensors
+                saved = ctx.saved_tensors
                 small = 0 < saved[0].numel() * saved[-1].shape[-1] < _WORTH_ASKING
                 if small and _are_plain_seeds(grads) and _skips_dispatch(saved):
                     given = cast(Tensors, (*grads, *saved))
                     return (*op.all_gradients(given, ctx.options), *(None,) * len(ctx.options))
             return pull_back(ctx, *grads)
 
-    class Compiled(torch.autograd.Function):
-        generate_vmap_rule = True
+    class Functional(torch.autograd.Function):
+        """Of the torch op itself, for autograd, forward mode and any level of ``torch.func``."""
 
         @staticmethod
         def forward(*args: Any) -> Tensors:
-            return _OPS[name].apply_torch_op(*args)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-            save(ctx, inputs, output)
-
-        backward = staticmethod(pull_back)
-
-    class Functional(Compiled):
-        """Apart, since Dynamo cannot trace a Function that defines jvp."""
-
-        generate_vmap_rule = False  # under the generated one, saved tensors hide their tangents
+            return op.apply_torch_op(*args)
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return _OPS[name].vmap(Functional.apply, info, in_dims, *args)
+            return op.vmap(Functional.apply, info, in_dims, *args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
             ctx.save_for_forward(*save(ctx, inputs, output))
 
+        backward = staticmethod(pull_back)
+
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Tensors:
             """Rows of the Jacobian, from an unreduced backward pass for each output, times the tangents."""
-            op = _OPS[name]
             with _forward_mode_of_outer_levels():
                 saved = _primals(ctx.saved_tensors)
                 points, parameters = saved[: op.elements], saved[op.elements :]
@@ -996,13 +975,45 @@ def _functions(name: str) -> tuple[Any, Any, Any, Any, Any]:
                 results = []
                 for i in range(op.outputs):
                     seeds = [one if i == j else zero for j in range(op.outputs)]
-                    row = Backward.apply(*seeds, *points, *expanded, *ctx.options, wanted)
+                    row = op.torch_backward(*seeds, *points, *expanded, *ctx.options, wanted)
                     products = [None if t is None else g * t for g, t in zip(row, own, strict=True)]
                     terms = [p.sum(-1) if i >= op.elements else p for i, p in enumerate(products) if p is not None]
                     results.append(functools.reduce(torch.add, terms))
             return tuple(results)
 
-    return Backward, Plain, Eager, Compiled, Functional
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+            return op.vmap_backward(Backward.apply, info, in_dims, *args)
+
+        @staticmethod
+        def forward(*args: Any) -> Tensors:
+            return cast(Tensors, op.torch_backward(*args))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+            given, ctx.options, ctx.wanted = op.split_backward(inputs)
+            ctx.save_for_backward(*given)
+            ctx.save_for_forward(*given)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            back = torch.func.vjp(op.wanted_gradient(ctx.options, ctx.wanted), *ctx.saved_tensors)[1]
+            own = tuple(g for g, w in zip(grads, ctx.wanted, strict=True) if w)
+            return (*back(own), *(None,) * (len(ctx.options) + 1))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Tensors:
+            with _forward_mode_of_outer_levels():
+                # Seeds are often expanded, and a tangent cannot be written into memory that its elements share.
+                tensors = tuple(t.contiguous() for t in _primals(ctx.saved_tensors))
+                given = tangents[: len(tensors)]
+                moved = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, given, strict=True))
+                gradient = op.wanted_gradient(ctx.options, ctx.wanted)
+                found = iter(_push_forward(gradient, tensors, moved))
+                return tuple(next(found) if w else tensors[0].new_empty(0) for w in ctx.wanted)
+
+    return Plain, Eager, Functional, Backward
 
 
 # ----------------------------------------------------------------------------------------------------------- the ops

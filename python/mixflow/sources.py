@@ -135,11 +135,13 @@ class Rows:
         name: what errors call the values.
         values: (N, columns), or (N,) for one column; or the path of a table. One that is no .npy file is first
             copied, in chunks, to a nameless temporary file that can be mapped.
-        columns: how many columns there must be.
+        columns: how many columns there must be; or the shape of each row, such as that of an image, whose numbers are
+            then the columns; None for any shape.
         like: a tensor on the device that rows are wanted on; its dtype does not matter.
         names: the columns to read from a file that names them.
 
     Attributes:
+        shape: of each row.
         digest: the SHA-256 of all values, in the precision in which rows are taken.
 
     Raises:
@@ -157,7 +159,14 @@ class Rows:
 
     """
 
-    def __init__(self, name: str, values: Data, columns: int, like: Tensor, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        values: Data,
+        columns: int | torch.Size | None,
+        like: Tensor,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.name = name
         self.device = like.device
         if isinstance(values, (str, os.PathLike)):
@@ -165,6 +174,8 @@ class Rows:
         held = _require_shape(name, _require_numbers(name, values), columns)
         if len(held) == 0:
             raise ValueError(f"{name}: expected at least one row, got none")
+        self.shape = torch.Size(held.shape[1:])
+        held = held.reshape(len(held), -1)
         self.values = held if isinstance(held, np.ndarray) and _is_mapped(held) else _to_tensor(held, self.device)
         self.digest = self._read_once()
 
@@ -176,6 +187,10 @@ class Rows:
         if isinstance(self.values, Tensor):
             return self.values.index_select(0, torch.from_numpy(rows).to(self.values.device))
         return _to_tensor(self.values[rows], self.device)
+
+    def take_shaped(self, rows: NDArray[np.int64]) -> Tensor:
+        """The same rows, each in its own shape."""
+        return self.take(rows).reshape(-1, *self.shape)
 
     def chunks(self) -> Iterator[Tensor]:
         """All rows, in order and in the dtype of :meth:`take`, ``CHUNK`` at a time."""
@@ -191,11 +206,12 @@ class Rows:
         return digest.hexdigest()
 
 
-def _require_shape(name: str, values: Tensor | Array, columns: int) -> Tensor | Array:
-    """``values`` of shape (N, columns), as which (N,) counts where ``columns`` is 1."""
-    rows = values[:, None] if values.ndim == 1 and columns == 1 else values
-    if rows.ndim != 2 or rows.shape[1] != columns:
-        expected = "(N,) or (N, 1)" if columns == 1 else f"(N, {columns})"
+def _require_shape(name: str, values: Tensor | Array, columns: int | torch.Size | None) -> Tensor | Array:
+    """``values`` of shape (N, columns), as which (N,) counts where ``columns`` is 1; or of another shape of rows."""
+    shape = torch.Size([columns]) if isinstance(columns, int) else columns
+    rows = values[:, None] if values.ndim == 1 and shape in (None, (1,)) else values
+    if rows.ndim == 0 or (shape is not None and tuple(rows.shape[1:]) != tuple(shape)):
+        expected = "(N,) or (N, 1)" if shape == (1,) else f"(N, {', '.join(map(str, shape or ['...']))})"
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(values.shape)}")
     return rows
 
@@ -451,7 +467,7 @@ class Subset:
 
     def _take(self, positions: NDArray[np.int64], weighted: bool = True) -> Part:
         rows = self._numbers(positions)
-        context = None if self.context is None else self.context.take(rows)
+        context = None if self.context is None else self.context.take_shaped(rows)
         return self.x.take(rows), context, self._weights(positions) if weighted and self.weight else None
 
     def _weights(self, positions: NDArray[np.int64]) -> Tensor:
@@ -485,8 +501,8 @@ class Loader:
     Attributes:
         name: what errors call the batches.
         batches_of: the iterable.
-        features: D.
-        context: C; 0 for a flow without.
+        features: D; or the shape of an event of ``x``, whose numbers are then the columns of the batches.
+        context: C; or the shape of a context, None for any; 0 for a flow without.
         like: a tensor on the device that rows are wanted on; its dtype does not matter.
         steps_per_epoch: the number of batches in an epoch, on each process; None for all that the iterable has.
 
@@ -510,8 +526,8 @@ class Loader:
 
     name: str
     batches_of: Iterable[Any]
-    features: int
-    context: int
+    features: int | torch.Size
+    context: int | torch.Size | None
     like: Tensor
     steps_per_epoch: int | None = None
     _ahead: Iterator[Part] | None = field(default=None, init=False, repr=False)  # a stream that cannot start anew
@@ -550,7 +566,8 @@ class Loader:
         ``size`` is the loader's own affair. A process that runs out of batches waits with empty ones.
         """
         each = self._epoch(epoch)
-        nothing = self.like.new_empty(0, self.features), self.like.new_empty(0, self.context) if self.context else None
+        columns = self.features if isinstance(self.features, int) else self.features.numel()
+        nothing = self.like.new_empty(0, columns), None if self.context == 0 else self.like.new_empty(0, 1)
         while True:
             x, context, weight = next(each, (*nothing, None))
             counts = torch.tensor([len(x), 0, 0], dtype=torch.float64, device=self.like.device)
@@ -602,7 +619,7 @@ class Loader:
         for number, item in enumerate(stream):
             where = f"batch {number}"
             given, given_context, given_weight = self._unpack(item, where)
-            x = self._part(f"{self.name}, {where}", given, self.features)
+            x = self._part(f"{self.name}, {where}", given, self.features).flatten(1)
             if not len(x):
                 continue  # an empty batch would look like the end to the other processes
             context = None if given_context is None else self._part(f"context, {where}", given_context, self.context)
@@ -635,18 +652,18 @@ class Loader:
         x, context, weight = (*parts, None, None, None)[:3]
         if not 1 <= len(parts) <= 3:
             got = f"{len(parts)} parts"
-        elif self.context and context is None:
+        elif self.context != 0 and context is None:
             got = "no context"
-        elif context is not None and not self.context:
+        elif context is not None and self.context == 0:
             got = "a context, which the flow does not take,"
         else:
             return x, context, weight
-        wanted = "(x, context), (x, context, weight)" if self.context else "x or (x,), (x, None, weight)"
+        wanted = "(x, context), (x, context, weight)" if self.context != 0 else "x or (x,), (x, None, weight)"
         raise ValueError(f"{self.name}: expected batches {wanted} or a dict of these names, got {got} in {where}")
 
-    def _part(self, name: str, values: Any, columns: int) -> Tensor:
-        rows = _to_tensor(_require_shape(name, _require_numbers(name, values), columns), self.like.device)
-        _require_finite(name, rows)
+    def _part(self, name: str, values: Any, shape: int | torch.Size | None) -> Tensor:
+        rows = _to_tensor(_require_shape(name, _require_numbers(name, values), shape), self.like.device)
+        _require_finite(name, rows.flatten(1))
         return rows
 
     def _require_alike(self, weighted: float, number: float) -> None:

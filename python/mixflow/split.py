@@ -121,10 +121,11 @@ def _open(
             if value is not None:
                 raise ValueError(f"{what}: expected None, as {name} are batches, which bring their own")
         steps = None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, 1)
-        return Loader(name, cast("Iterable[Any]", data), flow.features, flow.context, own, steps)
+        wanted = flow.context_shape if flow.context else 0
+        return Loader(name, cast("Iterable[Any]", data), flow.event_shape, wanted, own, steps)
     if not flow.context and context is not None:
         raise ValueError("context: expected None, this flow takes no context")
-    x = Rows(name, data, flow.features, own, flow.notes.get("columns"))
+    x = Rows(name, data, flow.event_shape, own, flow.notes.get("columns"))
     weight = None
     if weights is not None:
         weight = check_weights(_as_many("weights", Rows("weights", weights, 1, own), name, x))
@@ -132,7 +133,7 @@ def _open(
         return x, None, weight
     if context is None:
         raise ValueError(f"context: expected shape ({len(x)}, {flow.context}), got None")
-    return x, _as_many("context", Rows("context", context, flow.context, own), name, x), weight
+    return x, _as_many("context", Rows("context", context, flow.context_shape, own), name, x), weight
 
 
 def _as_many(what: str, rows: Rows, name: str, x: Rows) -> Rows:
@@ -144,24 +145,25 @@ def _as_many(what: str, rows: Rows, name: str, x: Rows) -> Rows:
 def _check_support(flow: Flow, x: Rows) -> int:
     """The number of rows of ``x`` at the ends of the flow's support; ValueError for a row beyond them."""
     transform = flow.data_to_base
-    if transform.outside(torch.ones(1, flow.features)) is None:
+    if transform.outside(torch.ones(flow.event_shape)) is None:
         return 0
     at_ends, seen = 0, 0
-    for chunk in x.chunks():
+    for rows in x.chunks():
+        chunk = flow.shaped(rows)
         outside = transform.outside(chunk)
         assert outside is not None
         # The next number towards the inside of the support is still outside only for one that lies beyond the end.
         nearer = torch.nextafter(chunk, transform.inside(chunk).to(chunk.dtype).expand_as(chunk))
         beyond = outside & cast("Tensor", transform.outside(nearer))
         if beyond.any():
-            row, column = beyond.nonzero()[0].tolist()
+            row, column = beyond.flatten(1).nonzero()[0].tolist()
             names = flow.notes.get("columns")
             named = repr(names[column]) if names else f"{column} (counted from 0)"
             raise ValueError(
-                f"{x.name}: expected numbers inside the support of the flow, got {chunk[row, column].item():g} in row "
+                f"{x.name}: expected numbers inside the support of the flow, got {rows[row, column].item():g} in row "
                 f"{seen + row}, column {named}"
             )
-        at_ends += int(outside.any(-1).sum())
+        at_ends += int(outside.flatten(1).any(-1).sum())
         seen += len(chunk)
     if at_ends == seen:
         raise ValueError(f"{x.name}: expected rows inside the support of the flow, got all of them at its ends")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .checkpoint import Contents, Run, read_file
 from .checkpoint import weights as _weights
@@ -196,7 +196,7 @@ class _Start:
         self.split, self.group, self.settings, self.flow = split, group, settings, flow
         self.names = flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
         rows, self.x, self.context = split.first(group)
-        if settings["initialize"]:
+        if settings["initialize"] and len(flow.event_shape) == 1:  # pixels may well be black in all images
             _check_columns_vary(self.x, flow)
         self.seen: Survey = group.share(lambda: survey(rows[:SURVEYED]))
         widths = settings["resolution"]
@@ -219,15 +219,15 @@ class _Start:
             self.flow.use_counts(counts)
 
     def inside(self) -> tuple[Tensor, Tensor | None]:
-        """The rows that lie inside the flow's support, rounded ones drawn from their intervals, and their context."""
-        x, context = self.x, self.context
-        inside = self.flow.supports(x)
+        """The events inside the flow's support, rounded ones drawn from their intervals, and their context."""
+        x, context, shaped = self.x, self.context, self.flow.shaped
+        inside = self.flow.supports(shaped(x))
         if not inside.all():
             x, context = x[inside], None if context is None else context[inside]
         if self.rounding is not None:
             drawn = self.rounding(x, slice(None), len(x), SCORING, 0)
-            x = torch.where(self.flow.supports(drawn).unsqueeze(-1), drawn, x.double())
-        return x, context
+            x = torch.where(self.flow.supports(shaped(drawn)).unsqueeze(-1), drawn, x.double())
+        return shaped(x), context
 
     def set(self, run: Run, contents: Contents | None) -> dict[str, dict[str, Tensor]]:
         """Set the run's weights, and return those of plain densities to compare with by name."""
@@ -277,7 +277,7 @@ def _train(
 ) -> None:
     """Take the steps; whatever ends them, the best weights are in place then."""
     flow, settings = run.flow, run.settings
-    limited = flow.data_to_base.outside(torch.ones(1, flow.features, device=start.x.device)) is not None
+    limited = flow.data_to_base.outside(torch.ones(flow.event_shape, device=start.x.device)) is not None
     try:
         with group.hold_interrupts(), _progress_bar(run, split.train, progress and group.rank == 0) as bar:
             training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, held)

@@ -45,6 +45,17 @@ inline int64_t count(const Shape& shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
 }
 
+// visit(index) for every element of a batch, in row-major order.
+template <class Visit>
+void for_elements(const Shape& batch, Visit visit) {
+  Shape index(batch.size());
+  for (int64_t element = 0; element < count(batch); ++element) {
+    int64_t rest = element;
+    for (size_t i = index.size(); i-- > 0; rest /= batch[i]) index[i] = rest % batch[i];
+    visit(index);
+  }
+}
+
 // Memory of one operand, no byte larger than it must be, and where its elements lie in it.
 struct Tensor {
   Dtype dtype;
@@ -225,6 +236,12 @@ struct Case {
   // Which gradients are wanted: by the input, the upper edge and the parameters.
   bool input_wanted = true, upper_wanted = true, wanted[3] = {true, true, true};
 
+  // Whether an element has no incoming gradient at all.
+  bool is_idle(const Shape& index) const {
+    auto is_zero = [&](const Tensor& seed) { return seed.get(seed.offset(batch, index, 0)) == 0; };
+    return is_backward(op) && is_zero(grad_value) && (is_interval() || is_zero(grad_ladj));
+  }
+
   bool is_interval() const { return op == Op::interval || op == Op::interval_backward; }
   bool is_map() const { return op == Op::forward || op == Op::inverse || op == Op::forward_with_slopes; }
 
@@ -249,6 +266,52 @@ struct Case {
     return result;
   }
 };
+
+// The same numbers in memory of their own, for the whole batch.
+inline Tensor expanded(const Tensor& from, const Shape& batch) {
+  Tensor operand = contiguous(from.dtype, batch);
+  int64_t i = 0;
+  for_elements(batch, [&](const Shape& index) { operand.copy(i++, from, from.offset(batch, index, 0)); });
+  return operand;
+}
+
+// The same numbers in other memory of the same layout.
+inline Tensor cloned(const Tensor& from) {
+  Tensor operand = from;
+  operand.allocate();
+  for (int64_t i = 0; i < from.numbers; ++i) operand.copy(i, from, i);
+  return operand;
+}
+
+// The same call with NaN and infinities in every element without an incoming gradient, and in every parameter that no
+// other element uses. Nothing of that may be seen in any gradient.
+inline Case poisoned(Random& random, const Case& from) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  auto poison = [&] { return random.of({std::nan(""), infinity, -infinity}); };
+  Case result = from;
+  result.input = expanded(from.input, from.batch);
+  result.upper = expanded(from.upper, from.batch);
+  int64_t i = 0;
+  for_elements(from.batch, [&](const Shape& index) {
+    if (from.is_idle(index))
+      for (Tensor* edge : {&result.input, &result.upper}) edge->set(i, poison());
+    ++i;
+  });
+  std::vector<Tensor*> parameters{&result.parameters[0], &result.parameters[1], &result.parameters[2]};
+  if (from.is_affine) parameters = {&result.rows};
+  for (Tensor* parameter : parameters) {
+    *parameter = cloned(*parameter);
+    std::vector<bool> used(parameter->numbers);
+    for_elements(from.batch, [&](const Shape& index) {
+      int64_t first = parameter->offset(from.batch, index, 1);
+      for (int64_t k = 0; k < parameter->shape.back() && !from.is_idle(index); ++k)
+        used[first + k * parameter->stride.back()] = true;
+    });
+    for (int64_t number = 0; number < parameter->numbers; ++number)
+      if (!used[number] && random.chance(0.5)) parameter->set(number, poison());
+  }
+  return result;
+}
 
 inline Case make_case(Random& random) {
   Case made;
@@ -276,6 +339,12 @@ inline Case make_case(Random& random) {
   for (Tensor* gradient : {&made.grad_value, &made.grad_ladj})
     *gradient = scattered(random, made.dtype, part_of(random, made.batch, random.of({0.0, 0.0, 1.0})), Kind::gradient,
                           extremes);
+  if (random.chance(0.3)) {
+    double share = random.of({0.3, 0.8, 0.99});
+    for (Tensor* gradient : {&made.grad_value, &made.grad_ladj})
+      for (int64_t i = 0; i < gradient->numbers; ++i)
+        if (random.chance(share)) gradient->set(i, random.of({0.0, -0.0}));
+  }
   Kind kinds[3] = {Kind::logit, Kind::loc, Kind::log_scale};
   Shape shape = part_of(random, made.batch, shared);
   made.is_affine = !made.is_interval() && made.op != Op::forward_with_slopes && random.chance(0.3);

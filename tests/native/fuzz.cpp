@@ -5,6 +5,7 @@
 //   - several callers at once, each with several threads, get the bits of one caller with one thread;
 //   - an element computed alone has the bits that it has in the batch;
 //   - the same call on contiguous operands, with contiguous results, gives the same bits, sums of gradients among them;
+//   - elements without an incoming gradient change nothing, whatever they and their parameters are;
 //   - the inverse ends before the limit on its evaluations.
 //
 //   fuzz [--cases N | --seconds S] [--first I] [--seed S] [--callers C] [--threads T]
@@ -109,6 +110,13 @@ bool check_case(Random& random, int callers, int threads) {
   for (size_t j = 0; j < plain.all.size(); ++j)
     require(are_same(plain.all[j], expected.all[j]), "the layout changes the result");
   if (count(made.batch) > 0) check_alone(random, made, expected);
+  if (is_backward(made.op)) {
+    Case bad = poisoned(random, made);
+    Outputs unharmed(bad, false);
+    run_on_cpu(make_problem(unharmed.call), 1);
+    for (size_t j = 0; j < unharmed.all.size(); ++j)
+      require(are_same(unharmed.all[j], expected.all[j]), "an element without an incoming gradient is seen");
+  }
   return true;
 }
 

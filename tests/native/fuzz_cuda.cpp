@@ -4,9 +4,9 @@
 //   - the same call on contiguous operands, with contiguous results, gives the same bits;
 //   - other orders of blocks and threads and smaller grids give the same bits;
 //   - what belongs to an element has the bits of the CPU kernel;
+//   - elements without an incoming gradient change nothing, whatever they and their parameters are;
 //   - a gradient of a parameter is the sum of what each element adds to it, which the CPU kernel gives when every
-//   element
-//     has a row of its own, within what rounding allows.
+//     element has a row of its own, within what rounding allows.
 //
 //   fuzz_cuda [--cases N] [--first I] [--seed S]
 //
@@ -60,10 +60,8 @@ void check_sums(const Case& made, const Tensor& sums, const Tensor& terms) {
   };
   std::vector<Sum> expected(sums.numbers);
   int64_t components = sums.shape.back();
-  Shape index(made.batch.size());
-  for (int64_t element = 0; element < count(made.batch); ++element) {
-    int64_t rest = element;
-    for (size_t i = index.size(); i-- > 0; rest /= made.batch[i]) index[i] = rest % made.batch[i];
+  int64_t element = 0;
+  for_elements(made.batch, [&](const Shape& index) {
     int64_t row = sums.offset(made.batch, index, 1);
     for (int64_t k = 0; k < components; ++k) {
       Sum& sum = expected[row + k];
@@ -72,7 +70,8 @@ void check_sums(const Case& made, const Tensor& sums, const Tensor& terms) {
       if (std::isfinite(term)) sum.finite += std::abs(term);
       ++sum.count;
     }
-  }
+    ++element;
+  });
   for (int64_t i = 0; i < sums.numbers; ++i) {
     const Sum& sum = expected[i];
     double found = sums.get(i), value = static_cast<double>(sum.value);
@@ -106,6 +105,11 @@ bool check_case(Random& random) {
   for (size_t j = 0; j < emulated.by_element; ++j)
     require(are_same(emulated.all[j], expected.all[j]), "an element differs from the CPU's");
   if (is_backward(made.op)) {
+    Case bad = poisoned(random, made);
+    Outputs unharmed(bad, false);
+    run_emulated(unharmed.call, {});
+    for (size_t j = 0; j < unharmed.all.size(); ++j)
+      require(are_same(unharmed.all[j], emulated.all[j]), "an element without an incoming gradient is seen");
     Outputs terms = terms_of(made);
     for (size_t j = emulated.by_element; j < emulated.all.size(); ++j)
       check_sums(made, contiguous_outputs.all[j], terms.all[j]);

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import mixflow
 

@@ -6,22 +6,27 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from ..checks import check_integer, check_seed
+from ..ops import from_numpy
 from ..reference import BASES
 from ..transforms import MixtureCDF, Transform
-from ..transforms.base import check_name, check_transform, own_tensor
+from ..transforms.base import any_of_event, check_name, check_transform, own_tensor, spread
 from .start import start, supported_counts, use_counts
 
 __all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe"]
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,38 @@ class Recipe:
 
     name: str
     arguments: dict[str, Any]
+
+    def __repr__(self) -> str:
+        # Without the addresses of functions and the weights of modules: a resumed run compares what it reads here.
+        shown = {
+            name: type(value).__name__ if callable(value) else value for name, value in self.arguments.items()
+        }
+        return f"Recipe(name={self.name!r}, arguments={shown!r})"
+
+
+def takes_numpy(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of a flow on tensors that takes numpy arrays in their place, too, and then returns numpy arrays."""
+    names = list(inspect.signature(method).parameters)
+
+    @functools.wraps(method)
+    def taking(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not any(isinstance(value, np.ndarray) for value in (*args, *kwargs.values())):
+            return method(*args, **kwargs)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        device = like(given["self"]).device
+        tensors: dict[str, Any] = {
+            name: from_numpy(name, value).to(device) if isinstance(value, np.ndarray) else value
+            for name, value in given.items()
+        }
+        with torch.no_grad():
+            found: Any = method(**tensors)
+        return tuple(map(_to_numpy, found)) if isinstance(found, tuple) else _to_numpy(found)  # type: ignore[return-value]
+
+    return taking
+
+
+def _to_numpy(values: Tensor) -> Any:
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()  # numpy has no bfloat16
 
 
 class Flow(nn.Module):
@@ -45,6 +82,7 @@ class Flow(nn.Module):
     Args:
         transform: data to base.
         base: the base distribution, one of ``mixflow.BASES``; the last transform's own base.
+        embedding: a module that the context passes first, to become (..., C); its parameters are the flow's, too.
 
     Attributes:
         recipe: how a recipe built this flow (None for a flow put together by hand).
@@ -52,8 +90,8 @@ class Flow(nn.Module):
         fitted: whether the weights were set from data or loaded; ``fit`` then goes on from them.
 
     Raises:
-        ValueError: unknown base.
-        TypeError: transform is not a Transform.
+        ValueError: unknown base, or an embedding of a context that no transform takes.
+        TypeError: transform is not a Transform, or embedding no module.
 
     Example:
         >>> import torch
@@ -66,51 +104,77 @@ class Flow(nn.Module):
 
     """
 
-    def __init__(self, transform: Transform, base: str = "normal") -> None:
+    def __init__(self, transform: Transform, base: str = "normal", embedding: nn.Module | None = None) -> None:
         super().__init__()
         check_transform("transform", transform)
         self.data_to_base = transform
         self.base = check_name("base", base, list(BASES))
+        self.event_shape = transform.event_shape
         self.features = transform.features
         self.context = transform.context
+        self.embedding = _check_embedding(embedding, self.context)
         self.recipe: Recipe | None = None
         self.notes: dict[str, Any] = {}
         self.fitted = False
         self.register_load_state_dict_post_hook(_note_that_it_is_fitted)
 
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same as :meth:`log_prob`: what modules that wrap a flow call, and ``torch.export``."""
+        return self.log_prob(x, context)
+
+    @takes_numpy
     def transform(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data ``x`` (..., D) to the base: ``z`` (..., D) and ``ladj = log |det dz/dx|`` (...).
 
-        ``x`` may have any floating-point dtype. What is subtracted from it is subtracted in that dtype; the results
-        have the flow's.
+        The batch shapes of ``x`` and ``context`` broadcast against each other. ``x`` may have any floating-point
+        dtype, and numpy arrays give numpy arrays. What is subtracted from ``x`` is subtracted in its dtype; the
+        results have the flow's. A row that holds NaN gives NaN, and adds nothing to gradients that do not ask for it.
         """
-        return self._through(self.data_to_base, self._converted(x, forward=True), context)
+        return self._both_ways("x", x, context, forward=True)
 
+    @takes_numpy
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base ``z`` (..., D) to data: ``x`` (..., D) and ``ladj = log |det dx/dz|`` (...).
 
-        ``x`` has the flow's dtype, or float64 where the flow was fitted to float64 data with offsets so large against
-        their spread that a narrower dtype would round them visibly.
+        As :meth:`transform`. ``x`` has the flow's dtype, or float64 where the flow was fitted to float64 data with
+        offsets so large against their spread that a narrower dtype would round them visibly.
         """
-        return self._through(self.data_to_base.inverse, self._converted(z, forward=False), context)
+        return self._both_ways("z", z, context, forward=False)
 
+    @takes_numpy
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log density of ``x`` (..., D) in nats: shape (...), -inf outside the support, at its ends and at infinity."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-        rows = x.unsqueeze(-1) if self.features == 1 and x.ndim == 1 else x
-        # The map has no slope there. A point of the support in its place keeps NaN out of the other elements'
-        # gradients.
-        beyond = self._outside(rows)
-        z, ladj = self.transform(torch.where(beyond, self.data_to_base.inside(rows), rows), context)
-        log_prob = self._base_log_prob(z, context) + ladj
-        # So is a number so far out that z overflows: the density there is less than the dtype's smallest number.
-        nothing = beyond | z.reshape(rows.shape).isinf()
-        return log_prob.masked_fill(nothing.any(-1) & ~rows.isnan().any(-1), -math.inf)
+        """Log density of ``x`` (..., D) in nats: shape (...), -inf outside the support, at its ends and at infinity.
 
+        Arguments are as in :meth:`transform`. A row that holds NaN, in ``x`` or its context, has the density NaN. Rows
+        whose density is left out of a loss, with ``torch.where``, add exactly nothing to any gradient.
+        """
+        rows = self._rows("x", x, forward=True)
+        context, unknown = self._known_context(context)
+        nothing = self._outside(rows)
+        unknown = self._any(rows.isnan()) | unknown
+        # The map has no slope at infinity or outside the support, and NaN spreads. A point of the support in their
+        # place keeps both out of the gradients of the other rows.
+        harmless = torch.where(nothing | rows.isnan(), self.data_to_base.inside(rows), rows)
+        z, ladj = self.data_to_base(harmless, context)
+        # A number so far out that z overflows has a density below the dtype's smallest number.
+        overflows = z.isinf()
+        log_prob = self._base_log_prob(z.masked_fill(overflows, 0.0), context) + ladj
+        nowhere = self._any(nothing) | any_of_event(overflows, self.data_to_base.output_shape)
+        return log_prob.masked_fill(nowhere, -math.inf).masked_fill(unknown, math.nan)
+
+    @takes_numpy
     def supports(self, x: Tensor) -> Tensor:
         """Whether the density can be positive at ``x`` (..., D): all elements finite and inside the support; (...)."""
-        return ~self._outside(x.unsqueeze(-1) if self.features == 1 and x.ndim == 1 else x).any(-1)
+        return ~self._any(self._outside(self._rows("x", x, forward=True)))
+
+    def shaped(self, rows: Tensor) -> Tensor:
+        """``rows`` (N, features) as events (N, *event_shape)."""
+        return rows if len(self.event_shape) == 1 else rows.reshape(-1, *self.event_shape)
+
+    @property
+    def context_shape(self) -> torch.Size | None:
+        """The shape of one context: (C,); None where an embedding takes it, of whatever shape that takes."""
+        return torch.Size([self.context]) if self.embedding is None else None
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set the parameters from data ``x`` (N, D), as ``fit`` does before training; frozen ones stay as they are."""
@@ -119,9 +183,17 @@ class Flow(nn.Module):
 
     def starts(self, x: Tensor, context: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
         """Initialise, and return the weights of other plain densities of ``x`` (N, D) by name, to compare with."""
-        plain = start(self.data_to_base, self._converted(x, forward=True), context)
+        with torch.no_grad():
+            context, _ = self._known_context(context)
+        plain = start(self.data_to_base, self._rows("x", x, forward=True), context)
+        others = {
+            key: value.detach().clone()  # training moves the values themselves
+            for key, value in self.state_dict().items()
+            if not key.startswith("data_to_base.")
+        }
         return {
-            name: {f"data_to_base.{key}": value for key, value in weights.items()} for name, weights in plain.items()
+            name: {f"data_to_base.{key}": value for key, value in weights.items()} | others
+            for name, weights in plain.items()
         }
 
     def sizes(self) -> dict[str, int]:
@@ -157,65 +229,215 @@ class Flow(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: int | Sequence[int] = (),
         context: Tensor | None = None,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw ``n`` samples: shape (n, D), of the dtype that :meth:`inverse` gives.
+        """Draw samples: shape (*n, *B, D) for a context (*B, C), of the dtype that :meth:`inverse` gives.
 
         Args:
-            n: the number of samples.
-            context: (C,) for all samples, or (n, C), a row for each.
+            n: how many, for each context: a number, or a shape. ``()`` draws one, without an axis for it.
+            context: (C,) for all samples, or (*B, C), each of which then has samples of its own; a numpy array gives a
+                numpy array.
             seed: makes the draws reproducible without touching torch's global generator.
             generator: a generator to draw from, in place of a seed.
 
         Raises:
-            ValueError: n or seed is not an integer in range, or both seed and generator are given.
+            ValueError: n is no shape, seed is no integer in range, or both seed and generator are given.
 
         """
-        n = check_integer("n", n, 0)
-        if seed is not None and generator is not None:
+        return self.rsample(n, context, seed=seed, generator=generator)
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self,
+        n: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples as of :meth:`sample` and their log density in nats, in one pass of the map."""
+        return self.rsample_and_log_prob(n, context, seed=seed, generator=generator)
+
+    def rsample(
+        self,
+        n: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The samples of :meth:`sample` as a differentiable function of the parameters and the context.
+
+        The gradients are those of the map from base noise that is held fixed (Kingma and Welling, 2014,
+        arXiv:1312.6114).
+        """
+        return self.rsample_and_log_prob(n, context, seed=seed, generator=generator)[0]
+
+    def rsample_and_log_prob(
+        self,
+        n: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples as of :meth:`rsample` and their log density in nats, in one pass of the map, both with gradients.
+
+        The log density is that of the samples as they move with the parameters: its gradient is the total one, as the
+        evidence lower bound of variational inference needs it.
+
+        Example:
+            >>> from mixflow import flows
+            >>> flow = flows.coupling(features=2, layers=1, context=3, seed=0)
+            >>> x, log_prob = flow.rsample_and_log_prob(10, torch.zeros(4, 3))
+            >>> x.shape, log_prob.shape
+            (torch.Size([10, 4, 2]), torch.Size([10, 4]))
+
+        """
+        return self._drawn(context, _shape("n", n), self._generator(seed, generator))
+
+    def distribution(self, context: Tensor | None = None) -> Distribution:
+        """The density as a ``torch.distributions.Distribution``, in the data's own units.
+
+        For one feature without a support, a :class:`mixflow.Mixture`, with its weights, locations and scales. For
+        :func:`gaussian_mixture`, a ``MixtureSameFamily`` of ``MultivariateNormal``. For any other flow, a distribution
+        with ``log_prob`` and ``rsample``, and with ``cdf`` and ``icdf`` where there is one feature.
+
+        Args:
+            context: (C,) for a single distribution, or (*B, C) for a batch of them.
+
+        Example:
+            >>> import torch
+            >>> from mixflow import flows
+            >>> flow = flows.univariate(components=2)
+            >>> flow.initialize(100.0 + torch.arange(50.0))
+            >>> fitted = flow.distribution()
+            >>> fitted.mean.round(), fitted.icdf(0.5).round()
+            (tensor(124.), tensor(124.))
+
+        """
+        from .distribution import FlowDistribution, mixture_of  # which needs this module
+
+        known, _ = self._known_context(context)
+        mixture = mixture_of(self, known)
+        return FlowDistribution(self, context) if mixture is None else mixture
+
+    @takes_numpy
+    def _drawn(
+        self, context: Tensor | None, shape: tuple[int, ...], generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        context, unknown = self._known_context(context)
+        batch = shape if context is None else (*shape, *context.shape[:-1])
+        z = self._base_sample(batch, generator, like(self), context)
+        x, ladj = self.data_to_base.inverse(z, context)
+        log_prob = self._base_log_prob(z, context) - ladj
+        if isinstance(unknown, bool):
+            return x, log_prob
+        return x.masked_fill(spread(unknown, self.event_shape), math.nan), log_prob.masked_fill(unknown, math.nan)
+
+    def _generator(self, seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:
+        if seed is None:
+            return generator
+        if generator is not None:
             raise ValueError("seed: expected a seed or a generator, got both")
-        own = like(self)
-        if seed is not None:
-            generator = torch.Generator(own.device).manual_seed(check_seed(seed))
-        x, _ = self.inverse(self._base_sample(n, generator, own, context), context)
-        return x
+        return torch.Generator(like(self).device).manual_seed(check_seed(seed))
 
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Log density (...) of ``z`` (..., D) under the base."""
-        return BASES[self.base].log_prob(z).sum(-1)
+        log_prob = BASES[self.base].log_prob(z)
+        return log_prob.flatten(z.ndim - len(self.data_to_base.output_shape)).sum(-1)
 
-    def _base_sample(self, n: int, generator: torch.Generator | None, own: Tensor, context: Tensor | None) -> Tensor:
-        """``n`` draws (n, D) from the base, of the dtype and on the device of ``own``."""
-        return BASES[self.base].sample((n, self.features), generator=generator, dtype=own.dtype, device=own.device)
+    def _base_sample(
+        self, batch: tuple[int, ...], generator: torch.Generator | None, own: Tensor, context: Tensor | None
+    ) -> Tensor:
+        """Draws (*batch, D) from the base, of the dtype and on the device of ``own``, without gradients."""
+        shape = *batch, *self.data_to_base.output_shape
+        return BASES[self.base].sample(shape, generator=generator, dtype=own.dtype, device=own.device)
 
     def _outside(self, rows: Tensor) -> Tensor:
         """Which elements of ``rows`` (..., D) are infinite or outside the support."""
-        infinite = rows.isinf()
-        if rows.ndim == 0 or rows.shape[-1] != self.features:
-            return infinite  # the transform reports the shape
         outside = self.data_to_base.outside(rows)
-        return infinite if outside is None else infinite | outside
+        return rows.isinf() if outside is None else rows.isinf() | outside
 
-    def _converted(self, values: Tensor, forward: bool) -> Tensor:
-        """``values`` in the flow's dtype where the transform that meets them first cannot take another."""
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            return values
+    def _any(self, elements: Tensor) -> Tensor:
+        return any_of_event(elements, self.event_shape)
+
+    def _rows(self, name: str, values: Tensor, forward: bool) -> Tensor:
+        """``values`` (..., D), (N,) for one feature made (N, 1), in a dtype that the transform takes."""
+        event = self.data_to_base.event_shape if forward else self.data_to_base.output_shape
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor or a numpy array, got {type(values).__name__}")
+        if not values.is_floating_point():
+            raise TypeError(f"{name}: expected floating-point numbers, got {values.dtype}")
+        if values.ndim == 1 and self.features == len(event) == 1:
+            values = values.unsqueeze(-1)
+        if values.ndim < len(event) or values.shape[values.ndim - len(event) :] != event:
+            raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, event))}), got {tuple(values.shape)}")
         own = own_tensor(self.data_to_base)
         if own is None or own.dtype == values.dtype or self.data_to_base.takes_any_dtype(forward):
             return values
         return values.to(own.dtype)
 
-    def _through(
-        self, direction: Callable[..., tuple[Tensor, Tensor]], values: Tensor, context: Tensor | None
+    def _known_context(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | bool]:
+        """The context (*B, C) as the transforms take it, 0 in the place of NaN, and which rows (*B) had any."""
+        if context is None:
+            return None, False
+        if not self.context:
+            raise ValueError(f"context: expected None, as this flow takes no context; got {_described(context)}")
+        if not isinstance(context, Tensor):
+            raise TypeError(f"context: expected a torch.Tensor or a numpy array, got {type(context).__name__}")
+        missing = context.isnan()
+        known = context.masked_fill(missing, 0)
+        if self.embedding is not None:
+            own = like(self)
+            known = self.embedding(known.to(own.dtype) if known.is_floating_point() else known)
+            if not isinstance(known, Tensor) or known.ndim == 0 or known.shape[-1] != self.context:
+                raise ValueError(
+                    f"embedding: expected a module that returns (..., {self.context}), the flow's context; "
+                    f"got {_described(known)}"
+                )
+        batch = known.ndim - 1
+        return known, missing.flatten(batch).any(-1) if missing.ndim > batch else missing
+
+    def _both_ways(
+        self, name: str, values: Tensor, context: Tensor | None, forward: bool
     ) -> tuple[Tensor, Tensor]:
-        if self.features == 1 and isinstance(values, Tensor) and values.ndim == 1:
-            image, ladj = direction(values.unsqueeze(-1), context)
-            return image.squeeze(-1), ladj
-        return direction(values, context)
+        rows = self._rows(name, values, forward)
+        context, unknown = self._known_context(context)
+        transform, missing = self.data_to_base, rows.isnan()
+        if forward:
+            unknown = any_of_event(missing, transform.event_shape) | unknown
+            image, ladj = transform(torch.where(missing, transform.inside(rows), rows), context)
+            image = image.masked_fill(spread(unknown, transform.output_shape), math.nan)
+        else:
+            unknown = any_of_event(missing, transform.output_shape) | unknown
+            image, ladj = transform.inverse(torch.where(missing, transform.inside_image(rows), rows), context)
+            image = image.masked_fill(spread(unknown, transform.event_shape), math.nan)
+        ladj = ladj.masked_fill(unknown, math.nan)
+        return image.squeeze(-1) if rows.ndim > values.ndim and image.ndim > 1 else image, ladj
+
+
+def _shape(name: str, value: SupportsIndex | Sequence[int]) -> tuple[int, ...]:
+    sizes = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    return tuple(check_integer(name, size, 0) for size in sizes)
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_embedding(embedding: nn.Module | None, context: int) -> nn.Module | None:
+    if embedding is None:
+        return None
+    if not isinstance(embedding, nn.Module):
+        raise TypeError(f"embedding: expected a torch.nn.Module, got {type(embedding).__name__}")
+    if not context:
+        raise ValueError("embedding: expected None for a flow without a context, got a module")
+    return embedding
 
 
 def _note_that_it_is_fitted(flow: nn.Module, incompatible_keys: Any) -> None:
@@ -235,20 +457,39 @@ RECIPES: dict[str, Callable[..., Flow]] = {}
 def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
     """Register a function that builds a flow, and record on each flow the call that built it.
 
-    :func:`mixflow.load` and the command line know flows by this register alone.
+    :func:`mixflow.load` and the command line know flows by this register alone. The argument ``seed`` is of the weights
+    at the start, and no part of the record; it is used here for all recipes.
     """
     signature = inspect.signature(build)
 
     @functools.wraps(build)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> Flow:
-        flow = build(*args, **kwargs)
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
+        seed = call.arguments.pop("seed")
+        with _seeded(seed):
+            flow = build(*args, **kwargs)
         flow.recipe = Recipe(build.__name__, {name: _plain(value) for name, value in call.arguments.items()})
         return flow
 
     RECIPES[build.__name__] = recorded
     return recorded
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Let modules draw their first weights from ``seed``, and torch's global generators be as they were afterwards."""
+    if seed is None:
+        yield
+        return
+    device = torch.get_default_device()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(check_seed(seed))
+        for cuda in devices:
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _plain(value: Any) -> Any:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
-from ..conditioners import MLP
+from ..conditioners import Network, context_network
+from ..ops import cdf_transform_inverse
 from ..transforms import Affine, Compose, Support
+from ..transforms.base import full_precision
 from ..transforms.compose import frozen_kept
 from .base import Flow
 from .expectation import cholesky, mixture
@@ -35,6 +37,8 @@ class GaussianMixture(Flow):
         context: C, the size of the context; 0 for none.
         support: where values can lie, as :class:`~mixflow.transforms.Support` takes it; the mixture is then one of the
             data as they are on the real line.
+        network: builds the network of the context, as :class:`~mixflow.transforms.MixtureCDF` takes it.
+        embedding: a module that the context passes first.
 
     Raises:
         ValueError: a size is out of range, or the support is none.
@@ -51,11 +55,18 @@ class GaussianMixture(Flow):
     """
 
     def __init__(
-        self, features: int, components: int, context: int = 0, support: str | Sequence[Any] | None = None
+        self,
+        features: int,
+        components: int,
+        context: int = 0,
+        support: str | Sequence[Any] | None = None,
+        network: Network | None = None,
+        embedding: nn.Module | None = None,
     ) -> None:
         standardise = Affine(features, trainable=False)
         standardise.context = check_integer("context", context, 0)  # checked with x, and of no effect on the map
-        super().__init__(standardise if support is None else Compose(Support(features, support), standardise))
+        transform = standardise if support is None else Compose(Support(features, support), standardise)
+        super().__init__(transform, embedding=embedding)
         self.base = "mixture"
         self.components = check_integer("components", components, 1)
         self.logits = nn.Parameter(torch.zeros(self.components))
@@ -63,7 +74,7 @@ class GaussianMixture(Flow):
         self.lower = nn.Parameter(torch.zeros(self.components, self.features * (self.features - 1) // 2))
         self.log_diagonal = nn.Parameter(torch.zeros(self.components, self.features))
         sizes = [parameter.numel() for parameter in self._shared]
-        self.conditioner = MLP(self.context, sum(sizes)) if self.context else None
+        self.conditioner = context_network(self.context, sum(sizes), network)
 
     @property
     def _shared(self) -> list[Tensor]:
@@ -91,6 +102,7 @@ class GaussianMixture(Flow):
             self.loc.copy_(fitted.loc)
             self.lower.copy_(factor[:, row, column])
             self.log_diagonal.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
+            context, _ = self._known_context(context)
             if self.conditioner is not None and context is not None:
                 self.conditioner.initialize(context)
         return plain
@@ -117,27 +129,36 @@ class GaussianMixture(Flow):
 
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         logits, loc, log_diagonal, factor = self._parameters_for(context)
-        standard = torch.einsum("...kd,...kde->...ke", z.unsqueeze(-2) - loc, factor)
+        with full_precision(z):
+            standard = torch.einsum("...kd,...kde->...ke", z.unsqueeze(-2) - loc, factor)
         log_density = log_diagonal.sum(-1) - 0.5 * standard.square().sum(-1)
         log_weight = torch.log_softmax(logits, dim=-1)
         return torch.logsumexp(log_weight + log_density, dim=-1) - 0.5 * self.features * math.log(2.0 * math.pi)
 
-    def _base_sample(self, n: int, generator: torch.Generator | None, own: Tensor, context: Tensor | None) -> Tensor:
-        logits, loc, _, factor = self._parameters_for(context)
-        weight = torch.softmax(logits, dim=-1)
-        if logits.ndim == 1:
-            which = torch.multinomial(weight, n, replacement=True, generator=generator)
-            loc, factor = loc[which], factor[which]
-        else:
-            which = torch.multinomial(weight, 1, generator=generator).squeeze(-1)
-            rows = torch.arange(n, device=own.device)
-            loc, factor = loc[rows, which], factor[rows, which]
-        standard = torch.randn(n, 1, self.features, generator=generator, dtype=own.dtype, device=own.device)
-        # LAPACK knows no half precision.
-        full = torch.promote_types(own.dtype, torch.float32)
-        offset = torch.linalg.solve_triangular(factor.to(full), standard.to(full), upper=False, left=False)
-        z: Tensor = loc + offset.squeeze(1).to(own.dtype)
-        return z
+    def _base_sample(
+        self, batch: tuple[int, ...], generator: torch.Generator | None, own: Tensor, context: Tensor | None
+    ) -> Tensor:
+        """Draws (*batch, D) that are a differentiable function of the parameters.
+
+        From the last feature to the first, each is the quantile of a normal draw under its distribution given the ones
+        after it, a mixture in one dimension: the inverse of Rosenblatt's transform (1952). With y = z - loc_k and
+        s_e = sum_d y_d L_de, the density of component k is the product over e of N(s_e; 0, 1) L_ee, and s_e holds y_e
+        and features after it alone. Given these, y_e has the mean -sum_{d > e} y_d L_de / L_ee and the scale 1 / L_ee,
+        and the weight of the component is the one it began with times the factors of the features already drawn.
+        """
+        logits, loc, log_diagonal, factor = self._parameters_for(context)
+        noise = torch.randn(*batch, self.features, generator=generator, dtype=own.dtype, device=own.device)
+        drawn: list[Tensor] = []
+        rest = torch.zeros_like(loc)  # sum_{d > e} y_d L_de, for every e at once
+        for e in range(self.features - 1, -1, -1):
+            log_scale = -log_diagonal[..., e]
+            centre = loc[..., e] - rest[..., e] * log_scale.exp()
+            z_e, _ = cdf_transform_inverse(noise[..., e], logits, centre, log_scale, family="gaussian")
+            drawn.insert(0, z_e)
+            offset = z_e.unsqueeze(-1) - loc[..., e]
+            rest = rest + offset.unsqueeze(-1) * factor[..., e, :]
+            logits = logits + log_diagonal[..., e] - 0.5 * rest[..., e].square()
+        return torch.stack(drawn, dim=-1)
 
 
 def _precision_factor(covariance: Tensor) -> Tensor:

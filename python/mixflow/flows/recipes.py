@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from ..checks import check_integer
+from ..conditioners import Network
 from ..ops import BASES
 from ..transforms import (
     Affine,
@@ -34,6 +37,9 @@ def univariate(
     base: str = "normal",
     context: int = 0,
     support: str | Sequence[Any] | None = None,
+    network: Network | None = None,
+    embedding: nn.Module | None = None,
+    seed: int | None = None,
 ) -> Flow:
     """Flow for one variable: standardise, then a mixture CDF. Its density is a mixture of ``family``.
 
@@ -44,6 +50,10 @@ def univariate(
         context: size of the context that the density is conditioned on; 0 for none.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
+        network: builds the network of the context in place of a multilayer perceptron: ``network(inputs, outputs)``
+            returns a module that maps (N, inputs) to (N, outputs).
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
+        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
 
     Raises:
         ValueError: a size is out of range, the family or base is unknown, or the support is none.
@@ -58,7 +68,8 @@ def univariate(
         True
 
     """
-    return Flow(Compose(*_standardised(1, support), MixtureCDF(1, components, family, base, context)), base)
+    mixture = MixtureCDF(1, components, family, base, context, network)
+    return Flow(Compose(*_standardised(1, support), mixture), base, embedding)
 
 
 @recipe
@@ -70,6 +81,9 @@ def gaussianization(
     base: str = "normal",
     context: int = 0,
     support: str | Sequence[Any] | None = None,
+    network: Network | None = None,
+    embedding: nn.Module | None = None,
+    seed: int | None = None,
 ) -> Flow:
     """Flow of marginal mixture CDFs and rotations in turn, which make any data normal step by step.
 
@@ -88,6 +102,10 @@ def gaussianization(
         context: size of the context that the density is conditioned on; 0 for none.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
+        network: builds the network of the context in place of a multilayer perceptron: ``network(inputs, outputs)``
+            returns a module that maps (N, inputs) to (N, outputs).
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
+        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
 
     Raises:
         ValueError: a size is out of range, the family or base is unknown, or the support is none.
@@ -105,9 +123,10 @@ def gaussianization(
     """
     parts = _standardised(features, support)
     for layer in range(_check_layers(layers) - 1):
-        parts.append(MixtureCDF(features, components, family, "normal", context))
+        parts.append(MixtureCDF(features, components, family, "normal", context, network))
         parts += [Rotation(features)] if layer else [Whitening(features), Rotation(features)]
-    return Flow(Compose(*parts, MixtureCDF(features, components, family, base, context)), base)
+    last = MixtureCDF(features, components, family, base, context, network)
+    return Flow(Compose(*parts, last), base, embedding)
 
 
 @recipe
@@ -115,12 +134,15 @@ def coupling(
     features: int,
     layers: int = 6,
     components: int = 8,
-    hidden: Sequence[int] = (64, 64),
+    hidden: Sequence[int] | None = None,
     family: str = "logistic",
     base: str = "normal",
     context: int = 0,
     marginal_components: int | None = None,
     support: str | Sequence[Any] | None = None,
+    network: Network | None = None,
+    embedding: nn.Module | None = None,
+    seed: int | None = None,
 ) -> Flow:
     """Flow of mixture-CDF couplings, as in Ho et al., "Flow++" (2019, arXiv:1902.00275): fast in both directions.
 
@@ -132,7 +154,7 @@ def coupling(
         features: D, at least 2.
         layers: the number of couplings.
         components: the number of components of each mixture.
-        hidden: widths of the hidden layers of each coupling's network.
+        hidden: widths of the hidden layers of each coupling's network, by default (64, 64).
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
@@ -140,9 +162,15 @@ def coupling(
             rows left out support, at most one for 30 rows and 256 in all.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
+        network: builds each layer's network in place of the one that ``hidden`` describes: ``network(inputs, outputs)``
+            returns a module that maps (N, inputs) to (N, outputs).
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
+        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
 
     Raises:
-        ValueError: a size is out of range, the family or base is unknown, or the support is none.
+        TypeError: ``network`` does not build a module, or the embedding is none.
+        ValueError: a size is out of range, the family or base is unknown, the support is none, or both ``hidden`` and
+            ``network`` are given.
 
     Example:
         >>> from mixflow import flows
@@ -155,8 +183,10 @@ def coupling(
     digits = max(1, (parts[0].features - 1).bit_length())
     for layer in range(_check_layers(layers)):
         mask = [(index >> layer // 2 % digits) % 2 == layer % 2 for index in range(parts[0].features)]
-        parts.append(Coupling(features, components, hidden, mask=mask, family=family, context=context))
-    return _from_normal(parts, base)
+        parts.append(
+            Coupling(features, components, hidden, mask=mask, family=family, context=context, network=network)
+        )
+    return _from_normal(parts, base, embedding)
 
 
 @recipe
@@ -164,12 +194,15 @@ def autoregressive(
     features: int,
     layers: int = 2,
     components: int = 16,
-    hidden: Sequence[int] = (64, 64),
+    hidden: Sequence[int] | None = None,
     family: str = "logistic",
     base: str = "normal",
     context: int = 0,
     marginal_components: int | None = None,
     support: str | Sequence[Any] | None = None,
+    network: Network | None = None,
+    embedding: nn.Module | None = None,
+    seed: int | None = None,
 ) -> Flow:
     """Flow of autoregressive mixture CDFs, the order reversed from layer to layer.
 
@@ -180,7 +213,7 @@ def autoregressive(
         features: D.
         layers: the number of autoregressive transforms.
         components: the number of components of each mixture.
-        hidden: widths of the hidden layers of each transform's network.
+        hidden: widths of the hidden layers of each transform's network, by default (64, 64).
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: size of the context that the density is conditioned on; 0 for none.
@@ -188,9 +221,15 @@ def autoregressive(
             rows left out support, at most one for 30 rows and 256 in all.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
+        network: builds each layer's network in place of the one that ``hidden`` describes: ``network(inputs, outputs)``
+            returns a module that maps (N, inputs) to (N, outputs).
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
+        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
 
     Raises:
-        ValueError: a size is out of range, the family or base is unknown, or the support is none.
+        TypeError: ``network`` does not build a module, or the embedding is none.
+        ValueError: a size is out of range, the family or base is unknown, the support is none, or both ``hidden`` and
+            ``network`` are given.
 
     Example:
         >>> from mixflow import flows
@@ -203,8 +242,8 @@ def autoregressive(
     for layer in range(_check_layers(layers)):
         if layer:
             parts.append(Permutation(range(features - 1, -1, -1)))
-        parts.append(Autoregressive(features, components, hidden, family=family, context=context))
-    return _from_normal(parts, base)
+        parts.append(Autoregressive(features, components, hidden, family=family, context=context, network=network))
+    return _from_normal(parts, base, embedding)
 
 
 def _check_layers(layers: int) -> int:
@@ -231,16 +270,22 @@ def _marginals(features: int, components: int | None, support: str | Sequence[An
     return [*_standardised(features, support), marginals, Whitening(features)]
 
 
-def _from_normal(parts: list[Transform], base: str) -> Flow:
+def _from_normal(parts: list[Transform], base: str, embedding: nn.Module | None) -> Flow:
     """The flow of ``parts``, trained towards the normal, with ``base`` for its base: the density is the same."""
     if check_name("base", base, BASES) != "normal":
         parts = [*parts, Rebase(parts[0].features, "normal", base)]
-    return Flow(Compose(*parts), base)
+    return Flow(Compose(*parts), base, embedding)
 
 
 @recipe
 def gaussian_mixture(
-    features: int, components: int = 8, context: int = 0, support: str | Sequence[Any] | None = None
+    features: int,
+    components: int = 8,
+    context: int = 0,
+    support: str | Sequence[Any] | None = None,
+    network: Network | None = None,
+    embedding: nn.Module | None = None,
+    seed: int | None = None,
 ) -> Flow:
     """The full-covariance Gaussian mixture, the baseline: expectation-maximisation, then training as of any flow.
 
@@ -250,6 +295,10 @@ def gaussian_mixture(
         context: size of the context that the density is conditioned on; 0 for none.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
+        network: builds the network of the context in place of a multilayer perceptron: ``network(inputs, outputs)``
+            returns a module that maps (N, inputs) to (N, outputs).
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
+        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
 
     Raises:
         ValueError: a size is out of range.
@@ -262,4 +311,4 @@ def gaussian_mixture(
         tensor([0.1592], grad_fn=<ExpBackward0>)
 
     """
-    return GaussianMixture(features, components, context, support)
+    return GaussianMixture(features, components, context, support, network, embedding)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..conditioners import MaskedMLP
+from ..conditioners import HIDDEN, FeatureByFeature, MaskedMLP, Network, require_no_hidden
 from .base import Transform
 from .elementwise import ElementwiseMap
 
@@ -26,12 +26,17 @@ class Autoregressive(Transform):
     Args:
         features: D.
         components: K, the number of components of each mixture.
-        hidden: widths of the network's hidden layers.
+        hidden: widths of the network's hidden layers, by default (64, 64).
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         context: C, the size of a context that every feature's parameters depend on; 0 for none.
+        network: builds a network in place of the masked one that ``hidden`` describes: ``network(inputs, outputs)``
+            returns a module that maps (N, inputs) to (N, outputs). It may be any, and needs no masks: see
+            :class:`~mixflow.conditioners.FeatureByFeature`, which calls it once for each feature.
 
     Raises:
-        ValueError: a size is out of range, or the family is unknown.
+        TypeError: ``network`` does not build a module.
+        ValueError: a size is out of range, the family is unknown, or both ``hidden`` and ``network`` are given. A call
+            raises it where the network returns another shape.
 
     Example:
         >>> import torch
@@ -48,20 +53,26 @@ class Autoregressive(Transform):
         self,
         features: int,
         components: int = 8,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         *,
         family: str = "logistic",
         context: int = 0,
+        network: Network | None = None,
     ) -> None:
         super().__init__(features, context)
         self.elementwise = ElementwiseMap(check_integer("components", components, 1), family)
-        self.conditioner = MaskedMLP(
-            self.features, self.elementwise.size, hidden, self.context, self.elementwise.start()
-        )
+        self.conditioner = self._conditioner(hidden, network)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Standardise the network's inputs; the map stays close to the identity."""
         self.conditioner.initialize(x, context)
+
+    def _conditioner(self, hidden: Sequence[int] | None, network: Network | None) -> MaskedMLP | FeatureByFeature:
+        size, start = self.elementwise.size, self.elementwise.start()
+        if network is None:
+            return MaskedMLP(self.features, size, HIDDEN if hidden is None else hidden, self.context, start)
+        require_no_hidden(hidden)
+        return FeatureByFeature(network, self.features, size, self.context, start)
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
 from ..robust import moments
 
-__all__ = ["Transform", "check_name", "check_transform", "own_tensor", "spread_of"]
+__all__ = [
+    "Transform",
+    "any_of_event",
+    "check_name",
+    "check_transform",
+    "full_precision",
+    "own_tensor",
+    "remembers_arguments",
+    "spread",
+    "spread_of",
+]
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Matrix products that ``torch.autocast`` leaves alone: those of the map itself, where networks may be less exact.
+
+    The two directions of a map could otherwise not undo each other.
+    """
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def own_tensor(module: nn.Module) -> Tensor | None:
@@ -21,22 +48,51 @@ def own_tensor(module: nn.Module) -> Tensor | None:
     return None
 
 
+def remembers_arguments(build: Callable[..., None]) -> Callable[..., None]:
+    """The constructor ``build``, which then notes in ``arguments`` what the outermost call of it was given.
+
+    A model file names the parts of a flow by their classes and these arguments.
+    """
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        # The constructor of a subclass returns last, and what it was given counts.
+        call = signature.bind(self, *args, **kwargs)
+        call.apply_defaults()
+        self.arguments = {name: value for name, value in call.arguments.items() if name != "self"}
+
+    return remembering
+
+
 class Transform(nn.Module):
     """The contract of all transforms.
 
     ``forward(x, context=None) -> (z, ladj)`` and ``inverse(z, context=None) -> (x, ladj)``, with ``x`` and ``z`` of
-    shape ``(..., D)``, ``ladj`` of shape ``(...)`` in nats, and ``context`` of shape ``(..., C)`` whose batch shape
-    broadcasts against theirs. ``x`` has the dtype and device of the transform's parameters. ``context`` may have any
-    floating-point dtype, and so may ``x`` where the transform first subtracts an offset from it
-    (:class:`~mixflow.transforms.Affine`): the subtraction is done in the precision of the data.
+    shape ``(..., D)``, ``ladj`` of shape ``(...)`` in nats, and ``context`` of shape ``(..., C)``. The batch shapes of
+    ``x`` and ``context`` broadcast against each other. A transform without a context ignores one that it is given, so
+    that the same call serves all transforms of a sequence. ``x`` has the dtype and device of the transform's
+    parameters. ``context`` may have any floating-point dtype, and so may ``x`` where the transform first subtracts an
+    offset from it (:class:`~mixflow.transforms.Affine`): the subtraction is done in the precision of the data.
+
+    An event is what one log-determinant belongs to. It is a vector ``(D,)`` unless a transform is of images, whose
+    event shape is ``(C, H, W)``. Most transforms give ``z`` the shape of ``x``.
 
     Args:
-        features: D, the size of the last dimension of ``x``.
+        features: D, the size of the last dimension of ``x``; or the shape of an event.
         context: C, the size of the last dimension of ``context``; 0 for a transform that takes none.
+        output: the shape of an event of ``z``, of as many numbers; by default that of ``x``.
+
+    Attributes:
+        event_shape: the shape of an event of ``x``.
+        output_shape: the shape of an event of ``z``.
+        features: the number of numbers in an event.
+        arguments: what the constructor was called with, by name.
 
     Raises:
         TypeError: an argument is not a tensor of the transform's dtype.
-        ValueError: a shape or device does not fit, or a context is missing or not expected.
+        ValueError: a shape or device does not fit, or a context is missing.
 
     Example:
         A subclass supplies two functions, and perhaps ``initialize``:
@@ -53,20 +109,32 @@ class Transform(nn.Module):
 
     """
 
-    def __init__(self, features: int, context: int = 0) -> None:
+    arguments: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = remembers_arguments(cls.__init__)  # type: ignore[method-assign]
+
+    @remembers_arguments
+    def __init__(self, features: int | Sequence[int], context: int = 0, *, output: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.features = check_integer("features", features, 1)
+        self.event_shape = _event_shape("features", features)
+        self.output_shape = self.event_shape if output is None else _event_shape("output", output)
+        self.features = math.prod(self.event_shape)
+        if math.prod(self.output_shape) != self.features:
+            raise ValueError(
+                f"output: expected a shape of as many numbers as {tuple(self.event_shape)} has; got {output}"
+            )
         self.context = check_integer("context", context, 0)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to base: ``(z, ladj)`` with ``ladj = log |det dz/dx|``."""
-        self._check("x", x, context, forward=True)
-        return self._forward(x, context)
+        return self._forward(*self._checked("x", x, context, forward=True))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base to data: ``(x, ladj)`` with ``ladj = log |det dx/dz|``."""
-        self._check("z", z, context, forward=False)
-        return self._inverse(z, context)
+        return self._inverse(*self._checked("z", z, context, forward=False))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set the parameters from data ``x`` of shape ``(N, D)`` before training; by default, leave them."""
@@ -81,7 +149,7 @@ class Transform(nn.Module):
 
     def inside(self, x: Tensor) -> Tensor:
         """A point of the domain that broadcasts to ``x`` (..., D), to put in the place of elements outside it."""
-        return x.new_zeros(self.features)
+        return x.new_zeros(self.event_shape)
 
     def outside_image(self, z: Tensor) -> Tensor | None:
         """As ``outside``, for the inverse: which elements of ``z`` (..., D) no x has for its image."""
@@ -89,7 +157,7 @@ class Transform(nn.Module):
 
     def inside_image(self, z: Tensor) -> Tensor:
         """As ``inside``, for the inverse."""
-        return z.new_zeros(self.features)
+        return z.new_zeros(self.output_shape)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -97,28 +165,32 @@ class Transform(nn.Module):
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def _check(self, name: str, value: Tensor, context: Tensor | None, forward: bool) -> None:
-        self._check_tensor(name, value, self.features, self.takes_any_dtype(forward))
-        if context is None:
-            if self.context:
-                raise ValueError(f"context: expected a tensor of shape (..., {self.context}), got None")
-            return
+    def _checked(
+        self, name: str, value: Tensor, context: Tensor | None, forward: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The arguments of a direction: ``value`` expanded to the batch shape that it and the context have together."""
+        event = self.event_shape if forward else self.output_shape
+        self._check_tensor(name, value, event, self.takes_any_dtype(forward))
         if not self.context:
-            raise ValueError(f"context: expected None, this {type(self).__name__} takes no context")
-        self._check_tensor("context", context, self.context, any_dtype=True)
-        batch = value.shape[:-1]
-        missing = value.ndim - context.ndim
-        if missing < 0 or any(size not in (1, batch[missing + i]) for i, size in enumerate(context.shape[:-1])):
+            return value, None
+        if context is None:
+            raise ValueError(f"context: expected a tensor of shape (..., {self.context}), got None")
+        self._check_tensor("context", context, torch.Size([self.context]), any_dtype=True)
+        batch, given = value.shape[: value.ndim - len(event)], context.shape[:-1]
+        try:
+            common = torch.broadcast_shapes(batch, given)
+        except RuntimeError:
             raise ValueError(
-                f"context: expected a batch shape that broadcasts to {tuple(batch)}, that of {name}; "
+                f"context: expected a batch shape that broadcasts against {tuple(batch)}, that of {name}; "
                 f"got {tuple(context.shape)}"
-            )
+            ) from None
+        return value if common == batch else value.expand(*common, *event), context
 
-    def _check_tensor(self, name: str, value: Tensor, size: int, any_dtype: bool) -> None:
+    def _check_tensor(self, name: str, value: Tensor, event: torch.Size, any_dtype: bool) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-        if value.ndim == 0 or value.shape[-1] != size:
-            raise ValueError(f"{name}: expected shape (..., {size}), got {tuple(value.shape)}")
+        if value.ndim < len(event) or value.shape[value.ndim - len(event) :] != event:
+            raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, event))}), got {tuple(value.shape)}")
         own = own_tensor(self)
         if not value.is_floating_point():
             wanted = "floating-point numbers" if own is None else f"{own.dtype}, the dtype of the parameters"
@@ -129,6 +201,14 @@ class Transform(nn.Module):
             raise TypeError(f"{name}: expected {own.dtype}, the dtype of the parameters; got {value.dtype}")
         if value.device != own.device:
             raise ValueError(f"{name}: expected a tensor on {own.device}, where the parameters are; got {value.device}")
+
+
+def _event_shape(name: str, value: int | Sequence[int]) -> torch.Size:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return torch.Size([check_integer(name, value, 1)])
+    if not value:
+        raise ValueError(f"{name}: expected a shape of at least one dimension, got {value!r}")
+    return torch.Size([check_integer(name, size, 1) for size in value])
 
 
 def check_name(name: str, value: str, known: Sequence[str]) -> str:
@@ -145,6 +225,16 @@ def check_transform(name: str, value: Transform) -> None:
             f"{name}: expected a Transform, a map whose inverse and log-determinant are known; "
             f"got {type(value).__name__}, which is not one"
         )
+
+
+def any_of_event(mask: Tensor, event: torch.Size) -> Tensor:
+    """Whether ``mask`` (..., *event) holds for any element of each event: (...)."""
+    return mask.any(-1) if len(event) == 1 else mask.flatten(mask.ndim - len(event)).any(-1)
+
+
+def spread(rows: Tensor, event: torch.Size) -> Tensor:
+    """``rows`` (...), one value for each event, with axes of length 1 for those of ``event``."""
+    return rows.reshape(*rows.shape, *(1,) * len(event))
 
 
 def spread_of(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..precise import offsets_of, restore_offsets
-from .base import Transform, check_transform, own_tensor
+from .base import Transform, any_of_event, check_transform, own_tensor, spread
 
 __all__ = ["Compose", "Inverse"]
 
@@ -20,8 +20,8 @@ class Compose(Transform):
     """Transforms one after the other; the ladj's add up.
 
     Args:
-        transforms: in the order in which the forward direction applies them. They agree in ``features``, and
-            those that take a context agree in its size.
+        transforms: in the order in which the forward direction applies them. Each takes events of the shape that the
+            one before it gives, and those that take a context agree in its size.
 
     Raises:
         ValueError: no transforms, or sizes that disagree.
@@ -41,26 +41,32 @@ class Compose(Transform):
             raise ValueError("transforms: expected at least one Transform, got none")
         for transform in transforms:
             check_transform("transforms", transform)
-        features = {transform.features for transform in transforms}
+        for before, after in itertools.pairwise(transforms):
+            if before.output_shape != after.event_shape:
+                raise ValueError(
+                    "transforms: expected each to take what the one before it gives, got "
+                    f"{_described(before.output_shape)} and then {_described(after.event_shape)}"
+                )
         contexts = {transform.context for transform in transforms if transform.context}
-        for name, sizes in (("features", features), ("context", contexts)):
-            if len(sizes) > 1:
-                raise ValueError(f"transforms: expected the same {name} in all, got {sorted(sizes)}")
-        super().__init__(features.pop(), contexts.pop() if contexts else 0)
+        if len(contexts) > 1:
+            raise ValueError(f"transforms: expected the same context in all, got {sorted(contexts)}")
+        super().__init__(
+            transforms[0].event_shape, contexts.pop() if contexts else 0, output=transforms[-1].output_shape
+        )
         self.transforms = nn.ModuleList(transforms)
         # Transforms whose domain is not all numbers, as far as they come before any that takes a context.
-        before = itertools.takewhile(lambda transform: not transform.context, transforms)
-        probe = torch.ones(1, self.features)
-        self._limited = [number for number, one in enumerate(before) if one.outside(probe) is not None]
+        free = itertools.takewhile(lambda transform: not transform.context, transforms)
+        self._limited = [
+            number for number, one in enumerate(free) if one.outside(torch.ones(one.event_shape)) is not None
+        ]
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Initialise each transform on the data as the ones before it leave them."""
         with torch.no_grad():
             for transform in self.each():
-                own = context if transform.context else None
                 with frozen_kept(transform):
-                    transform.initialize(x, own)
-                x, _ = transform(x, own)
+                    transform.initialize(x, context if transform.context else None)
+                x, _ = transform(x, context)
 
     def takes_any_dtype(self, forward: bool = True) -> bool:
         """As the first transform in that direction that has parameters."""
@@ -70,15 +76,17 @@ class Compose(Transform):
         return True
 
     def outside(self, x: Tensor) -> Tensor | None:
-        """The elements of ``x`` outside the domain of the first transform; whole rows for the domain of a later one."""
+        """The elements of ``x`` outside the domain of the first transform; whole events for that of a later one."""
         if not self._limited:
             return None
         found, value = torch.zeros_like(x, dtype=torch.bool), x
         for number, transform in enumerate(self.each()[: self._limited[-1] + 1]):
             own = transform.outside(value)
             if own is not None:
-                found = found | (own.any(-1, keepdim=True) if number else own)
-                value = torch.where(found, transform.inside(value), value)
+                rows = any_of_event(own, transform.event_shape)
+                found = found | (spread(rows, self.event_shape) if number else own)
+                own = spread(rows, transform.event_shape) if number else own
+                value = torch.where(own, transform.inside(value), value)
             if number < self._limited[-1]:
                 value, _ = transform(value)
         return found
@@ -101,14 +109,14 @@ class Compose(Transform):
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         ladjs = []
         for transform in self.each():
-            x, ladj = transform(x, context if transform.context else None)
+            x, ladj = transform(x, context)
             ladjs.append(ladj)
         return x, _total(ladjs)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         ladjs = []
         for transform in reversed(self.each()):
-            z, ladj = transform.inverse(z, context if transform.context else None)
+            z, ladj = transform.inverse(z, context)
             ladjs.append(ladj)
         return z, _total(ladjs)
 
@@ -135,7 +143,7 @@ class Inverse(Transform):
 
     def __init__(self, transform: Transform) -> None:
         check_transform("transform", transform)
-        super().__init__(transform.features, transform.context)
+        super().__init__(transform.output_shape, transform.context, output=transform.event_shape)
         self.transform = transform
 
     def takes_any_dtype(self, forward: bool = True) -> bool:
@@ -184,6 +192,10 @@ def frozen_kept(transform: nn.Module) -> Iterator[None]:
     if frozen:
         transform.load_state_dict(frozen, strict=False)
     restore_offsets(offsets)
+
+
+def _described(event: torch.Size) -> str:
+    return f"features = {event[0]}" if len(event) == 1 else f"events of shape {tuple(event)}"
 
 
 def _total(ladjs: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..conditioners import MLP, join
+from ..conditioners import Network, conditioner, join
 from .base import Transform
 from .elementwise import ElementwiseMap
 
@@ -25,13 +25,17 @@ class Coupling(Transform):
     Args:
         features: D, at least 2.
         components: K, the number of components of each mixture.
-        hidden: widths of the network's hidden layers.
+        hidden: widths of the network's hidden layers, by default (64, 64).
         mask: for each feature whether it passes unchanged; by default those of even index do.
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         context: C, the size of a context that is given to the network as well; 0 for none.
+        network: builds the network in place of the multilayer perceptron that ``hidden`` describes:
+            ``network(inputs, outputs)`` returns a module that maps (N, inputs) to (N, outputs).
 
     Raises:
-        ValueError: a size is out of range, the family is unknown, or the mask lets all or none of the features pass.
+        TypeError: ``network`` does not build a module.
+        ValueError: a size is out of range, the family is unknown, the mask lets all or none of the features pass, or
+            both ``hidden`` and ``network`` are given. A call raises it where the network returns another shape.
 
     Example:
         >>> import torch
@@ -52,11 +56,12 @@ class Coupling(Transform):
         self,
         features: int,
         components: int = 8,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         *,
         mask: Sequence[bool] | None = None,
         family: str = "logistic",
         context: int = 0,
+        network: Network | None = None,
     ) -> None:
         super().__init__(check_integer("features", features, 2), context)
         self.mask = [index % 2 == 0 for index in range(self.features)] if mask is None else [bool(m) for m in mask]
@@ -69,7 +74,7 @@ class Coupling(Transform):
         self.register_buffer("back", torch.tensor(passing + mapped).argsort(), persistent=False)
         self.elementwise = ElementwiseMap(check_integer("components", components, 1), family)
         start = self.elementwise.start().repeat(len(mapped))
-        self.conditioner = MLP(len(passing) + self.context, len(start), hidden, start)
+        self.conditioner = conditioner(len(passing) + self.context, len(start), hidden, start, network)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Standardise the network's inputs; the map stays close to the identity."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..gaussian import gaussian
 from ..precise import KeepsPrecision
 from ..robust import clipped
-from .base import Transform, spread_of
+from .base import Transform, full_precision, spread_of
 
 __all__ = ["ActNorm", "Affine", "Permutation", "Rotation", "Whitening"]
 
@@ -194,7 +194,8 @@ class Whitening(KeepsPrecision, Transform):
         if self._is_identity:
             return x.to(self.factor.dtype), x.new_zeros(x.shape[:-1], dtype=self.factor.dtype)
         centred = x - self.loc
-        z = (centred @ self.factor.mT.to(centred.dtype)).to(self.factor.dtype)
+        with full_precision(x):
+            z = (centred @ self.factor.mT.to(centred.dtype)).to(self.factor.dtype)
         return z, self._ladj().expand(x.shape[:-1])
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -273,10 +274,12 @@ class Rotation(Transform):
         return f"features={self.features}"
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return x @ self.matrix.mT, x.new_zeros(x.shape[:-1])
+        with full_precision(x):
+            return x @ self.matrix.mT, x.new_zeros(x.shape[:-1])
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return z @ self.matrix, z.new_zeros(z.shape[:-1])
+        with full_precision(z):
+            return z @ self.matrix, z.new_zeros(z.shape[:-1])
 
 
 class Permutation(Transform):

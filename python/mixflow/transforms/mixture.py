@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
-from ..conditioners import MLP
+from ..conditioners import Network, context_network
 from ..ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
 from .base import Transform, check_name, spread_of
 from .start import best_counts, normal_start, predictive_mixture
@@ -33,9 +33,12 @@ class MixtureCDF(Transform):
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the distribution that the data are mapped to, one of ``mixflow.BASES``.
         context: C, the size of the context; 0 for none.
+        network: builds the network of the context in place of a multilayer perceptron: ``network(inputs, outputs)``
+            returns a module that maps (N, inputs) to (N, outputs).
 
     Raises:
-        ValueError: a size is out of range, or the family or base is unknown.
+        TypeError: ``network`` does not build a module.
+        ValueError: a size is out of range, the family or base is unknown, or there is a network without a context.
 
     Example:
         >>> import torch
@@ -49,7 +52,13 @@ class MixtureCDF(Transform):
     """
 
     def __init__(
-        self, features: int, components: int, family: str = "gaussian", base: str = "normal", context: int = 0
+        self,
+        features: int,
+        components: int,
+        family: str = "gaussian",
+        base: str = "normal",
+        context: int = 0,
+        network: Network | None = None,
     ) -> None:
         super().__init__(features, context)
         self.is_marginal = False  # whether networks follow, beside which columns of repeated values are not trained
@@ -64,7 +73,8 @@ class MixtureCDF(Transform):
         self.logits = nn.Parameter(torch.zeros(shape))
         self.loc = nn.Parameter(loc.repeat(self.features, 1))
         self.log_scale = nn.Parameter(log_scale.repeat(self.features, 1))
-        self.conditioner = MLP(self.context, 3 * loc.numel() * self.features) if self.context else None
+        outputs = 3 * self.features * self.components
+        self.conditioner = context_network(self.context, outputs, network)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """A mixture for each column of ``x`` (N, D) that predicts further rows: :mod:`mixflow.transforms.start`."""
@@ -85,7 +95,7 @@ class MixtureCDF(Transform):
     def resize(self, components: int) -> None:
         """Start anew with another number of components, before any training: the parameters are new tensors."""
         fresh = MixtureCDF(self.features, check_integer("components", components, 1), self.family, self.base)
-        self.components = fresh.components
+        self.components = self.arguments["components"] = fresh.components
         for name, value in fresh.named_parameters():
             setattr(self, name, nn.Parameter(value.detach().to(self.logits)))
 

@@ -434,7 +434,7 @@ BAD_INPUT = {
         "score truncated.safetensors data.csv",
         "truncated, damaged or not a safetensors file",
     ),
-    "future model": ("sample future.safetensors -n 5 --out new.csv", "expected format version 1, got '99'"),
+    "future model": ("sample future.safetensors -n 5 --out new.csv", "expected format version 1 or 2, got '99'"),
     "foreign model": ("plot foreign.safetensors data.csv --out new.png", "expected a mixflow model"),
     "data as model": ("score data.csv data.csv", "truncated, damaged or not a safetensors file"),
     "model as data": ("score model.safetensors model.safetensors", "expected a file ending in"),

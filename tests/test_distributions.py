@@ -28,7 +28,7 @@ from torch.distributions import (
 import mixflow
 import truth
 from cases import EPSILON, FAMILY_AND_BASE, arguments, to_base_range
-from mixflow import Mixture, MixtureCDFTransform, reference
+from mixflow import Mixture, MixtureCDFTransform, distributions, reference
 
 DTYPES = [torch.float32, torch.float64]
 VALUES = ("log_prob", "cdf", "log_cdf", "log_sf")
@@ -122,6 +122,26 @@ def test_ends_and_nan(device):
     u = x.new_tensor([0.0, 1.0, -0.1, 1.1, math.nan])
     expected = x.new_tensor([-math.inf, math.inf, math.nan, math.nan, math.nan])
     torch.testing.assert_close(m.icdf(u), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", mixflow.FAMILIES)
+def test_values_so_far_out_that_squares_overflow(family, dtype, device):
+    m = moderate(dtype, family, device=device, validate_args=False)
+    largest = torch.finfo(dtype).max
+    for magnitude in (1e17, 1e18, 1e19, 1e20, 1e30, largest**0.5, 4 * largest**0.5, largest / 2, largest):
+        for x in (magnitude, -magnitude):
+            a = (abs(mp.mpf(x)) - (LOC[2] if x > 0 else -LOC[0])) / mp.exp(mp.mpf(max(LOG_SCALE)))
+            exact = -float(a**2 / 2 if family == "gaussian" else a)  # the widest component, up to a small factor
+            tail, rest = ("log_sf", "log_cdf") if x > 0 else ("log_cdf", "log_sf")
+            for name in ("log_prob", tail):
+                got = getattr(m, name)(x).item()
+                assert got == -math.inf if exact < -largest else got == pytest.approx(exact, rel=1e-5), (name, x)
+            assert getattr(m, rest)(x).item() == 0.0
+            assert m.cdf(x).item() == (x > 0)
+    parameters = [p.clone() for p in m._parameters]
+    parameters[1][0] = math.nan
+    assert Mixture(*parameters, family, validate_args=False).log_prob(largest).isnan()
 
 
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
@@ -324,6 +344,37 @@ def test_discretized_log_prob(family, device):
     torch.testing.assert_close(m.discretized_log_prob(x[3:4], -0.375, -0.125), got[3:4])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("number", [0.5, 1, np.float64(0.25), np.float32(0.75), np.int64(1)], ids=repr)
+def test_numbers_are_tensors_of_the_parameters_dtype(number, dtype, device):
+    m = moderate(dtype, device=device)
+    tensor = torch.tensor(float(number), dtype=dtype, device=device)
+    for name in (*VALUES, "icdf"):
+        got = getattr(m, name)(number)
+        assert torch.equal(got, getattr(m, name)(tensor))
+        assert (got.dtype, got.shape) == (dtype, ())
+    expected = m.discretized_log_prob(tensor, tensor - 1, tensor + 1)
+    assert torch.equal(m.discretized_log_prob(number, number - 1, number + 1), expected)
+    torch.testing.assert_close(m.discretized_log_prob(tensor, -math.inf, number + 1), m.log_cdf(tensor + 1))
+    wide = batched(dtype, device=device)
+    assert torch.equal(wide.cdf(number), wide.cdf(tensor))
+    assert wide.cdf(number).shape == (4, 3)
+
+
+@pytest.mark.parametrize("wrong", [True, np.bool_(False), "0.5", None, [0.5], 1j, np.zeros(2)], ids=repr)
+def test_what_is_neither_tensor_nor_number_gets_one_clear_error(wrong):
+    m = moderate()
+    calls = {name: (getattr(m, name), "value") for name in (*VALUES, "icdf")}
+    calls["discretized value"] = lambda v: m.discretized_log_prob(v, 0.0, 1.0), "value"
+    calls["lower"] = lambda v: m.discretized_log_prob(0.5, v, 1.0), "lower"
+    calls["upper"] = lambda v: m.discretized_log_prob(0.5, 0.0, v), "upper"
+    for call, name in calls.values():
+        with pytest.raises(
+            TypeError, match=f"^{name}: expected a torch tensor or a number; got {type(wrong).__name__}$"
+        ):
+            call(wrong)
+
+
 def test_copies():
     m = batched()
     for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
@@ -459,6 +510,63 @@ def test_cache():
     assert plain.inv(y) is not x
     with pytest.raises(ValueError, match="cache_size"):
         plain.with_cache(2)
+
+
+class Calls:
+    """Counts the calls of one op."""
+
+    def __init__(self, monkeypatch, name):
+        self.count, self.op = 0, getattr(distributions, name)
+        monkeypatch.setattr(distributions, name, self)
+
+    def __call__(self, *args, **kwargs):
+        self.count += 1
+        return self.op(*args, **kwargs)
+
+
+@pytest.mark.parametrize("cache_size", [0, 1])
+def test_the_inverse_and_its_ladj_take_one_solve(cache_size, monkeypatch):
+    t, x = transform_of(cache_size=cache_size)
+    z = t(x).clone()
+    forward, solve = (Calls(monkeypatch, name) for name in ("cdf_transform", "cdf_transform_inverse"))
+    back, ladj = t.inv.call_and_ladj(z)
+    assert (forward.count, solve.count) == (0, 1)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(ladj, t.inv.log_abs_det_jacobian(z, back))
+    if cache_size:
+        again = t.inv.call_and_ladj(z)
+        assert again[0] is back
+        assert t(back) is z
+        assert t.log_abs_det_jacobian(back, z) is t.log_abs_det_jacobian(back, z)
+        assert (forward.count, solve.count) == (0, 1)
+    torch.testing.assert_close(t.call_and_ladj(back), (z, -ladj))
+
+
+def test_the_inverse_is_one_of_torchs():
+    t, _ = transform_of()
+    assert t.inv is t.inv
+    assert t.inv.inv is t
+    assert isinstance(t.inv, transforms.Transform)
+    assert t.inv == transform_of()[0].inv
+    assert t.inv == transforms._InverseTransform(t)
+    assert transforms._InverseTransform(t) == t.inv
+    assert t.inv != t
+    assert t.inv != transform_of("logistic")[0].inv
+    assert t.inv.with_cache().inv == t
+    assert t.inv.with_cache()._cache_size == 1
+    assert "MixtureCDFTransform(family: 'gaussian'" in repr(t.inv)
+
+
+def test_zuko_samples_with_one_solve_for_each_map(monkeypatch):
+    import zuko
+
+    flow = zuko.flows.MAF(
+        features=1, transforms=2, hidden_features=(4,), univariate=MixtureCDFTransform, shapes=[(4,)] * 3
+    )
+    forward, solve = (Calls(monkeypatch, name) for name in ("cdf_transform", "cdf_transform_inverse"))
+    sample, log_prob = flow().rsample_and_log_prob((5,))
+    assert (forward.count, solve.count) == (0, 2)
+    torch.testing.assert_close(log_prob, flow().log_prob(sample), rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_through_the_cache():

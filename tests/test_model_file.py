@@ -12,9 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import mixflow
-from mixflow import flows, parts, transforms
+from mixflow import flows, parts, tensor_file, transforms
 from mixflow.flows import RECIPES
 from mixflow.flows.gaussian_mixture import GaussianMixture
+from mixflow.networks import ConvNet
 from mixflow.tensor_file import sign
 
 
@@ -267,6 +268,8 @@ def whitened():
 
 QUARTER = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
 
+SMALL = ConvNet(channels=np.int64(3), blocks=1, dropout=0.25)
+
 BY_HAND = {
     "affine": lambda: transforms.Affine(3, loc=[1.0, 2, 3], scale=np.array([0.5, 1.0, 2.0], dtype=np.float32)),
     "fixed": lambda: transforms.ActNorm(2, False, loc=10**9, scale=torch.tensor(3.0)),
@@ -288,6 +291,18 @@ BY_HAND = {
         transforms.Inverse(transforms.Softplus(2)),
         transforms.Inverse(tied()),
     ),
+    "images": lambda: transforms.Compose(
+        transforms.Dequantize((1, 4, 4), levels=16),
+        transforms.Pixelwise(transforms.Logit(1), (4, 4)),
+        transforms.Squeeze([1, 4, 4]),
+        transforms.Pixelwise(transforms.Rotation(4), (2, 2)),
+        transforms.ImageCoupling((4, 2, 2), 2, swap=True, context=2, network=SMALL),
+        transforms.ImageCoupling((4, 2, 2), 2, mask="channels", context=2, network=SMALL),
+        transforms.Reshape((4, 2, 2), 16),
+    ),
+    "learned noise": lambda: transforms.Dequantize(
+        (1, 4, 4), 256, noise=transforms.ImageCoupling((1, 4, 4), 2, context=(1, 4, 4), network=SMALL)
+    ),
     "no weights": lambda: transforms.Compose(transforms.Sigmoid(2), transforms.Rebase(2, "uniform", "normal")),
     "nested": lambda: transforms.Compose(transforms.Compose(tied()), transforms.Inverse(transforms.Inverse(tied()))),
     "tied": tied,
@@ -306,6 +321,11 @@ def by_hand(name, base="normal"):
     return flow
 
 
+def log_prob(flow, x, context):
+    torch.manual_seed(0)  # of the noise that dequantises
+    return flow.log_prob(x, context)
+
+
 def saved_and_loaded(flow, tmp_path):
     mixflow.save(flow, tmp_path / "m.safetensors")
     return mixflow.load(tmp_path / "m.safetensors")
@@ -318,19 +338,29 @@ def test_every_transform_is_in_the_table_of_flows_put_together_by_hand():
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_flows_put_together_by_hand_come_back(tmp_path, name):
-    flow = by_hand(name, "logistic")
+    flow = by_hand(name, "logistic").eval()
     flow.notes = {"columns": ["length"]}
-    loaded = saved_and_loaded(flow, tmp_path)
+    loaded = saved_and_loaded(flow, tmp_path).eval()
     assert (repr(loaded), loaded.base, loaded.notes, loaded.recipe) == (repr(flow), "logistic", flow.notes, None)
     assert loaded.fitted
     context = torch.tensor([0.5, -1.0]) if flow.context else None
     x = flow.sample(9, context, seed=0)
     assert torch.equal(loaded.sample(9, context, seed=0), x)
-    assert torch.equal(loaded.log_prob(x, context), flow.log_prob(x, context))
+    assert torch.equal(log_prob(loaded, x, context), log_prob(flow, x, context))
     assert flow.state_dict().keys() == loaded.state_dict().keys()
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in flow.parameters()]
-    again = saved_and_loaded(loaded, tmp_path)
-    assert torch.equal(again.log_prob(x, context), flow.log_prob(x, context))
+    again = saved_and_loaded(loaded, tmp_path).eval()
+    assert torch.equal(log_prob(again, x, context), log_prob(flow, x, context))
+
+
+def test_large_integers_that_are_no_sizes_are_saved(tmp_path):
+    for transform in (
+        transforms.Dequantize(2, levels=2**40),
+        transforms.Support(1, (-(10**12), 10**12)),
+        transforms.Affine(1, loc=-(10**12), scale=[10**12]),
+    ):
+        flow = flows.Flow(transform)
+        assert repr(saved_and_loaded(flow, tmp_path)) == repr(flow)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -365,6 +395,17 @@ def test_saving_and_loading_leave_the_random_numbers_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_networks_that_mixflow_exports_come_back(tmp_path):
+    loaded = saved_and_loaded(flows.Flow(BY_HAND["images"]()), tmp_path)
+    assert [loaded.data_to_base.transforms[number].arguments["network"] for number in (4, 5)] == [SMALL, SMALL]
+    assert "Dropout2d(p=0.25" in repr(loaded)
+    flow = flows.coupling(3, layers=2, network=SMALL)
+    loaded = saved_and_loaded(flow, tmp_path)
+    assert loaded.recipe == flow.recipe
+    assert repr(loaded) == repr(flow)
+    assert all(torch.equal(value, flow.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
 class Flip(transforms.Permutation):
     """A transform of the user's own."""
 
@@ -396,6 +437,12 @@ def changed():
     transform = transforms.MixtureCDF(2, 3)
     transform.base = "logistic"
     return transform
+
+
+def other_base():
+    flow = flows.univariate(3)
+    flow.base = "uniform"
+    return flow
 
 
 def circle():
@@ -440,10 +487,13 @@ UNSAVABLE = {
         lambda: flows.univariate(3, context=2, embedding=torch.nn.Linear(5, 2)),
         rf"flow: embedding: expected a part .*; got Linear\. {ADVICE}",
     ),
-    "own flow": (lambda: OwnFlow(transforms.Affine(1)), rf"flow: expected a Flow itself.*; got OwnFlow\. {ADVICE}"),
+    "own flow": (
+        lambda: OwnFlow(transforms.Affine(1)),
+        rf"flow: its class: expected Flow, or .*; got OwnFlow\. {ADVICE}",
+    ),
     "mixture without its recipe": (
         lambda: GaussianMixture(2, 3),
-        "what a recipe of mixflow.flows builds.*; got GaussianMixture",
+        r"what a recipe of mixflow\.flows builds.*; got GaussianMixture",
     ),
     "not a number": (lambda: flows.Flow(infinite()), r"flow: data_to_base\.scale: expected a number, .*; got nan"),
     "an exchanged layer of a network": (
@@ -453,6 +503,11 @@ UNSAVABLE = {
     "a changed attribute": (
         lambda: flows.Flow(changed()),
         "as the arguments of its parts build it, .*base='normal'.*base='logistic'",
+    ),
+    "a changed base": (lambda: other_base(), "of its recipe 'univariate' build it, base='normal'.*, to base='uniform'"),
+    "a changed context": (
+        lambda: flows.Flow(flows.gaussian_mixture(2, 3, context=2).data_to_base),
+        "as the arguments of its parts build it, .*context=0.* to .*context=2",
     ),
     "in itself": (lambda: flows.Flow(circle()), "expected the place of an earlier part, got 'data_to_base'"),
     "deep": (lambda: flows.Flow(deep()), "expected at most 128 lists and parts within each other"),
@@ -517,6 +572,7 @@ FORGED_PARTS = {
     "attribute": (part("linear.Affine", features=1), "expected a part among .*; got 'linear.Affine'"),
     "module of the package": (part("support"), "expected a part among .*; got 'support'"),
     "function": (part("check_name"), "expected a part among .*; got 'check_name'"),
+    "class that is not exported": (part("Tensor", data=[1]), "expected a part among .*; got 'Tensor'"),
     "flow": (part("Flow", transform=AFFINE), "expected a part among .*; got 'Flow'"),
     "no part": ({}, "data_to_base: expected a part and its arguments"),
     "kind of no name": (part(["Affine"]), "expected a part and its arguments"),
@@ -534,7 +590,10 @@ FORGED_PARTS = {
     "not a number": (part("Affine", features=1, loc=float("nan")), "cannot be read"),
     "infinite": (part("Affine", features=1, loc=float("inf")), "cannot be read"),
     "huge": (part("Exp", features=10**9), r"data_to_base\.features: expected at most 1048576 .*got 1000000000"),
-    "huge event": (part("Exp", features=[10**4] * 4), r"data_to_base\.features: expected at most 1048576"),
+    "huge event": (
+        part("Squeeze", shape=[10**4] * 3),
+        r"data_to_base\.features: expected at most 1048576 .*got 10{12}",
+    ),
     "huge support": (part("Support", features=10**7, support="positive"), "expected at most 1048576"),
     "huge components": (part("MixtureCDF", features=1, components=10**9), "expected at most 1048576"),
     "huge layer": (part("Coupling", features=2, hidden=[4, 10**9]), r"data_to_base\.hidden: expected at most"),
@@ -592,7 +651,7 @@ def test_forged_lists_within_lists_are_refused(affine_path):
 
 def test_a_forged_base_is_refused(affine_path):
     rewrite(affine_path, flow=json.dumps({"transform": AFFINE, "base": "mixture", "notes": {}}))
-    with pytest.raises(ValueError, match="base: expected one of .*; got 'mixture'"):
+    with pytest.raises(ValueError, match=r"base: expected one of .*; got 'mixture'"):
         mixflow.load(affine_path)
 
 
@@ -614,14 +673,40 @@ def test_files_of_the_first_format_still_load(tmp_path):
 # -- checkpoints ---------------------------------------------------------------------------------------------
 
 
+class Stopped(Exception):
+    """What ends a run in its midst."""
+
+
+def stops_after(calls, flow):
+    """``flow``, which raises an exception once its transform has been called so many times."""
+    left = iter(range(calls))
+
+    def count(module, arguments):
+        if next(left, None) is None:
+            raise Stopped
+
+    flow.data_to_base.register_forward_pre_hook(count)
+    return flow
+
+
 def test_training_of_a_flow_put_together_by_hand_goes_on_from_its_checkpoint(tmp_path):
     data = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    options = {"progress": False, "checkpoint": tmp_path / "c", "resume": True}
-    written, resumed = by_hand("tied"), by_hand("tied")
-    mixflow.fit(written, data, epochs=4, **options)
-    history = mixflow.fit(resumed, data, epochs=4, **options)
-    assert len(history.train_log_prob) == 4
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in written.state_dict().items())
-    for other in (by_hand("exchanged"), by_hand("tied", "logistic")):
-        with pytest.raises(ValueError, match="checkpoint: .*this run has flow"):
-            mixflow.fit(other, data, epochs=4, **options)
+    options = {"epochs": 4, "batch_size": 50, "progress": False}
+    resume = options | {"checkpoint": tmp_path / "c", "resume": True}
+    whole, resumed = by_hand("tied"), by_hand("tied")
+    mixflow.fit(whole, data, **options)
+    with pytest.raises(Stopped):
+        mixflow.fit(stops_after(20, by_hand("tied")), data, **resume)
+    epochs = len(json.loads(tensor_file.read(tmp_path / "c")[0]["history"])["lr"])
+    assert 0 < epochs < 4
+    mixflow.fit(resumed, data, **resume)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "base"), [("exchanged", "normal"), ("tied", "logistic")])
+def test_a_checkpoint_of_another_flow_put_together_by_hand_is_refused(tmp_path, name, base):
+    data = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    options = {"epochs": 1, "progress": False, "checkpoint": tmp_path / "c", "resume": True}
+    mixflow.fit(by_hand("tied"), data, **options)
+    with pytest.raises(ValueError, match=r"checkpoint: .* is of a run with (flow|base) = "):
+        mixflow.fit(by_hand(name, base), data, **options)

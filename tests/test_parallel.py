@@ -234,3 +234,43 @@ def test_a_process_alone_is_a_group_of_one():
     flow = flows.univariate(3)
     mixflow.fit(flow, draw(), epochs=1, progress=False)
     assert not torch.distributed.is_initialized()
+
+
+WRAPPED = """
+import os, numpy as np, torch, mixflow
+from torch.nn.parallel import DistributedDataParallel
+
+torch.distributed.init_process_group("gloo")
+rank, x = torch.distributed.get_rank(), torch.from_numpy(np.load("data.npy"))
+gradients = {}
+for name, flow in {
+    "coupling": mixflow.flows.coupling(2, 2, 3, context=1, seed=0),
+    "gaussian_mixture": mixflow.flows.gaussian_mixture(2, 3, context=1, seed=0),
+}.items():
+    wrapped = DistributedDataParallel(flow.double())
+    rows = x[rank::2]
+    (-wrapped(rows[:, :2], rows[:, 2:]).mean()).backward()
+    gradients |= {f"{name}.{key}": parameter.grad.numpy() for key, parameter in flow.named_parameters()}
+np.savez(f"gradients{rank}.npz", **gradients)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_distributed_data_parallel_takes_a_flow(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    np.save(tmp_path / "data.npy", x)
+    (tmp_path / "run.py").write_text(WRAPPED)
+    result = torchrun("run.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = torch.from_numpy(x)
+    alone = {
+        "coupling": flows.coupling(2, 2, 3, context=1, seed=0),
+        "gaussian_mixture": flows.gaussian_mixture(2, 3, context=1, seed=0),
+    }
+    for rank in range(2):
+        found = np.load(tmp_path / f"gradients{rank}.npz")
+        for name, flow in alone.items():
+            flow.double().zero_grad()
+            (-flow(rows[:, :2], rows[:, 2:]).mean()).backward()
+            for key, parameter in flow.named_parameters():
+                np.testing.assert_allclose(found[f"{name}.{key}"], parameter.grad, rtol=1e-9, atol=1e-12)

@@ -162,9 +162,6 @@ def test_a_second_derivative_of_a_graph_is_refused(direction, device):
 # opcheck itself reads .grad of copies of its inputs, and hides the warning by means that give way to "error".
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.filterwarnings(
-    "ignore:mixflow..(map|affine_map|interval). an autograd kernel was not registered:UserWarning"
-)
 def test_every_registered_op_passes_opcheck(direction, requires_grad, device):
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mixflow::")}
     ops = {"map", "map_backward", "affine_map", "affine_map_backward", "interval", "interval_backward"}
@@ -172,19 +169,16 @@ def test_every_registered_op_passes_opcheck(direction, requires_grad, device):
     x, *parameters = [t.requires_grad_(requires_grad) for t in leaves(some(device))]
     options = "gaussian", "normal", direction == "inverse"
     torch.library.opcheck(torch.ops.mixflow.map.default, (x, *parameters, *options))
-    if not requires_grad:
-        seed = torch.ones_like(x)
-        torch.library.opcheck(torch.ops.mixflow.map_backward.default, (seed, seed, x, *parameters, *options))
+    seed = torch.ones_like(x).requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.mixflow.map_backward.default, (seed, seed, x, *parameters, *options))
     rows = torch.cat([*parameters, parameters[0][..., :2]], -1).expand(*x.shape, -1).detach().clone()
     rows.requires_grad_(requires_grad)
     torch.library.opcheck(torch.ops.mixflow.affine_map.default, (x, rows, *options))
-    if not requires_grad:
-        torch.library.opcheck(torch.ops.mixflow.affine_map_backward.default, (seed, seed, x, rows, *options))
+    torch.library.opcheck(torch.ops.mixflow.affine_map_backward.default, (seed, seed, x, rows, *options))
     if direction == "forward":
         edges = (x.detach() - 0.5).requires_grad_(requires_grad), (x.detach() + 0.5).requires_grad_(requires_grad)
         torch.library.opcheck(torch.ops.mixflow.interval.default, (*edges, *parameters, "logistic"))
-        if not requires_grad:
-            torch.library.opcheck(torch.ops.mixflow.interval_backward.default, (seed, *edges, *parameters, "logistic"))
+        torch.library.opcheck(torch.ops.mixflow.interval_backward.default, (seed, *edges, *parameters, "logistic"))
 
 
 class Layer(torch.nn.Module):
@@ -197,12 +191,11 @@ class Layer(torch.nn.Module):
         return self.mixture(x) if self.direction == "forward" else self.mixture.inverse(x)
 
 
-# Dynamo itself fails to trace a Function with leaves and dynamic shapes for a strict export.
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # which torch itself has read
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(direction, strict, device):
-    layer, x = Layer(direction).to(device).requires_grad_(not strict), some(device)[0]
+    layer, x = Layer(direction).to(device), some(device)[0]
     program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim("rows")}}, strict=strict)
     assert calls_the_op(program.graph_module)
     file = io.BytesIO()

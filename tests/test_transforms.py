@@ -466,8 +466,7 @@ BAD_CALLS = {
         torch.zeros(5, 3),
         torch.zeros(5, 3),
     ),
-    "context batch": (ValueError, r"context: .*broadcasts to \(5,\)", torch.zeros(5, 3), torch.zeros(4, 2)),
-    "wide context": (ValueError, r"context: .*broadcasts to \(5,\)", torch.zeros(5, 3), torch.zeros(2, 5, 2)),
+    "context batch": (ValueError, r"context: .*broadcasts against \(5,\)", torch.zeros(5, 3), torch.zeros(4, 2)),
 }
 
 
@@ -494,9 +493,23 @@ def test_only_a_transform_that_first_subtracts_takes_another_dtype():
     assert z.dtype == ladj.dtype == torch.float32
 
 
-def test_unexpected_context_is_refused():
-    with pytest.raises(ValueError, match="context: expected None, this Affine takes no context"):
-        transforms.Affine(3)(torch.zeros(5, 3), torch.zeros(5, 2))
+def test_a_transform_without_a_context_ignores_one_that_is_handed_to_all():
+    x, context = torch.randn(5, 3), torch.randn(4, 5, 2)
+    transform = transforms.Affine(3, loc=1.0)
+    for direction in (transform, transform.inverse):
+        assert all(map(torch.equal, direction(x, context), direction(x)))
+
+
+def test_x_and_context_broadcast_against_each_other():
+    torch.manual_seed(0)
+    for transform in (transforms.MixtureCDF(3, 2, context=2), transforms.Coupling(3, context=2)):
+        jittered(transform)
+        x, context = torch.randn(5, 3), torch.randn(4, 1, 2)
+        for direction in (transform, transform.inverse):
+            value, ladj = direction(x, context)
+            assert (value.shape, ladj.shape) == ((4, 5, 3), (4, 5))
+            rows = direction(x.expand(4, 5, 3), context.expand(4, 5, 2))
+            torch.testing.assert_close((value, ladj), rows)
 
 
 def test_integers_are_refused_where_no_parameter_tells_the_dtype():
@@ -581,7 +594,7 @@ BAD_CONSTRUCTIONS = {
     "inverse of what": (TypeError, "transform: .*got int", lambda: transforms.Inverse(3)),
     "features differ": (
         ValueError,
-        r"transforms: expected the same features in all, got \[1, 2\]",
+        "transforms: expected each to take what the one before it gives, got features = 1 and then features = 2",
         lambda: transforms.Compose(transforms.Affine(1), transforms.Affine(2)),
     ),
     "contexts differ": (

@@ -5,7 +5,7 @@
 compose the op, ``fit`` trains a flow by maximum likelihood, ``save`` and ``load`` keep it.
 """
 
-from . import flows, reference, transforms
+from . import export, flows, networks, reference, transforms
 from ._core import __version__
 from .config import show_config
 from .distributions import Mixture, MixtureCDFTransform
@@ -23,9 +23,11 @@ __all__ = [
     "cdf_transform",
     "cdf_transform_inverse",
     "discretized_log_prob",
+    "export",
     "fit",
     "flows",
     "load",
+    "networks",
     "reference",
     "save",
     "show_config",

@@ -120,7 +120,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     with table_writer(arguments.out, columns) as write, _bar(count) as bar:
         for start in range(0, max(count, 1), ROWS):
             drawn = flow.sample(min(ROWS, count - start), generator=generator)
-            write(_array(drawn))
+            write(_array(drawn.reshape(len(drawn), flow.features)))
             bar.update(len(drawn))
     print(f"saved {count} samples to {arguments.out}")
     return 0
@@ -253,7 +253,7 @@ def _rows_for(flow: Flow, path: str, table: Table) -> torch.Tensor:
     """The rows of ``table`` in their own precision; ValueError if they are not what the flow was fitted to."""
     if table.values.shape[1] != flow.features:
         raise ValueError(f"{path}: expected {flow.features} column(s), got {', '.join(table.columns)}")
-    return torch.from_numpy(table.values).to(like(flow).device)
+    return flow.shaped(torch.from_numpy(table.values).to(like(flow).device))
 
 
 def _array(values: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -92,9 +92,7 @@ class MLP(Standardised):
 
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, hidden: Sequence[int] = HIDDEN, start: Tensor | None = None
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = HIDDEN, start: Tensor | None = None) -> None:
         layers: list[nn.Module] = [Inputs(inputs)]
         for width in check_hidden(hidden):
             layers += [nn.Linear(inputs, width), nn.SiLU()]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+import numbers
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
+from torch.distributions.transforms import _InverseTransform
 from torch.nn.functional import logsigmoid
 
 from . import reference
@@ -16,8 +18,16 @@ from .ops import cdf_transform, cdf_transform_inverse, check_mixture, components
 
 __all__ = ["Mixture", "MixtureCDFTransform"]
 
+Value: TypeAlias = Tensor | float  # a number is a tensor of the parameters' dtype and device
+
 # Entropy: panels end where a component's probability has these logits, and each has so many nodes.
 _PANEL_LOGITS, _PANEL_NODES = range(-40, 41, 2), 16
+
+
+def _log_sigmoid(z: Tensor) -> Tensor:
+    """Torch's, except that at NaN a gradient of zero stays zero: torch multiplies it by NaN."""
+    is_nan = z.isnan()
+    return torch.where(is_nan, z, logsigmoid(torch.where(is_nan, 0.0, z)))
 
 
 class Mixture(Distribution):
@@ -98,6 +108,11 @@ class Mixture(Distribution):
         return self._parameters[0].shape[-1]
 
     @property
+    def weights(self) -> Tensor:
+        """The weights of the components, ``softmax(logits)``: ``(*batch_shape, K)``."""
+        return self.logits.softmax(-1)
+
+    @property
     def logits(self) -> Tensor:
         """The log-weights as given, expanded to ``(*batch_shape, K)``."""
         return self._expanded(0)
@@ -115,7 +130,17 @@ class Mixture(Distribution):
     def _expanded(self, index: int) -> Tensor:
         return self._parameters[index].expand(*self.batch_shape, self.components)
 
-    def _map(self, value: Tensor, base: str) -> tuple[Tensor, Tensor]:
+    def _tensor(self, name: str, value: Any, like: Tensor | None = None) -> Tensor:
+        """``value``, where it is a number, as a tensor of the dtype and device of ``like``, or of the parameters."""
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: expected a torch tensor or a number; got {type(value).__name__}")
+        like = self._parameters[0] if like is None else like
+        return torch.tensor(float(value), dtype=like.dtype, device=like.device)
+
+    def _map(self, value: Value, base: str) -> tuple[Tensor, Tensor]:
+        value = self._tensor("value", value)
         if self._validate_args:
             self._validate_sample(value)
         return cdf_transform(self._batched(value), *self._parameters, family=self.family, base=base)
@@ -124,24 +149,26 @@ class Mixture(Distribution):
         """With the batch's axes, which after ``expand`` the parameters alone may not have."""
         return value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """The log-density in nats; -inf at infinity."""
+    def log_prob(self, value: Value) -> Tensor:
+        """The log-density in nats of a tensor or a number; -inf at infinity."""
+        value = self._tensor("value", value)
         return self._map(value, "uniform")[1].masked_fill(self._batched(value).isinf(), -math.inf)
 
-    def cdf(self, value: Tensor) -> Tensor:
+    def cdf(self, value: Value) -> Tensor:
         """``F(value)``, with the relative accuracy of the lower tail; for the upper one see :meth:`log_sf`."""
         return self._map(value, "uniform")[0]
 
-    def log_cdf(self, value: Tensor) -> Tensor:
+    def log_cdf(self, value: Value) -> Tensor:
         """``log F(value)`` in nats, exact however far out in either tail."""
-        return logsigmoid(self._map(value, "logistic")[0])
+        return _log_sigmoid(self._map(value, "logistic")[0])
 
-    def log_sf(self, value: Tensor) -> Tensor:
+    def log_sf(self, value: Value) -> Tensor:
         """``log(1 - F(value))`` in nats, exact however far out in either tail."""
-        return logsigmoid(-self._map(value, "logistic")[0])
+        return _log_sigmoid(-self._map(value, "logistic")[0])
 
-    def icdf(self, value: Tensor) -> Tensor:
+    def icdf(self, value: Value) -> Tensor:
         """The quantile ``F^-1(value)``; infinite at 0 and 1, NaN outside them (``ValueError`` when validating)."""
+        value = self._tensor("value", value)
         if self._validate_args and not bool(constraints.unit_interval.check(value).all()):
             raise ValueError("value: expected probabilities in [0, 1]; got some outside")
         return cdf_transform_inverse(self._batched(value), *self._parameters, family=self.family, base="uniform")[0]
@@ -190,14 +217,18 @@ class Mixture(Distribution):
             half = 0.5 * (edges[1:] - edges[:-1])
             points, widths = edges[:-1] + half * (1.0 + nodes), half * weights
         log_f = self._map(points, "uniform")[1].clamp(min=-1e4)  # there the density is zero in any dtype
-        return -(widths * log_f.exp() * log_f).sum((0, 1))
+        # A mixture with a parameter that is not finite has no entropy. Its gradient of zero, if it is masked, must not
+        # meet a NaN on the way back, which widths are, too: their difference to themselves is 0 or NaN.
+        bad = ~(widths * log_f).isfinite()
+        log_f, missing = torch.where(bad, 0.0, log_f), log_f + (widths - widths)
+        return -torch.where(bad, missing, torch.where(bad, 0.0, widths) * log_f.exp() * log_f).sum((0, 1))
 
-    def discretized_log_prob(self, value: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
+    def discretized_log_prob(self, value: Value, lower: Value, upper: Value) -> Tensor:
         """``log P(lower < X <= upper)`` in nats of the bin that holds each value: the likelihood of data in bins.
 
         Args:
-            value: Shape ``(...)``. Only tells where the bins are: with ``validate_args``, a value outside its bin is an
-                error.
+            value: A tensor of shape ``(...)`` or a number, like the edges. Only tells where the bins are: with
+                ``validate_args``, a value outside its bin is an error.
             lower: Lower edges, broadcasting against ``value``; ``-inf`` for the first bin.
             upper: Upper edges, broadcasting against ``value``; ``inf`` for the last bin.
 
@@ -205,6 +236,7 @@ class Mixture(Distribution):
             As :func:`mixflow.discretized_log_prob`, of the broadcast shape of values, edges and batch.
 
         Raises:
+            TypeError: An argument is neither a tensor nor a number.
             ValueError: A value lies outside its bin, or shapes do not broadcast.
 
         Example:
@@ -214,13 +246,27 @@ class Mixture(Distribution):
             '-0.1728'
 
         """
-        low, high = (torch.as_tensor(e, dtype=value.dtype, device=value.device) for e in (lower, upper))
+        value = self._tensor("value", value)
+        low, high = (self._tensor(n, e, value).to(value) for n, e in (("lower", lower), ("upper", upper)))
         if self._validate_args:
             self._validate_sample(value)
             if not bool(((low <= value) & (value <= high)).all()):
                 raise ValueError("value: expected values between lower and upper; got some outside")
         low = self._batched(low.expand(torch.broadcast_shapes(low.shape, value.shape)))
         return discretized_log_prob(low, high, *self._parameters, family=self.family)
+
+
+class _Inverse(_InverseTransform):
+    """Torch's inverse of a :class:`MixtureCDFTransform`, with value and log-derivative from one solve."""
+
+    _inv: MixtureCDFTransform
+
+    def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` and ``log |dx/dz|`` in nats at once, as zuko asks for them."""
+        if not self._inv._cache_size:
+            return self._inv._solve(z)
+        x = self(z)
+        return x, self.log_abs_det_jacobian(z, x)
 
 
 class MixtureCDFTransform(Transform):
@@ -281,6 +327,13 @@ class MixtureCDFTransform(Transform):
         return constraints.unit_interval if self.base == "uniform" else constraints.real
 
     @property
+    def inv(self) -> Transform:
+        """The inverse, from the base to the data; ``t.inv.inv is t``. Its ``call_and_ladj`` solves once for both."""
+        if self._inv is None:
+            self._inv = _Inverse(self)
+        return self._inv
+
+    @property
     def _parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.logits, self.loc, self.log_scale
 
@@ -311,11 +364,15 @@ class MixtureCDFTransform(Transform):
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_ladj(x)[0]
 
-    def _inverse(self, z: Tensor) -> Tensor:
+    def _solve(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` and ``log |dx/dz|``."""
         x, ladj = cdf_transform_inverse(z, *self._parameters, family=self.family, base=self.base)
         if self._cache_size:
             self._cached_ladj = x, z, -ladj
-        return x
+        return x, ladj
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        return self._solve(z)[0]
 
     def log_abs_det_jacobian(self, x: Tensor, z: Tensor) -> Tensor:
         """``log |dz/dx|`` in nats, of the broadcast shape of ``x`` and the parameters."""

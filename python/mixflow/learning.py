@@ -199,10 +199,12 @@ class Training:
     def _learn(self) -> float:
         """The steps of one epoch; the mean log_prob of its minibatches."""
         self.step, self.weight, self.total = 0, 0.0, 0.0
-        for batch in self.train.batches(self.settings["batch_size"], self.group, len(self.run.history.lr)):
-            self._take_step(batch)
-            if len(self.unread) == READ_EVERY:
-                self._read()
+        self.run.flow.train()
+        with self._draws_of(self.train, len(self.run.history.lr)):
+            for batch in self.train.batches(self.settings["batch_size"], self.group, len(self.run.history.lr)):
+                self._take_step(batch)
+                if len(self.unread) == READ_EVERY:
+                    self._read()
         self._read()
         if self.step == 0:
             raise ValueError("data: expected at least one row in every epoch, got none; can it be iterated only once?")
@@ -257,6 +259,21 @@ class Training:
             return shaped(self.rounding(batch.x, slice(None), len(batch.x), *key, self.group.rank))
         return shaped(self.rounding(batch.x, self.group.shard(batch.rows), batch.rows, *key))
 
+    @contextmanager
+    def _draws_of(self, source: Subset | Loader, *key: int) -> Iterator[None]:
+        """Let what a flow draws by itself, as dropout and dequantisation do, depend on the seed and ``key`` alone.
+
+        A resumed run then goes on as it would have. Loaders draw from torch's generators, too, which are theirs.
+        """
+        if isinstance(source, Loader):
+            yield
+            return
+        device = like(self.run.flow).device
+        seeds = np.random.SeedSequence((self.settings["seed"] % 2**32, self.group.rank, *key))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+            yield
+
     def _read(self) -> None:
         """Look at the steps taken since the last look: their loss, and whether they were the last."""
         if not self.unread:
@@ -289,6 +306,11 @@ class Training:
     @torch.no_grad()
     def score(self, valid: Subset | Loader) -> tuple[float, Tensor]:
         """The weighted mean log_prob of the rows inside the support, and that of each of this process's first rows."""
+        self.run.flow.eval()
+        with self._draws_of(valid, SCORING):
+            return self._scored(valid)
+
+    def _scored(self, valid: Subset | Loader) -> tuple[float, Tensor]:
         own = like(self.run.flow)
         sums, parts = torch.zeros(3, dtype=torch.float64, device=own.device), []
         for number, batch in enumerate(valid.batches(CHUNK, self.group)):

@@ -81,7 +81,7 @@ def save(flow: Flow, path: PathLike) -> None:
 
 
 def load(path: PathLike) -> Flow:
-    """Read a flow that :func:`save` wrote; it comes back on the CPU, in the dtype it was saved in.
+    """Read a flow that :func:`save` wrote; it comes back on the CPU, in the dtype it was saved in, in evaluation mode.
 
     Args:
         path: the model file. Nothing in it is ever executed.
@@ -110,7 +110,7 @@ def load(path: PathLike) -> Flow:
     # Not strict, since a transform that occurs several times has its weights in the file once. All shapes agree.
     flow.load_state_dict(tensors, strict=False, assign=True)
     flow.notes = description["notes"]
-    return flow
+    return flow.eval()
 
 
 # -- from a flow to a description ----------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def _describe(flow: Flow) -> dict[str, Any]:
     if flow.recipe is not None:
         return {"recipe": flow.recipe.name, "arguments": describe_arguments(flow.recipe.arguments)}
     if type(flow) is not Flow:
-        raise unsavable("flow", "a Flow itself, or what a recipe of mixflow.flows builds", flow)
+        raise unsavable("its class", "Flow, or the class of what a recipe of mixflow.flows builds", flow)
     if flow.embedding is not None:
         raise unsavable("embedding", "None", flow.embedding)
     return {"transform": describe(flow.data_to_base, _PLACE), "base": flow.base}

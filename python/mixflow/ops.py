@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _core, reference
+from . import _core, export, reference
 
 __all__ = ["BASES", "FAMILIES", "cdf_transform", "cdf_transform_inverse", "discretized_log_prob"]
 
@@ -72,7 +72,10 @@ def cdf_transform(
         its memory format (channels_last, transposed) where they have its shape. float32
         and float64 are computed as such; float16 and bfloat16 are computed in float32. That is so under
         ``torch.autocast``, too, which changes no dtype here. For torch tensors both are differentiable in every
-        argument. ``x = +-inf`` gives ``z = +-inf`` (0 or 1 for the uniform base), NaN gives NaN for that element alone.
+        argument; an element whose incoming gradients are all zero adds nothing to any gradient, even if it or its own
+        parameters are NaN or infinite, so that ``torch.where(mask, ladj, 0)`` is safe. ``x = +-inf`` gives
+        ``z = +-inf`` (0 or 1 for the uniform base), NaN gives NaN for that element alone. ``ladj`` is -inf where a tail
+        is smaller than any number.
 
     Raises:
         TypeError: An argument is not a floating-point tensor or array, or float64 is mixed with another dtype.
@@ -500,12 +503,15 @@ def _needs_gradient(tensors: Tensors) -> bool:
 
 def _along(grads: Sequence[Tensor | None], slopes: Tensors) -> Tensor:
     """The gradient by the elements, from their slopes; an element without any incoming gradient has none."""
-    pairs = [(g, s) for g, s in zip(grads, slopes, strict=True) if g is not None]
-    total = functools.reduce(torch.add, (g * s for g, s in pairs))
-    # To look for what is not finite takes less than to look for zeros.
-    if _are_plain_seeds([total]) and torch._C._len_torch_dispatch_stack() == 0 and math.isfinite(total.sum().item()):
-        return total
-    return total.masked_fill(functools.reduce(torch.logical_and, (g == 0 for g, _ in pairs)), 0.0)
+    total: Any = None
+    for grad, slope in zip(grads, slopes, strict=True):
+        if grad is not None:
+            total = grad * slope if total is None else total + grad * slope
+    # To look for what is not finite takes less time than to look for zeros.
+    if _are_plain_seeds((total,)) and torch._C._len_torch_dispatch_stack() == 0 and math.isfinite(total.sum().item()):
+        return cast(Tensor, total)
+    is_idle = functools.reduce(torch.logical_and, (grad == 0 for grad in grads if grad is not None))
+    return cast(Tensor, total.masked_fill(is_idle, 0.0))
 
 
 _WORTH_ASKING = 2**18  # components of all elements: their gradients take fifty times as long as the question
@@ -528,21 +534,14 @@ def _asked_for(ctx: Any, wanted: tuple[bool, ...]) -> tuple[bool, ...]:
     return tuple(asked)
 
 
+def _may_carry_tangents() -> bool:
+    # A compiled graph enters forward mode without telling forward_ad; it is traced in a mode.
+    is_entered = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() != 0
+    return is_entered and forward_ad._is_fwd_grad_enabled()
+
+
 def _in_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _is_differentiated_in_graph() -> bool:
-    """Whether ``torch.func`` or forward mode differentiate inside the function that is being compiled.
-
-    """
-    kinds = torch._C._functorch.TransformType
-    keys = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-    return forward_ad._current_level >= 0 or kinds.Jvp in keys
-
-
-# What torch.compiler.assume_constant_result sets; that would import Dynamo, which takes two seconds, with the package.
-_is_differentiated_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _align(info: Any, in_dims: Sequence[int | None], tensors: Tensors, component_axes: tuple[int, ...]) -> Tensors:
@@ -579,7 +578,7 @@ def _make_differentiable(name: str, tensors: int, apply: Callable[..., Any]) -> 
     op = getattr(torch.ops.mixflow, name).default
 
     def run(keyset: Any, *args: Any) -> Any:
-        if _needs_gradient(args[:tensors]) or (forward_ad._current_level >= 0 and forward_ad._is_fwd_grad_enabled()):
+        if _needs_gradient(args[:tensors]) or _may_carry_tangents():
             return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
@@ -608,7 +607,6 @@ class _Op:
         slopes_kernel: Of the core, where there is one: of the op and of the derivatives of its outputs by its elements.
         indices: What the kernels take first, from the options.
         gradient: From the options to what ``backward_kernel`` computes, in differentiable torch operations.
-        written_out: The op itself in torch's own operations, whose derivatives any transform of ``torch.func`` knows.
         points: From all inputs and the outputs to the elements that the gradient is a function of.
     """
 
@@ -626,7 +624,6 @@ class _Op:
         slopes_kernel: Callable[..., None] | None = None,
         indices: Callable[..., tuple[int, ...]],
         gradient: Callable[..., Callable[..., Tensors]],
-        written_out: Callable[..., Tensors],
         points: Callable[[tuple[Any, ...], Tensors], Tensors],
     ) -> None:
         self.elements, self.outputs, self.parameters = elements, outputs, len(parameters)
@@ -635,7 +632,7 @@ class _Op:
         self.expands = expands
         self.kernel, self.backward_kernel, self.slopes_kernel = kernel, backward_kernel, slopes_kernel
         self.indices = indices
-        self.gradient, self.written_out, self.points = gradient, written_out, points
+        self.gradient, self.points = gradient, points
 
         inputs = ", ".join([*(f"Tensor x{i}" for i in range(elements)), *(f"Tensor {p}" for p in parameters)])
         grads = ", ".join(f"Tensor grad{i}" for i in range(outputs))
@@ -658,9 +655,14 @@ class _Op:
         )
 
     def __call__(self, *args: Any) -> Tensors:
-        if torch.compiler.is_compiling():
-            return self.apply_torch_op(*args)
-        if forward_ad._current_level >= 0 or _in_functorch() or torch._C._get_tracing_state() is not None:
+        if export.in_onnx_export():
+            return self.as_tuple(export.decompositions()[self.torch_op.default](*args))
+        if (
+            torch.compiler.is_compiling()
+            or forward_ad._current_level >= 0
+            or _in_functorch()
+            or torch._C._get_tracing_state() is not None
+        ):
             return self.apply_torch_op(*args)
         if _needs_gradient(args[: self.tensors]):
             return cast(Tensors, self.eager.apply(*args))
@@ -855,7 +857,7 @@ def _push_forward(function: Callable[..., Tensors], tensors: Tensors, tangents: 
 
     torch.func.jvp cannot be called where a compiled graph has entered forward mode, whose levels it has not counted.
     """
-    outputs, pull_back = torch.func.vjp(function, *tensors)
+    outputs, pull_back = cast(Any, torch.func.vjp(function, *tensors))
     return cast(Tensors, torch.func.vjp(lambda *seeds: pull_back(seeds), *map(torch.zeros_like, outputs))[1](tangents))
 
 
@@ -1019,10 +1021,28 @@ def _functions(op: _Op) -> tuple[Any, Any, Any, Any]:
 # ----------------------------------------------------------------------------------------------------------- the ops
 
 
-def _vjp(function: Callable[..., Any], elements: Tensors, parameters: Tensors) -> Any:
-    """``torch.func.vjp`` with gradients of the broadcast shapes, as kernels give them."""
+def _vjp(
+    function: Callable[..., Tensors], seeds: Tensors, elements: Tensors, parameters: Tensors, expands: bool = False
+) -> tuple[Tensors, Callable[..., Tensors]]:
+    """``torch.func.vjp`` with gradients of the broadcast shapes, as kernels give them.
+
+    Where no gradient comes in and a result is not finite, the function is taken at harmless numbers, so that nothing is
+    added to any gradient, which would be 0 * NaN. All else is differentiated as it stands, by the seeds, too.
+    """
     batch, shape = _batch_shape(elements, parameters), _parameter_shape(parameters)
-    return torch.func.vjp(function, *(x.expand(batch) for x in elements), *(p.expand(shape) for p in parameters))
+    if expands:
+        shape = (*batch, shape[-1])
+    given = (*(x.expand(batch) for x in elements), *(p.expand(shape) for p in parameters))
+    with torch.no_grad():
+        is_finite = functools.reduce(torch.logical_and, (r.isfinite() for r in function(*given)))
+        is_idle = functools.reduce(torch.logical_and, (seed == 0 for seed in seeds))
+        harmful = (is_idle & ~is_finite).expand(batch)
+
+    def run(*tensors: Tensor) -> Tensors:
+        points = [torch.where(harmful, float(i), x) for i, x in enumerate(tensors[: len(elements)])]  # edges in order
+        return function(*points, *(torch.where(harmful.unsqueeze(-1), 0.0, p) for p in tensors[len(elements) :]))
+
+    return cast(tuple[Tensors, Callable[..., Tensors]], torch.func.vjp(run, *given))
 
 
 def _map_indices(family: str, base: str, inverse: bool) -> tuple[int, ...]:
@@ -1034,28 +1054,22 @@ def _point(inputs: tuple[Any, ...], outputs: Tensors) -> Tensors:
     return (outputs[0] if inputs[-1] else inputs[0],)
 
 
-def _map_gradient(formula: Callable[..., Any], family: str, base: str, inverse: bool) -> Callable[..., Tensors]:
+def _map_gradient(
+    formula: Callable[..., Any], expands: bool, family: str, base: str, inverse: bool
+) -> Callable[..., Tensors]:
     """Of ``formula``, the forward map in torch operations, or of its inverse."""
 
     def gradient(grad_value: Tensor, grad_ladj: Tensor, x: Tensor, *parameters: Tensor) -> Tensors:
         transform = functools.partial(formula, family=family, base=base)
-        (_, ladj), pull_back = _vjp(transform, (x,), parameters)
+        (_, ladj), pull_back = _vjp(transform, (grad_value, grad_ladj), (x,), parameters, expands)
         grad_value, grad_ladj = grad_value.expand_as(ladj), grad_ladj.expand_as(ladj)
         if not inverse:
-            return cast(Tensors, pull_back((grad_value, grad_ladj)))
+            return pull_back((grad_value, grad_ladj))
         slope = pull_back((torch.zeros_like(ladj), torch.ones_like(ladj)))[0]
         grad_z = (grad_value - grad_ladj * slope) * torch.exp(-ladj)
         return (grad_z, *pull_back((-grad_z, -grad_ladj))[1:])
 
     return gradient
-
-
-def _map_written_out(x: Tensor, *rest: Any) -> Tensors:
-    *parameters, family, base, inverse = rest
-    if not inverse:
-        return reference.cdf_transform(x, *parameters, family=family, base=base)
-    root, _ = torch.ops.mixflow.map(*(t.detach() for t in (x, *parameters)), family, base, True)
-    return reference.solved_inverse(root, x, *parameters, family=family, base=base)
 
 
 def _unpacked(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -1070,16 +1084,6 @@ def _affine_formula(x: Tensor, rows: Tensor, *, family: str, base: str) -> tuple
     return value * log_slope.exp() + shift, ladj + log_slope
 
 
-def _affine_written_out(x: Tensor, rows: Tensor, family: str, base: str, inverse: bool) -> Tensors:
-    if not inverse:
-        return _affine_formula(x, rows, family=family, base=base)
-    root, _ = torch.ops.mixflow.affine_map(x.detach(), rows.detach(), family, base, True)
-    *parameters, shift, log_slope = _unpacked(rows)
-    z = (x - shift) * torch.exp(-log_slope)
-    value, ladj = reference.solved_inverse(root, z, *parameters, family=family, base=base)
-    return value, ladj - log_slope
-
-
 _MAP = _Op(
     "map",
     elements=1,
@@ -1089,8 +1093,7 @@ _MAP = _Op(
     backward_kernel=_core.map_backward,
     slopes_kernel=_core.map_with_slopes,
     indices=_map_indices,
-    gradient=functools.partial(_map_gradient, reference.cdf_transform),
-    written_out=_map_written_out,
+    gradient=functools.partial(_map_gradient, reference.cdf_transform, False),
     points=_point,
 )
 
@@ -1104,17 +1107,18 @@ _AFFINE = _Op(
     kernel=_core.packed_map,
     backward_kernel=_core.packed_map_backward,
     indices=_map_indices,
-    gradient=functools.partial(_map_gradient, _affine_formula),
-    written_out=_affine_written_out,
+    gradient=functools.partial(_map_gradient, _affine_formula, True),
     points=_point,
 )
 
 
 def _interval_gradient(family: str) -> Callable[..., Tensors]:
     def gradient(grad: Tensor, lower: Tensor, upper: Tensor, *parameters: Tensor) -> Tensors:
-        function = functools.partial(reference.discretized_log_prob, family=family)
-        value, pull_back = _vjp(function, (lower, upper), parameters)
-        return cast(Tensors, pull_back(grad.expand_as(value)))
+        def function(*args: Tensor) -> Tensors:
+            return (reference.discretized_log_prob(*args, family=family),)
+
+        (value,), pull_back = _vjp(function, (grad,), (lower, upper), parameters)
+        return pull_back((grad.expand_as(value),))
 
     return gradient
 
@@ -1128,6 +1132,5 @@ _INTERVAL = _Op(
     backward_kernel=_core.interval_backward,
     indices=lambda family: (_FAMILY_INDEX[family],),
     gradient=_interval_gradient,
-    written_out=lambda *args: (reference.discretized_log_prob(*args[:-1], family=args[-1]),),
     points=lambda inputs, outputs: inputs[:2],
 )

@@ -19,27 +19,21 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import transforms
+from . import networks, transforms
 from .transforms import Transform
-
-try:
-    from . import networks  # type: ignore[attr-defined, unused-ignore]
-except ImportError:
-    networks = None
 
 __all__ = ["Builder", "describe", "describe_arguments", "own_weights", "plain", "sizes", "unsavable"]
 
 LEVELS = 128  # lists and parts within each other; more would come close to Python's limit of recursion
 PARTS = 10_000  # a part that occurs several times counts as often
-FREE_SIZE = 2**20  # a size that needs no weights to bear it out, such as that of a sigmoid
-FREE_BYTES = 2**26  # of buffers that are no weights, such as masks, beyond what the weights bear out
+FREE_SIZE = 2**20  # a size that needs no weights to account for it, such as the features of a sigmoid
+FREE_BYTES = 2**26  # of buffers that are no weights, such as masks, beyond what the weights account for
 
-_NOT_SIZES = ("support", "loc", "scale")  # arguments in which an integer is a value
+_NOT_SIZES = ("support", "loc", "scale", "levels")  # arguments in which an integer is a value
 
 
 def plain(value: Any) -> Any:
@@ -145,7 +139,7 @@ def _live(part: Any, key: str, value: Any) -> Any:
 
 def _classes() -> dict[str, type]:
     """The classes that a description can name."""
-    exported = {name: getattr(module, name) for module in (transforms, networks) if module for name in module.__all__}
+    exported = {name: getattr(module, name) for module in (transforms, networks) for name in module.__all__}
     return {name: value for name, value in exported.items() if isinstance(value, type)}
 
 
@@ -198,10 +192,11 @@ class Builder:
         if kind not in _classes():
             raise ValueError(f"{name}: expected a part among {', '.join(_classes())}; got {kind[:80]!r}")
         for key, size in sizes(arguments):
-            if size > self._largest:
-                raise ValueError(f"{name}.{key}: expected at most {self._largest} for a file of this size, got {size}")
+            self._check_size(f"{name}.{key}", size)
         before = self._parts
         part = self.call(_classes()[kind], arguments, name, level)
+        if isinstance(part, Transform):
+            self._check_size(f"{name}.features", part.features)  # of an image, the product of three sizes
         self._count(1)
         self._made[name] = part, self._parts - before
         return part
@@ -224,7 +219,7 @@ class Builder:
                 self._counted.add(id(buffer))
                 self._bytes_left -= buffer.nbytes
         if self._bytes_left < 0:
-            raise ValueError(f"{name}: needs more memory than a file of this size bears out")
+            raise ValueError(f"{name}: needs more memory than a file of this size accounts for")
         return made
 
     def _value(self, value: Any, name: str, level: int) -> Any:
@@ -236,6 +231,10 @@ class Builder:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}: expected a finite number, got {value}")
         return value
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > self._largest:
+            raise ValueError(f"{name}: expected at most {self._largest} for a file of this size, got {size}")
 
     def _same(self, place: str, name: str) -> Any:
         if place not in self._made:  # nor is a part that this one belongs to, which is not built yet
@@ -256,12 +255,10 @@ def sizes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
     Example:
         >>> from mixflow.parts import sizes
-        >>> list(sizes({"features": [3, 8, 8], "hidden": [64, 32], "family": "logistic"}))
-        [('features', 3), ('features', 24), ('features', 192), ('hidden', 64), ('hidden', 32)]
+        >>> list(sizes({"features": 3, "hidden": [64, 32], "family": "logistic"}))
+        [('features', 3), ('hidden', 64), ('hidden', 32)]
 
     """
     for name, value in arguments.items():
-        given = value if isinstance(value, list) else [value]
-        integers = [] if name in _NOT_SIZES else [size for size in given if isinstance(size, int)]
-        # Of the shape of an event the product counts. A caller stops at the first that is too large.
-        yield from ((name, size) for size in (accumulate(integers, operator.mul) if name == "features" else integers))
+        given = [] if name in _NOT_SIZES else value if isinstance(value, list) else [value]
+        yield from ((name, size) for size in given if isinstance(size, int))

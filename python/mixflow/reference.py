@@ -47,6 +47,12 @@ def _log_phi(a: Tensor) -> Tensor:
     return -0.5 * a * a - _LOG_SQRT_2PI
 
 
+def _log_logistic(z: Tensor) -> Tensor:
+    """The logistic log density, without ``logsigmoid``, which ONNX evaluates as log(sigmoid(z)): -inf far out."""
+    toward_end = torch.where(z < 0.0, z, -z)
+    return toward_end - 2.0 * toward_end.exp().log1p()
+
+
 def _probit(log_F: Tensor, log_S: Tensor) -> Tensor:
     """The standard normal quantile of a probability known by the logs of its two tails.
 
@@ -173,7 +179,7 @@ BASES: dict[str, Base] = {
     "logistic": Base(
         from_log_tails=lambda log_F, log_S: log_F - log_S,
         to_logit=lambda z: z,
-        log_prob=lambda z: logsigmoid(z) + logsigmoid(-z),
+        log_prob=_log_logistic,
         sample=_sample_logistic,
     ),
     "uniform": Base(
@@ -305,14 +311,6 @@ def cdf_transform_inverse(
     with torch.no_grad():
         logit = start.to_logit(z.double())
         root = _bisect(logit, logits.double(), loc.double(), log_scale.double(), component).to(z.dtype)
-    return solved_inverse(root, z, logits, loc, log_scale, family=family, base=base)
-
-
-def solved_inverse(
-    root: Tensor, z: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, *, family: str, base: str
-) -> tuple[Tensor, Tensor]:
-    """What :func:`cdf_transform_inverse` returns, of a solution ``root`` that is a constant."""
-    component, start = FAMILIES[family], BASES[base]
     solved = root.isfinite()
     # Elements without a finite solution take part as harmless numbers, so that their gradients are zero, not
     # NaN.

@@ -241,9 +241,7 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
                 raise ValueError(f"{name}: expected None, as the flow {self.flow!r} has no such option; got {value!r}")
         if "features" in taken:
             options["features"] = features
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return RECIPES[self.flow](**options)
+        return RECIPES[self.flow](**options, seed=seed)
 
     def _validated(self, X: ArrayLike, reset: bool = False, **options: Any) -> NDArray[Any]:
         """``X`` as an array of floats, checked against the X of ``fit``, or with ``reset`` recorded as that."""

@@ -80,13 +80,14 @@ def fit(
 
     Args:
         flow: the flow to fit, in place. Parameters that require no gradient stay as they are.
-        data: (N, D), or (N,) for one feature; any real numbers. They keep their own precision until the flow has
+        data: (N, D), or (N,) for one feature, or (N, C, H, W) for a flow of images; any real numbers. They keep their own precision until the flow has
             subtracted its offset from them. Tensors and arrays are held in memory; a memory map
             (``np.load(..., mmap_mode="r")``) and the path of a .npy file are read batch by batch, and so are the other
             tables, from a temporary copy on disk. Or batches: a ``torch.utils.data.DataLoader`` or another iterable
             that yields ``x``, ``(x, context)``, ``(x, context, weight)`` or a dict of these names, anew for each epoch;
             with several processes, each gives its own shard.
-        context: (N, C), for a flow that takes a context; not with batches, which bring their own.
+        context: (N, C), for a flow that takes a context, or (N, ...) as its embedding takes it; not with batches, which
+            bring their own.
         weights: (N,), of the rows, at least 0: a row of weight 2 counts as two rows. Not with batches.
         validation: fraction of the rows held out, chosen at random, by default a tenth; or the held-out data
             themselves, of any of the kinds above, as ``(data, context)`` where the flow takes a context and as
@@ -100,7 +101,8 @@ def fit(
         max_grad_norm: the norm that gradients are clipped to; ``inf`` for none.
         patience: epochs without improvement to wait for; by default all of them, since the last epochs, at low rates,
             are often the best.
-        seed: of the split and the minibatches. The global random generators are neither read nor changed.
+        seed: of the split and the minibatches, and of what the flow's own modules draw from torch's generators, such as
+            dropout. The global generators are as they were afterwards.
         device: where to train; the flow is moved there and stays. By default, where the flow is. With several
             processes, "cuda" is each process's own.
         progress: show a progress bar on stderr.
@@ -119,8 +121,9 @@ def fit(
         steps_per_epoch: batches in an epoch, for loaders without an end.
 
     Returns:
-        The :class:`History`. After Ctrl-C it is returned early, with ``interrupted`` set, the best weights in
-        place, or those of the steps so far in the first epoch.
+        The :class:`History`. The flow is then in evaluation mode, ``flow.eval()``, in which dropout does nothing. After
+        Ctrl-C the history is returned early, with ``interrupted`` set, the best weights in place, or those of the
+        steps so far in the first epoch.
 
     Raises:
         ValueError: data that no flow can be fitted to (empty, too few rows, the wrong number of columns, a
@@ -162,7 +165,7 @@ def fit(
         start = _Start(split, group, settings, flow)
         if set_from_data:
             start.follow_rows()
-        settings |= {"recipe": repr(flow.recipe), "flow": " ".join(repr(flow).split()), "data": split.digest}
+        settings |= {"base": flow.base, "flow": " ".join(repr(flow).split()), "data": split.digest}
         group.require_same(settings)
         held = start.held(is_set)
         if not trained(flow, held):
@@ -298,6 +301,7 @@ def _train(
     finally:
         flow.zero_grad()
         flow.load_state_dict(run.best)
+        flow.eval()
         if start.rounding is not None:
             flow.notes["resolution"] = start.rounding.widths.tolist()
 

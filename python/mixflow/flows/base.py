@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.distributions import Distribution
 
 from ..checks import check_integer, check_seed
 from ..ops import from_numpy
+from ..parts import plain
 from ..reference import BASES
 from ..transforms import MixtureCDF, Transform
 from ..transforms.base import any_of_event, check_name, check_transform, own_tensor, spread
@@ -36,13 +36,6 @@ class Recipe:
     name: str
     arguments: dict[str, Any]
 
-    def __repr__(self) -> str:
-        # Without the addresses of functions and the weights of modules: a resumed run compares what it reads here.
-        shown = {
-            name: type(value).__name__ if callable(value) else value for name, value in self.arguments.items()
-        }
-        return f"Recipe(name={self.name!r}, arguments={shown!r})"
-
 
 def takes_numpy(method: Callable[P, R]) -> Callable[P, R]:
     """A method of a flow on tensors that takes numpy arrays in their place, too, and then returns numpy arrays."""
@@ -52,14 +45,14 @@ def takes_numpy(method: Callable[P, R]) -> Callable[P, R]:
     def taking(*args: P.args, **kwargs: P.kwargs) -> R:
         if not any(isinstance(value, np.ndarray) for value in (*args, *kwargs.values())):
             return method(*args, **kwargs)
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
         device = like(given["self"]).device
         tensors: dict[str, Any] = {
             name: from_numpy(name, value).to(device) if isinstance(value, np.ndarray) else value
             for name, value in given.items()
         }
         with torch.no_grad():
-            found: Any = method(**tensors)
+            found: Any = method(**tensors)  # type: ignore[call-arg]
         return tuple(map(_to_numpy, found)) if isinstance(found, tuple) else _to_numpy(found)  # type: ignore[return-value]
 
     return taking
@@ -120,7 +113,8 @@ class Flow(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The same as :meth:`log_prob`: what modules that wrap a flow call, and ``torch.export``."""
-        return self.log_prob(x, context)
+        log_prob: Tensor = self.log_prob(x, context)
+        return log_prob
 
     @takes_numpy
     def transform(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -150,17 +144,16 @@ class Flow(nn.Module):
         """
         rows = self._rows("x", x, forward=True)
         context, unknown = self._known_context(context)
-        nothing = self._outside(rows)
-        unknown = self._any(rows.isnan()) | unknown
+        nothing, missing = self._outside(rows), rows.isnan()
         # The map has no slope at infinity or outside the support, and NaN spreads. A point of the support in their
         # place keeps both out of the gradients of the other rows.
-        harmless = torch.where(nothing | rows.isnan(), self.data_to_base.inside(rows), rows)
+        harmless = torch.where(nothing | missing, self.data_to_base.inside(rows), rows)
         z, ladj = self.data_to_base(harmless, context)
         # A number so far out that z overflows has a density below the dtype's smallest number.
         overflows = z.isinf()
-        log_prob = self._base_log_prob(z.masked_fill(overflows, 0.0), context) + ladj
+        log_prob: Tensor = self._base_log_prob(z.masked_fill(overflows, 0.0), context) + ladj
         nowhere = self._any(nothing) | any_of_event(overflows, self.data_to_base.output_shape)
-        return log_prob.masked_fill(nowhere, -math.inf).masked_fill(unknown, math.nan)
+        return log_prob.masked_fill(nowhere, -math.inf).masked_fill(self._any(missing) | unknown, math.nan)
 
     @takes_numpy
     def supports(self, x: Tensor) -> Tensor:
@@ -316,12 +309,14 @@ class Flow(nn.Module):
             >>> flow = flows.univariate(components=2)
             >>> flow.initialize(100.0 + torch.arange(50.0))
             >>> fitted = flow.distribution()
-            >>> fitted.mean.round(), fitted.icdf(0.5).round()
-            (tensor(124.), tensor(124.))
+            >>> f"{fitted.mean:.1f} {fitted.icdf(0.5):.1f}"
+            '124.5 124.5'
 
         """
         from .distribution import FlowDistribution, mixture_of  # which needs this module
 
+        if isinstance(context, np.ndarray):
+            context = from_numpy("context", context).to(like(self).device)
         known, _ = self._known_context(context)
         mixture = mixture_of(self, known)
         return FlowDistribution(self, context) if mixture is None else mixture
@@ -403,19 +398,17 @@ class Flow(nn.Module):
         batch = known.ndim - 1
         return known, missing.flatten(batch).any(-1) if missing.ndim > batch else missing
 
-    def _both_ways(
-        self, name: str, values: Tensor, context: Tensor | None, forward: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _both_ways(self, name: str, values: Tensor, context: Tensor | None, forward: bool) -> tuple[Tensor, Tensor]:
         rows = self._rows(name, values, forward)
         context, unknown = self._known_context(context)
         transform, missing = self.data_to_base, rows.isnan()
         if forward:
-            unknown = any_of_event(missing, transform.event_shape) | unknown
             image, ladj = transform(torch.where(missing, transform.inside(rows), rows), context)
+            unknown = any_of_event(missing, transform.event_shape) | unknown
             image = image.masked_fill(spread(unknown, transform.output_shape), math.nan)
         else:
-            unknown = any_of_event(missing, transform.output_shape) | unknown
             image, ladj = transform.inverse(torch.where(missing, transform.inside_image(rows), rows), context)
+            unknown = any_of_event(missing, transform.output_shape) | unknown
             image = image.masked_fill(spread(unknown, transform.event_shape), math.nan)
         ladj = ladj.masked_fill(unknown, math.nan)
         return image.squeeze(-1) if rows.ndim > values.ndim and image.ndim > 1 else image, ladj
@@ -452,6 +445,8 @@ def like(flow: Flow) -> Tensor:
 
 
 RECIPES: dict[str, Callable[..., Flow]] = {}
+_OBJECTS = "network", "embedding"  # arguments of all recipes that are no numbers or names, on record where given
+_NO_NUMBERS = (*_OBJECTS, "seed")
 
 
 def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
@@ -466,10 +461,11 @@ def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
     def recorded(*args: P.args, **kwargs: P.kwargs) -> Flow:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
-        seed = call.arguments.pop("seed")
-        with _seeded(seed):
+        given = {name: plain(value) for name, value in call.arguments.items() if name not in _NO_NUMBERS}
+        given |= {name: value for name, value in call.arguments.items() if name in _OBJECTS and value is not None}
+        with _seeded(call.arguments.get("seed")):
             flow = build(*args, **kwargs)
-        flow.recipe = Recipe(build.__name__, {name: _plain(value) for name, value in call.arguments.items()})
+        flow.recipe = Recipe(build.__name__, given)
         return flow
 
     RECIPES[build.__name__] = recorded
@@ -490,12 +486,3 @@ def _seeded(seed: int | None) -> Iterator[None]:
             with torch.cuda.device(cuda):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON gives it back: integers of numpy and torch as Python's own, sequences as lists, no infinity."""
-    if isinstance(value, float) and math.isinf(value):
-        return None  # an open end of a support
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return operator.index(value) if hasattr(value, "__index__") else value

@@ -1,4 +1,4 @@
-"""What a flow has learned, as distributions of torch: in the data's own units, with whatever is known in closed form."""
+"""What a flow has learned, as a distribution of torch, in the data's own units."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class _Inside(constraints.Constraint):
     def __init__(self, flow: Flow) -> None:
         super().__init__()
         self.flow = flow
-        self.event_dim = len(flow.event_shape)  # type: ignore[misc]
+        self.event_dim = len(flow.event_shape)
 
     def check(self, value: Tensor) -> Tensor:
         """Whether each event lies inside."""

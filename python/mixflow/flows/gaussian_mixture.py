@@ -130,7 +130,8 @@ class GaussianMixture(Flow):
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         logits, loc, log_diagonal, factor = self._parameters_for(context)
         with full_precision(z):
-            standard = torch.einsum("...kd,...kde->...ke", z.unsqueeze(-2) - loc, factor)
+            batch = "..." if factor.dim() > 3 else ""  # onnxruntime refuses an ellipsis that stands for no axis
+            standard = torch.einsum(f"...kd,{batch}kde->...ke", z.unsqueeze(-2) - loc, factor)
         log_density = log_diagonal.sum(-1) - 0.5 * standard.square().sum(-1)
         log_weight = torch.log_softmax(logits, dim=-1)
         return torch.logsumexp(log_weight + log_density, dim=-1) - 0.5 * self.features * math.log(2.0 * math.pi)

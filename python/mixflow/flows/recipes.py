@@ -183,9 +183,7 @@ def coupling(
     digits = max(1, (parts[0].features - 1).bit_length())
     for layer in range(_check_layers(layers)):
         mask = [(index >> layer // 2 % digits) % 2 == layer % 2 for index in range(parts[0].features)]
-        parts.append(
-            Coupling(features, components, hidden, mask=mask, family=family, context=context, network=network)
-        )
+        parts.append(Coupling(features, components, hidden, mask=mask, family=family, context=context, network=network))
     return _from_normal(parts, base, embedding)
 
 

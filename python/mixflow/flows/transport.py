@@ -27,7 +27,7 @@ def transport(source: Flow, target: Flow) -> Transform:
 
     Raises:
         TypeError: not a Flow.
-        ValueError: features or contexts disagree, or a flow has no map to one of ``mixflow.BASES``.
+        ValueError: features or contexts disagree, or a flow has no map to one of ``mixflow.BASES``, or an embedding.
 
     Example:
         >>> import torch
@@ -45,6 +45,11 @@ def transport(source: Flow, target: Flow) -> Transform:
             raise ValueError(
                 f"{name}: expected a flow with a map to one of {', '.join(BASES)}; got a {type(flow).__name__}, "
                 "whose base is a distribution of its own"
+            )
+        if flow.embedding is not None:
+            raise ValueError(
+                f"{name}: expected a flow without an embedding, as a transform has none; got one with a "
+                f"{type(flow.embedding).__name__}"
             )
     if source.features != target.features:
         raise ValueError(f"target: expected {source.features} features, as many as source; got {target.features}")

@@ -1,6 +1,6 @@
 """Invertible transforms with known log-determinants: the parts that flows are composed of.
 
-A transform maps data ``x`` of shape ``(..., D)`` to ``z`` of the same shape and reports
+A transform maps data ``x`` of shape ``(..., D)``, or images of shape ``(..., C, H, W)``, to ``z`` and reports
 ``ladj = log |det dz/dx|`` in nats, of shape ``(...)``. Inputs are checked in one place, :class:`Transform`; a
 subclass writes only the mathematics, in ``_forward`` and ``_inverse``.
 """
@@ -9,6 +9,8 @@ from .autoregressive import Autoregressive
 from .base import Transform
 from .compose import Compose, Inverse
 from .coupling import Coupling
+from .dequantize import Dequantize
+from .image import ImageCoupling, Pixelwise, Reshape, Squeeze
 from .linear import ActNorm, Affine, Permutation, Rotation, Whitening
 from .mixture import MixtureCDF
 from .pointwise import Exp, Log, Logit, Rebase, Sigmoid, Softplus
@@ -20,16 +22,21 @@ __all__ = [
     "Autoregressive",
     "Compose",
     "Coupling",
+    "Dequantize",
     "Exp",
+    "ImageCoupling",
     "Inverse",
     "Log",
     "Logit",
     "MixtureCDF",
     "Permutation",
+    "Pixelwise",
     "Rebase",
+    "Reshape",
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "Squeeze",
     "Support",
     "Transform",
     "Whitening",

@@ -59,7 +59,7 @@ class Autoregressive(Transform):
         context: int = 0,
         network: Network | None = None,
     ) -> None:
-        super().__init__(features, context)
+        super().__init__(check_integer("features", features, 1), context)
         self.elementwise = ElementwiseMap(check_integer("components", components, 1), family)
         self.conditioner = self._conditioner(hidden, network)
 

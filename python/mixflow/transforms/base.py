@@ -165,9 +165,7 @@ class Transform(nn.Module):
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def _checked(
-        self, name: str, value: Tensor, context: Tensor | None, forward: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, name: str, value: Tensor, context: Tensor | None, forward: bool) -> tuple[Tensor, Tensor | None]:
         """The arguments of a direction: ``value`` expanded to the batch shape that it and the context have together."""
         event = self.event_shape if forward else self.output_shape
         self._check_tensor(name, value, event, self.takes_any_dtype(forward))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_integer
+from ..export import cayley, in_onnx_export
 from ..gaussian import gaussian
 from ..precise import KeepsPrecision
 from ..robust import clipped
@@ -63,7 +65,7 @@ class Affine(KeepsPrecision, Transform):
         loc: float | Sequence[float] = 0.0,
         scale: float | Sequence[float] = 1.0,
     ) -> None:
-        super().__init__(features)
+        super().__init__(check_integer("features", features, 1))
         # The scale first: the dtype of the module is that of its first tensor, and loc may have another.
         start = {
             "log_scale": _per_feature(
@@ -103,12 +105,18 @@ class Affine(KeepsPrecision, Transform):
         if self.loc.dtype.itemsize > self.log_scale.dtype.itemsize and not self.loc.is_meta:
             scale = self.log_scale.detach().to(self.loc.dtype).exp()
             limits = torch.finfo(self.log_scale.dtype)
+            reach = limits.max**0.25  # of tails, in scales: 4e9 in float32
             far = self.loc.abs() > _OFFSET * scale
-            self._is_wide = bool((far | (scale > 1e-9 * limits.max) | (scale < 1e9 * limits.tiny)).any())
+            self._is_wide = bool((far | (scale > limits.max / reach) | (scale < limits.tiny * reach)).any())
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         self._measure()
+
+    def _apply(self, *arguments: Any) -> Affine:
+        super()._apply(*arguments)
+        self._measure()
+        return self
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         centred = x - self.loc
@@ -152,7 +160,7 @@ class Whitening(KeepsPrecision, Transform):
     factor: Tensor
 
     def __init__(self, features: int) -> None:
-        super().__init__(features)
+        super().__init__(check_integer("features", features, 1))
         self.register_buffer("factor", torch.eye(self.features))
         self.register_buffer("loc", torch.zeros(self.features))
         self._is_identity = False
@@ -240,7 +248,7 @@ class Rotation(Transform):
     start: Tensor
 
     def __init__(self, features: int, start: Tensor | None = None) -> None:
-        super().__init__(features)
+        super().__init__(check_integer("features", features, 1))
         if start is None:
             start = torch.eye(self.features)
         elif start.shape != (self.features, self.features):
@@ -259,6 +267,8 @@ class Rotation(Transform):
         lower = skew.new_zeros(self.features, self.features).index_put((row, column), skew)
         half = 0.5 * (lower - lower.mT)
         one = torch.eye(self.features, dtype=half.dtype, device=half.device)
+        if in_onnx_export():
+            return cayley(half).to(self.start.dtype) @ self.start
         # Never singular; to ask whether it is would wait for the device.
         turn: Tensor = torch.linalg.solve_ex(one - half, one + half).result
         return turn.to(self.start.dtype) @ self.start

@@ -60,7 +60,7 @@ class MixtureCDF(Transform):
         context: int = 0,
         network: Network | None = None,
     ) -> None:
-        super().__init__(features, context)
+        super().__init__(check_integer("features", features, 1), context)
         self.is_marginal = False  # whether networks follow, beside which columns of repeated values are not trained
         self.follows_rows = False  # whether a recipe left the number of components to the rows
         self.counts: Tensor | None = None  # how many of them each feature is to use, where that has been found out

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..checks import check_integer
 from ..ops import BASES
 from ..reference import BASES as DISTRIBUTIONS
 from .base import Transform, check_name
@@ -49,6 +50,9 @@ class Pointwise(Transform):
 
     domain: tuple[float, float] = LINE
     image: tuple[float, float] = LINE
+
+    def __init__(self, features: int) -> None:
+        super().__init__(check_integer("features", features, 1))
 
     def outside(self, x: Tensor) -> Tensor | None:
         """Elements of ``x`` (..., D) outside the open ``domain``: booleans (..., D); None if it is the real line.

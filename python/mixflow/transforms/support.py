@@ -10,6 +10,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
+from ..export import in_onnx_export
 from .base import Transform
 from .pointwise import LINE, describe_interval, point_inside
 
@@ -67,7 +69,7 @@ class Support(Transform):
     back: Tensor
 
     def __init__(self, features: int, support: str | Sequence[object] | None) -> None:
-        super().__init__(features)
+        super().__init__(check_integer("features", features, 1))
         self._intervals = _intervals(support, self.features)
         self._largest, self._narrowest = _sizes(self._intervals)
         entries = [_entry(*ends) for ends in self._intervals]
@@ -79,7 +81,8 @@ class Support(Transform):
         points = [point_inside(*ends) for ends in self._intervals]
         # Constants of the constructor, so no file holds them. `.to(dtype)` would round floating-point buffers; the bits
         # of float64 numbers, as integers, it moves to another device and leaves alone otherwise.
-        numbers = torch.tensor([*zip(*self._intervals, strict=True), points], dtype=torch.float64)
+        self._listed = [*zip(*self._intervals, strict=True), points]
+        numbers = torch.tensor(self._listed, dtype=torch.float64)
         self.register_buffer("bits", numbers.view(torch.int64), persistent=False)
         self.register_buffer("order", torch.tensor(order), persistent=False)
         self.register_buffer("back", torch.tensor(order).argsort(), persistent=False)
@@ -118,6 +121,8 @@ class Support(Transform):
 
     def _numbers(self, like: Tensor) -> tuple[Tensor, ...]:
         """Lower ends, upper ends and points inside, each (D,), of the dtype and on the device of ``like``."""
+        if in_onnx_export():  # ONNX has no reinterpretation of bits
+            return torch.tensor(self._listed, dtype=like.dtype, device=like.device).unbind()
         return self.bits.to(like.device).view(torch.float64).to(like.dtype).unbind()
 
     def _mapped(self, value: Tensor, maps: Sequence[Map]) -> tuple[Tensor, Tensor]:

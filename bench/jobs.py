@@ -1,0 +1,203 @@
+"""A job as users of other packages write it: two moons, by a training loop of their own, with each package's flow.
+
+python bench/jobs.py [--steps N] [--rounds R] [--only TEXT] [--out DIR]
+
+Every contender gets the same rows, batches, optimizer and number of steps. Before anything is timed, each is trained
+for a few steps and its density is integrated over the plane: one that is not 1 stops the run. Contenders then take
+turns, round by round, from new weights each time. One thread; seconds are processor time, so that other work on the
+machine counts little. A ratio is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixflow import flows
+from mixflow.bench.inputs import Settings
+from mixflow.bench.report import machine, table
+from mixflow.files import replace_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import toys
+
+BATCH, WARM_UP, LEAST = 256, 20, -1.33
+LogProb = Callable[[Tensor], Tensor]
+
+
+# -- the contenders: each a module and its log density ---------------------------------------------------------
+
+
+def mixflow_coupling() -> tuple[nn.Module, LogProb]:
+    flow = flows.coupling(2, layers=4)
+    return flow, flow.log_prob
+
+
+def mixflow_autoregressive() -> tuple[nn.Module, LogProb]:
+    flow = flows.autoregressive(2, layers=3, components=8)
+    return flow, flow.log_prob
+
+
+def zuko_nsf() -> tuple[nn.Module, LogProb]:
+    import zuko
+
+    flow = zuko.flows.NSF(2, transforms=3, hidden_features=(64, 64))
+    return flow, lambda x: flow().log_prob(x)
+
+
+def nflows_nsf() -> tuple[nn.Module, LogProb]:
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.nn.nets import ResidualNet
+    from nflows.transforms import CompositeTransform, PiecewiseRationalQuadraticCouplingTransform
+
+    parts = [
+        PiecewiseRationalQuadraticCouplingTransform(
+            mask=[layer % 2, 1 - layer % 2],
+            transform_net_create_fn=lambda inputs, outputs: ResidualNet(inputs, outputs, hidden_features=64),
+            num_bins=8,
+            tails="linear",
+            tail_bound=4.0,
+        )
+        for layer in range(4)
+    ]
+    flow = Flow(CompositeTransform(parts), StandardNormal([2]))
+    return flow, flow.log_prob
+
+
+CONTENDERS: dict[str, Callable[[], tuple[nn.Module, LogProb]]] = {
+    "mixflow coupling, 4": mixflow_coupling,
+    "mixflow autoregressive, 3": mixflow_autoregressive,
+    "zuko NSF, 3": zuko_nsf,
+    "nflows spline couplings, 4": nflows_nsf,
+}
+
+
+# -- the job ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One contender over all rounds: ``seconds`` and ``test`` have one number for each."""
+
+    contender: str
+    parameters: int
+    seconds: list[float]
+    test: list[float]
+    ratio: float
+
+    def cells(self) -> dict[str, str]:
+        return {
+            "contender": self.contender,
+            "parameters": f"{self.parameters:,}",
+            "seconds": f"{min(self.seconds):.2f}",
+            "times mixflow coupling": f"{self.ratio:.2f}",
+            "worst test log_prob": f"{min(self.test):.4f}",
+            f"at least {LEAST}": "yes" if min(self.test) >= LEAST else "no",
+        }
+
+
+def moons(n: int, seed: int) -> Tensor:
+    return torch.from_numpy(toys.moons(n, seed)).float()
+
+
+def train(flow: nn.Module, log_prob: LogProb, rows: Tensor, steps: int, seed: int) -> float:
+    """The loop, and the processor time that it took."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = [rows[torch.randint(len(rows), (BATCH,), generator=generator)] for _ in range(steps)]
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    start = time.process_time()
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = -log_prob(batch).mean()
+        loss.backward()
+        optimizer.step()
+    return time.process_time() - start
+
+
+@torch.no_grad()
+def integral(log_prob: LogProb, edge: float = 10.0, points: int = 400) -> float:
+    """Of the density over a square, by the midpoint rule."""
+    width = 2.0 * edge / points
+    line = torch.arange(points) * width - edge + width / 2.0
+    grid = torch.cartesian_prod(line, line)
+    mass = sum(log_prob(rows).double().exp().sum().item() for rows in grid.split(4096))
+    return float(mass) * width**2
+
+
+def check(name: str, rows: Tensor) -> None:
+    """Stop unless the contender is a density after some steps: what is not one can score anything."""
+    torch.manual_seed(0)
+    flow, log_prob = CONTENDERS[name]()
+    train(flow, log_prob, rows, WARM_UP, 0)
+    mass = integral(log_prob)
+    if abs(mass - 1.0) > 0.01:
+        raise RuntimeError(f"{name}: the density integrates to {mass:.4f}; nothing was timed")
+
+
+def missing(name: str) -> str | None:
+    """Why a contender cannot run; None if it can."""
+    try:
+        CONTENDERS[name]()
+    except ImportError as error:
+        return f"{error.name} is not installed"
+    return None
+
+
+def run(names: Sequence[str], steps: int, rounds: int) -> list[Outcome]:
+    rows, test = moons(10_000, 0), moons(10_000, 1)
+    for name in names:
+        check(name, rows)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    scores: dict[str, list[float]] = {name: [] for name in names}
+    parameters = {}
+    for seed in range(rounds):
+        for name in names:
+            torch.manual_seed(seed)
+            flow, log_prob = CONTENDERS[name]()
+            seconds[name].append(train(flow, log_prob, rows, steps, seed))
+            with torch.no_grad():
+                scores[name].append(log_prob(test).double().mean().item())
+            parameters[name] = sum(parameter.numel() for parameter in flow.parameters())
+    own = np.array(seconds[names[0]])
+    return [
+        Outcome(name, parameters[name], seconds[name], scores[name], float(np.median(np.array(seconds[name]) / own)))
+        for name in names
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600, help="of each training (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="trainings of each contender (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="besides the first, those whose name contains TEXT")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    about = machine(Settings(BATCH, 8, torch.float32, 1, torch.device("cpu"), False))
+    print("\n".join(f"{key:<16} {value}" for key, value in about.items()), flush=True)
+
+    first, *others = CONTENDERS
+    reasons = {name: missing(name) for name in [first, *(name for name in others if arguments.only in name)]}
+    outcomes = run([name for name, reason in reasons.items() if reason is None], arguments.steps, arguments.rounds)
+    print(f"\n{table(outcomes)}")
+    print("".join(f"  {name}: {reason}\n" for name, reason in reasons.items() if reason is not None), end="")
+    document = {"machine": about, "steps": arguments.steps, "two moons": [asdict(outcome) for outcome in outcomes]}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with replace_file(arguments.out / "jobs.json") as temporary:
+        temporary.write_text(json.dumps(document) + "\n")
+    print(f"wrote {arguments.out / 'jobs.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

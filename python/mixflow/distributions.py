@@ -192,13 +192,13 @@ class Mixture(Distribution):
     @property
     def mean(self) -> Tensor:
         """``sum_k w_k loc_k``."""
-        return (self.logits.softmax(-1) * self.loc).sum(-1)
+        return (self.weights * self.loc).sum(-1)
 
     @property
     def variance(self) -> Tensor:
         """``sum_k w_k (v scale_k^2 + (loc_k - mean)^2)``, v the variance of the family's standard distribution."""
         spread = reference.FAMILIES[self.family].variance * (2 * self.log_scale).exp()
-        return (self.logits.softmax(-1) * (spread + (self.loc - self.mean.unsqueeze(-1)) ** 2)).sum(-1)
+        return (self.weights * (spread + (self.loc - self.mean.unsqueeze(-1)) ** 2)).sum(-1)
 
     def entropy(self) -> Tensor:
         """The differential entropy ``-E[log f(X)]`` in nats, by quadrature.

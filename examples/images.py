@@ -173,7 +173,6 @@ def main() -> None:
         lr=0.003,
         progress=not arguments.quick,
     )
-    flow.eval()  # without dropout
     print(f"{history}\nfitted in {time.perf_counter() - start:.0f} s\n")
 
     torch.manual_seed(0)

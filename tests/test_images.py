@@ -525,3 +525,50 @@ def test_the_example_runs(data, tmp_path):
     said = subprocess.run(command, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".safetensors"}
+
+
+def noisy_flow():
+    """A flow that draws numbers in training: noise and dropout."""
+    torch.manual_seed(0)
+    flow = image_flow(learned_noise((1, 4, 4)))
+    dropping = networks.ConvNet(4, 1, dropout=0.5)
+    return Flow(Compose(*flow.data_to_base.each(), ImageCoupling((1, 4, 4), 2, network=dropping)))
+
+
+def test_a_fit_that_draws_noise_depends_on_its_seed_alone():
+    options = {"epochs": 3, "batch_size": 50, "progress": False}
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, second, other = noisy_flow(), noisy_flow(), noisy_flow()
+    torch.set_rng_state(before)
+    histories = [mixflow.fit(first, stripes(200), **options)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    mixflow.fit(second, stripes(200), **options)
+    histories.append(mixflow.fit(other, stripes(200), **options, seed=1))
+    assert histories[0].train_log_prob != histories[1].train_log_prob
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_fit_and_load_leave_a_flow_without_dropout(tmp_path):
+    flow = noisy_flow()
+    mixflow.fit(flow, stripes(200), epochs=2, batch_size=50, progress=False)
+    assert not any(module.training for module in flow.modules())
+    mixflow.save(flow, tmp_path / "flow.safetensors")
+    assert not any(module.training for module in mixflow.load(tmp_path / "flow.safetensors").modules())
+
+
+def test_notes_on_images_are_of_images():
+    history = mixflow.fit(noisy_flow(), stripes(200), epochs=1, progress=False)
+    assert history.notes[0] == "Data: 180 rows to learn from, 20 held out, each of shape (1, 4, 4)."
+    assert not any("Repeated values" in note for note in history.notes)
+
+
+def test_a_constant_column_that_was_rounded_is_no_constant():
+    data = np.stack([np.zeros(200), np.arange(200.0) % 7], axis=1)
+    flow = mixflow.flows.coupling(2, layers=1, hidden=(4,), seed=0)
+    with pytest.raises(ValueError, match="expected columns that vary"):
+        mixflow.fit(flow, data, epochs=1, progress=False)
+    mixflow.fit(flow, data, epochs=1, resolution=1.0, progress=False)
+    assert flow.log_prob(torch.zeros(1, 2)).isfinite()

@@ -20,6 +20,7 @@ from .bench import command as bench
 from .checks import check_integer, check_seed
 from .files import check_space, check_writable
 from .flows import RECIPES, Flow, like, transport
+from .flows.base import NO_NUMBERS
 from .model_file import load, save
 from .parallel import process_rank
 from .tables import ROWS, Table, check_extension, count_rows, iter_table, map_table, read_table, table_writer
@@ -208,7 +209,8 @@ def _given(arguments: argparse.Namespace, function: Callable[..., Any]) -> dict[
 
 def _recipe_options(build: Callable[..., Any]) -> list[str]:
     """The parameters of a recipe that are options of ``fit``: the others come from the data."""
-    return [name for name in inspect.signature(build).parameters if name not in ("features", "context")]
+    own = "features", "context", *NO_NUMBERS
+    return [name for name in inspect.signature(build).parameters if name not in own]
 
 
 def _support(given: Sequence[str] | None, columns: Sequence[str]) -> list[Any] | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoint import Run, weights
-from .flows import Flow, like
+from .flows import Flow, like, seeded
 from .parallel import Group
 from .sources import CHUNK, Batch, Loader, Subset
 from .transforms import MixtureCDF
@@ -268,10 +268,8 @@ class Training:
         if isinstance(source, Loader):
             yield
             return
-        device = like(self.run.flow).device
         seeds = np.random.SeedSequence((self.settings["seed"] % 2**32, self.group.rank, *key))
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        with seeded(int(seeds.generate_state(1)[0]), like(self.run.flow).device):
             yield
 
     def _read(self) -> None:

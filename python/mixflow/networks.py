@@ -35,7 +35,7 @@ class ConvNet:
         blocks: the number of residual blocks; 0 for two convolutions alone.
         kernel: the side of the convolutions, odd.
         dropout: the probability with which a block's channel is dropped in training; it prevents overfitting where
-            images are few. It is active while the module is in training mode, ``flow.train()``, alone.
+            images are few. It is active in training mode alone: ``fit`` trains in it, and leaves a flow without it.
 
     Attributes:
         arguments: what the constructor was called with, by name.

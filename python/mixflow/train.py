@@ -21,7 +21,7 @@ from .checkpoint import Contents, Run, read_file
 from .checkpoint import weights as _weights
 from .checks import check_integer, check_seed
 from .files import PathLike, check_writable
-from .flows import Flow, like
+from .flows import Flow, like, seeded
 from .history import History
 from .learning import SCORING, Diverged, Rounding, Training, stage, trained, trained_alone
 from .parallel import Group
@@ -30,7 +30,7 @@ from .schedule import schedule_of
 from .sources import Data, Loader, Subset
 from .split import Split, open_split
 from .survey import Survey, survey
-from .transforms import MixtureCDF
+from .transforms import Dequantize, MixtureCDF
 
 __all__ = ["History", "fit"]
 
@@ -80,12 +80,12 @@ def fit(
 
     Args:
         flow: the flow to fit, in place. Parameters that require no gradient stay as they are.
-        data: (N, D), or (N,) for one feature, or (N, C, H, W) for a flow of images; any real numbers. They keep their own precision until the flow has
-            subtracted its offset from them. Tensors and arrays are held in memory; a memory map
-            (``np.load(..., mmap_mode="r")``) and the path of a .npy file are read batch by batch, and so are the other
-            tables, from a temporary copy on disk. Or batches: a ``torch.utils.data.DataLoader`` or another iterable
-            that yields ``x``, ``(x, context)``, ``(x, context, weight)`` or a dict of these names, anew for each epoch;
-            with several processes, each gives its own shard.
+        data: (N, D), or (N,) for one feature, or (N, C, H, W) for a flow of images; any real numbers. They keep their
+            own precision until the flow has subtracted its offset from them. Tensors and arrays are held in memory; a
+            memory map (``np.load(..., mmap_mode="r")``) and the path of a .npy file are read batch by batch, and so are
+            the other tables, from a temporary copy on disk. Or batches: a ``torch.utils.data.DataLoader`` or another
+            iterable that yields ``x``, ``(x, context)``, ``(x, context, weight)`` or a dict of these names, anew for
+            each epoch; with several processes, each gives its own shard.
         context: (N, C), for a flow that takes a context, or (N, ...) as its embedding takes it; not with batches, which
             bring their own.
         weights: (N,), of the rows, at least 0: a row of weight 2 counts as two rows. Not with batches.
@@ -152,7 +152,8 @@ def fit(
     _check_trainable(flow)
     settings = _check_settings(epochs, batch_size, lr, weight_decay, max_grad_norm, patience, seed)
     group = Group.join(own.device)
-    split = open_split(flow, data, context, weights, validation, settings["seed"], own, steps_per_epoch)
+    with seeded(settings["seed"] % 2**32, own.device):  # a support behind noise is looked at through it
+        split = open_split(flow, data, context, weights, validation, settings["seed"], own, steps_per_epoch)
     settings |= _open_settings(flow, split, settings)
     set_from_data = not flow.fitted if initialize is None else bool(initialize)
     settings |= {"initialize": set_from_data, "resolution": _check_resolution(resolution, flow.features)}
@@ -199,12 +200,12 @@ class _Start:
         self.split, self.group, self.settings, self.flow = split, group, settings, flow
         self.names = flow.notes.get("columns") or [f"x{number}" for number in range(1, flow.features + 1)]
         rows, self.x, self.context = split.first(group)
-        if settings["initialize"] and len(flow.event_shape) == 1:  # pixels may well be black in all images
-            _check_columns_vary(self.x, flow)
         self.seen: Survey = group.share(lambda: survey(rows[:SURVEYED]))
         widths = settings["resolution"]
         if widths == "auto":
             widths = self.seen.resolution
+        if settings["initialize"] and len(flow.event_shape) == 1:  # pixels may well be black in all images
+            _check_columns_vary(self.x, flow, widths)
         self.rounding = None
         if widths is not None and any(widths):
             self.rounding = Rounding(torch.tensor(widths, dtype=torch.float64), settings["seed"] % 2**32)
@@ -212,12 +213,14 @@ class _Start:
     def held(self, is_set: bool) -> list[bool]:
         """The columns whose marginal mixtures stay as they were set: those that repeat their values."""
         widths = [0.0] * self.flow.features if self.rounding is None else self.rounding.widths.tolist()
-        return [is_set and width == 0.0 and self.seen.is_tied(column) for column, width in enumerate(widths)]
+        ties = is_set and not _adds_noise(self.flow)
+        return [ties and width == 0.0 and self.seen.is_tied(column) for column, width in enumerate(widths)]
 
     def follow_rows(self) -> None:
         """Let the sizes that the recipe left open follow the rows."""
         rows = len(self.split.train) if isinstance(self.split.train, Subset) else len(self.x)
-        counts = self.group.share(lambda: self.flow.supported_counts(self.inside()[0], rows))
+        with seeded(self.settings["seed"] % 2**32, self.x.device):
+            counts = self.group.share(lambda: self.flow.supported_counts(self.inside()[0], rows))
         if counts is not None:
             self.flow.use_counts(counts)
 
@@ -247,15 +250,20 @@ class _Start:
         return plain
 
     def _initialized(self, flow: Flow) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-        return flow.starts(*self.inside()), _weights(flow)
+        flow.eval()  # as the rows that are scored
+        with seeded(self.settings["seed"] % 2**32, self.x.device):
+            return flow.starts(*self.inside()), _weights(flow)
 
     def _notes(self, flow: Flow) -> list[str]:
         train, columns = self.split.train, ", ".join(self.names[:6]) + (", ..." if len(self.names) > 6 else "")
         rows = f"{len(train):,} rows to learn from" if isinstance(train, Subset) else "batches"
         held_out = f", {len(self.split.valid):,} held out" if isinstance(self.split.valid, Subset) else ""
-        notes = [f"Data: {rows}{held_out}; {flow.features} column{'s' if flow.features > 1 else ''} ({columns})."]
         widths = [0.0] * flow.features if self.rounding is None else self.rounding.widths.tolist()
-        notes += self.seen.notes(self.names, self.x.dtype, widths)
+        if len(flow.event_shape) > 1:  # that pixels repeat values or others depend on them is no news
+            notes = [f"Data: {rows}{held_out}, each of shape ({', '.join(map(str, flow.event_shape))})."]
+        else:
+            notes = [f"Data: {rows}{held_out}; {flow.features} column{'s' if flow.features > 1 else ''} ({columns})."]
+            notes += self.seen.notes(self.names, self.x.dtype, widths)
         if self.split.at_ends:
             notes.append(
                 f"Ends of the support: {self.split.at_ends:,} rows have a value there, where a density is zero. They "
@@ -280,7 +288,8 @@ def _train(
 ) -> None:
     """Take the steps; whatever ends them, the best weights are in place then."""
     flow, settings = run.flow, run.settings
-    limited = flow.data_to_base.outside(torch.ones(flow.event_shape, device=start.x.device)) is not None
+    with seeded(settings["seed"] % 2**32, start.x.device):
+        limited = flow.data_to_base.outside(torch.ones(flow.event_shape, device=start.x.device)) is not None
     try:
         with group.hold_interrupts(), _progress_bar(run, split.train, progress and group.rank == 0) as bar:
             training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, held)
@@ -322,7 +331,7 @@ def _report_divergence(history: History, reason: Diverged, suspects: str) -> str
 def _on_components(flow: Flow, names: Sequence[str], rows: int) -> str:
     """A note on how many components the marginal mixtures of ``flow`` use."""
     marginals = next((module for module in flow.modules() if isinstance(module, MixtureCDF)), None)
-    if marginals is None or marginals.used is None:
+    if marginals is None or marginals.used is None or len(marginals.used) != len(names):
         return f"Few rows ({rows:,}): rows left out chose the start and its number of components."
     shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, marginals.used.tolist(), strict=True))[:6])
     more = ", ..." if len(names) > 6 else ""
@@ -466,10 +475,18 @@ def _check_device(device: torch.device | str | int | None, flow: Flow) -> torch.
     return chosen
 
 
-def _check_columns_vary(x: Tensor, flow: Flow) -> None:
+def _adds_noise(flow: Flow) -> bool:
+    """Whether the flow makes numbers that differ of integers that repeat."""
+    return any(isinstance(module, Dequantize) for module in flow.modules())
+
+
+def _check_columns_vary(x: Tensor, flow: Flow, widths: Sequence[float] | None) -> None:
     # A spread of a few rounding steps carries no shape to learn, and a spread of zero has no logarithm.
     resolution = 16.0 * torch.finfo(x.dtype).eps * x.abs().amax(dim=0)
-    constant = (x.amax(dim=0) - x.amin(dim=0) <= resolution).nonzero()
+    constant = x.amax(dim=0) - x.amin(dim=0) <= resolution
+    if widths is not None:  # a value that stands for an interval varies
+        constant = constant & (torch.tensor(widths, device=x.device) <= resolution)
+    constant = constant.nonzero()
     if len(constant):
         column = int(constant[0])
         names = flow.notes.get("columns")

@@ -1,6 +1,6 @@
 """Normalizing flows: a transform from data to a base distribution, and the recipes that build them."""
 
-from .base import RECIPES, Flow, Recipe, like, recipe
+from .base import RECIPES, Flow, Recipe, like, recipe, seeded
 from .gaussian_mixture import GaussianMixture
 from .recipes import autoregressive, coupling, gaussian_mixture, gaussianization, univariate
 from .transport import transport
@@ -16,6 +16,7 @@ __all__ = [
     "gaussianization",
     "like",
     "recipe",
+    "seeded",
     "transport",
     "univariate",
 ]

@@ -23,7 +23,7 @@ from ..transforms import MixtureCDF, Transform
 from ..transforms.base import any_of_event, check_name, check_transform, own_tensor, spread
 from .start import start, supported_counts, use_counts
 
-__all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe"]
+__all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe", "seeded"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -446,7 +446,7 @@ def like(flow: Flow) -> Tensor:
 
 RECIPES: dict[str, Callable[..., Flow]] = {}
 _OBJECTS = "network", "embedding"  # arguments of all recipes that are no numbers or names, on record where given
-_NO_NUMBERS = (*_OBJECTS, "seed")
+NO_NUMBERS = (*_OBJECTS, "seed")
 
 
 def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
@@ -461,9 +461,9 @@ def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
     def recorded(*args: P.args, **kwargs: P.kwargs) -> Flow:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
-        given = {name: plain(value) for name, value in call.arguments.items() if name not in _NO_NUMBERS}
+        given = {name: plain(value) for name, value in call.arguments.items() if name not in NO_NUMBERS}
         given |= {name: value for name, value in call.arguments.items() if name in _OBJECTS and value is not None}
-        with _seeded(call.arguments.get("seed")):
+        with seeded(call.arguments.get("seed")):
             flow = build(*args, **kwargs)
         flow.recipe = Recipe(build.__name__, given)
         return flow
@@ -473,12 +473,15 @@ def recipe(build: Callable[P, Flow]) -> Callable[P, Flow]:
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Let modules draw their first weights from ``seed``, and torch's global generators be as they were afterwards."""
+def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
+    """Let modules draw from ``seed`` on ``device``, by default torch's; the global generators are then as they were.
+
+    Without a seed they draw from the global generators.
+    """
     if seed is None:
         yield
         return
-    device = torch.get_default_device()
+    device = torch.get_default_device() if device is None else device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(check_seed(seed))

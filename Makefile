@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(shell find csrc python -type f -not -name '*.pyc')
 CPP := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test gpu bench bench-flows bench-robust accuracy stress docs wheel sanitize fuzz coverage release-check lint format clean
+.PHONY: demo test gpu bench bench-flows bench-jobs bench-robust accuracy stress docs wheel sanitize fuzz coverage release-check lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out output
@@ -25,6 +25,10 @@ bench: $(VENV)/.installed
 # Flows against zuko's on tables of your own, DATA="a.csv b.csv", two minutes a flow; without DATA, against known truths.
 bench-flows: $(VENV)/.installed
 	$(BIN)/python bench/flows.py $(DATA)
+
+# The training loop on two moons that people write by hand, against the spline flows of zuko and nflows where installed.
+bench-jobs: $(VENV)/.installed
+	$(BIN)/python bench/jobs.py
 
 # Fits with defaults on awkward data of every kind, and on tables of your own if DATA names some: the table in the docs.
 bench-robust: $(VENV)/.installed

@@ -11,11 +11,10 @@
     program = program.run_decompositions(mixflow.export.decompositions())
 
 The formulas are for inference in the forward direction. Both tails keep their accuracy, as in
-:func:`mixflow.cdf_transform`: z is right to 8 eps in float32 and 64 eps in float64. The error of log |dz/dx| is as
-small in units of 1 + |log |dz/dx|| plus the largest of the logs that it is the sum of: those of scales, weights and
-|z|. The formulas take more time than the kernels,
-and memory for every component of every element. An ONNX file in float64 has the accuracy of float32 alone, since torch
-rounds the constants in it.
+:func:`mixflow.cdf_transform`: z is right to 8 eps in float32 and 64 eps in float64. ``ladj`` is a sum of logarithms: of
+its own size, of the largest scale and weight, and of z. Its error is as small relative to the largest of them. The
+formulas take more time than the kernels, and memory for every component of every element. An ONNX file in float64 has
+the accuracy of float32 alone, since torch rounds the constants in it.
 
 ONNX has no ``erfcx``, ``log1p`` or ``expm1``. Torch exports ``log1p(x)`` as ``log(1 + x)`` and ``logsigmoid(x)`` as
 ``log(sigmoid(x))``, which loses the tails. So each tail is written here as exp(-exponent) times a factor that neither

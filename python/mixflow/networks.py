@@ -37,9 +37,6 @@ class ConvNet:
         dropout: the probability with which a block's channel is dropped in training; it prevents overfitting where
             images are few. It is active in training mode alone: ``fit`` trains in it, and leaves a flow without it.
 
-    Attributes:
-        arguments: what the constructor was called with, by name.
-
     Raises:
         ValueError: a size is out of range, the kernel is even, or dropout is not in [0, 1).
 

@@ -161,7 +161,7 @@ class Flow(nn.Module):
         return ~self._any(self._outside(self._rows("x", x, forward=True)))
 
     def shaped(self, rows: Tensor) -> Tensor:
-        """``rows`` (N, features) as events (N, *event_shape)."""
+        """``rows`` (N, features) as events ``(N, *event_shape)``."""
         return rows if len(self.event_shape) == 1 else rows.reshape(-1, *self.event_shape)
 
     @property
@@ -228,11 +228,11 @@ class Flow(nn.Module):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw samples: shape (*n, *B, D) for a context (*B, C), of the dtype that :meth:`inverse` gives.
+        """Draw samples: shape ``(*n, *B, D)`` for a context ``(*B, C)``, of the dtype that :meth:`inverse` gives.
 
         Args:
             n: how many, for each context: a number, or a shape. ``()`` draws one, without an axis for it.
-            context: (C,) for all samples, or (*B, C), each of which then has samples of its own; a numpy array gives a
+            context: (C,) for all samples, or ``(*B, C)``, each of which then has samples of its own; a numpy array gives a
                 numpy array.
             seed: makes the draws reproducible without touching torch's global generator.
             generator: a generator to draw from, in place of a seed.
@@ -301,7 +301,7 @@ class Flow(nn.Module):
         with ``log_prob`` and ``rsample``, and with ``cdf`` and ``icdf`` where there is one feature.
 
         Args:
-            context: (C,) for a single distribution, or (*B, C) for a batch of them.
+            context: (C,) for a single distribution, or ``(*B, C)`` for a batch of them.
 
         Example:
             >>> import torch

@@ -27,7 +27,7 @@ class FlowDistribution(Distribution):
 
     Args:
         flow: the flow, whose parameters are shared, not copied.
-        context: (*B, C), for the batch shape B; None for a flow without.
+        context: ``(*B, C)``, for the batch shape B; None for a flow without.
 
     Raises:
         ValueError: the flow takes a context and there is none, or the other way round.
@@ -138,7 +138,7 @@ def mixture_of(flow: Flow, context: Tensor | None) -> Distribution | None:
 
     Args:
         flow: the flow.
-        context: (*B, C), as the transforms take it.
+        context: ``(*B, C)``, as the transforms take it.
 
     """
     if flow.context and context is None:

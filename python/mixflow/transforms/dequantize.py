@@ -79,7 +79,7 @@ class Dequantize(Transform):
         self.noise = noise
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initialise the noise on logistic numbers, with ``x`` (N, *shape) for its context."""
+        """Initialise the noise on logistic numbers, with ``x`` ``(N, *shape)`` for its context."""
         if self.noise is not None:
             x = self._in_own_dtype(x)
             start = torch.logit(self._uniform(x))

@@ -37,7 +37,9 @@ OP_TESTS = (
     "torch",
     "distributions",
     "transforms",
+    "masked",
     "flows",
+    "flow_calls",
 )
 # Every kind of memory access, on few elements: the sanitizer takes ten times as long as the card.
 SANITIZED = ["tests/test_ops.py", "tests/test_gradients.py"]

@@ -232,8 +232,8 @@ class Flow(nn.Module):
 
         Args:
             n: how many, for each context: a number, or a shape. ``()`` draws one, without an axis for it.
-            context: (C,) for all samples, or ``(*B, C)``, each of which then has samples of its own; a numpy array gives a
-                numpy array.
+            context: (C,) for all samples, or ``(*B, C)``, each of which then has samples of its own; a numpy array
+                gives a numpy array.
             seed: makes the draws reproducible without touching torch's global generator.
             generator: a generator to draw from, in place of a seed.
 

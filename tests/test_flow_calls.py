@@ -232,7 +232,7 @@ def test_other_flows_give_a_distribution_that_torch_knows(name):
     with pytest.raises(NotImplementedError, match="one feature"):
         fitted.cdf(x)
     with pytest.raises(ValueError, match="support"):
-        fitted.log_prob(torch.full((4, D), math.nan))
+        FlowDistribution(flow, context, validate_args=True).log_prob(torch.full((4, D), math.nan))
 
 
 def test_a_flow_on_an_interval_has_a_cdf_and_quantiles_there():
@@ -487,6 +487,25 @@ def test_fit_trains_a_network_and_an_embedding_of_ones_own(name):
     assert flow.sample((), series[:4].numpy()).shape == (4, flow.features)
 
 
+class Labels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, C)
+
+    def forward(self, label):
+        return self.table(label.long().squeeze(-1))
+
+
+def test_an_embedding_takes_labels():
+    torch.manual_seed(0)
+    flow = flows.coupling(D, 1, context=C, embedding=Labels(), seed=0)
+    label = torch.arange(20).unsqueeze(-1) % 10
+    x = draw(20, D).float()
+    mixflow.fit(flow, x, context=label, epochs=1, progress=False)
+    assert flow.sample(5, label).shape == (5, 20, D)
+    np.testing.assert_array_equal(flow.log_prob(x.numpy(), label.numpy()), flow.log_prob(x, label).detach())
+
+
 BAD_MODULES = {
     "outputs": (
         ValueError,
@@ -538,6 +557,11 @@ BAD_MODULES = {
         ValueError,
         "n: expected an integer of at least 0, got -1",
         lambda: flows.univariate().sample((2, -1)),
+    ),
+    "generator": (
+        TypeError,
+        r"generator: expected a torch\.Generator, got int",
+        lambda: flows.univariate().sample(2, generator=3),
     ),
     "a word": (ValueError, "n: expected an integer of at least 0, got 'two'", lambda: flows.univariate().sample("two")),
 }

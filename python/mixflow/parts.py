@@ -87,7 +87,7 @@ def describe(transform: Transform, name: str) -> dict[str, Any]:
         >>> from mixflow.parts import describe
         >>> from mixflow.transforms import Exp, Inverse
         >>> describe(Inverse(Exp(2)), "data_to_base")["arguments"]["transform"]
-        {'part': 'Exp', 'arguments': {'features': 2, 'context': 0, 'output': None}}
+        {'part': 'Exp', 'arguments': {'features': 2}}
 
     """
     return _Describer().part(transform, name, 0)

@@ -48,7 +48,7 @@ def takes_numpy(method: Callable[P, R]) -> Callable[P, R]:
         given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
         device = like(given["self"]).device
         tensors: dict[str, Any] = {
-            name: from_numpy(name, value).to(device) if isinstance(value, np.ndarray) else value
+            name: _to_tensor(name, value).to(device) if isinstance(value, np.ndarray) else value
             for name, value in given.items()
         }
         with torch.no_grad():
@@ -56,6 +56,12 @@ def takes_numpy(method: Callable[P, R]) -> Callable[P, R]:
         return tuple(map(_to_numpy, found)) if isinstance(found, tuple) else _to_numpy(found)  # type: ignore[return-value]
 
     return taking
+
+
+def _to_tensor(name: str, values: np.ndarray[Any, Any]) -> Tensor:
+    if name == "context" and values.dtype.kind in "iu" and not isinstance(values, np.ma.MaskedArray):
+        return torch.from_numpy(values.astype(np.int64))  # labels, which an embedding may take
+    return from_numpy(name, values)
 
 
 def _to_numpy(values: Tensor) -> Any:
@@ -316,7 +322,7 @@ class Flow(nn.Module):
         from .distribution import FlowDistribution, mixture_of  # which needs this module
 
         if isinstance(context, np.ndarray):
-            context = from_numpy("context", context).to(like(self).device)
+            context = _to_tensor("context", context).to(like(self).device)
         known, _ = self._known_context(context)
         mixture = mixture_of(self, known)
         return FlowDistribution(self, context) if mixture is None else mixture
@@ -335,6 +341,8 @@ class Flow(nn.Module):
         return x.masked_fill(spread(unknown, self.event_shape), math.nan), log_prob.masked_fill(unknown, math.nan)
 
     def _generator(self, seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:
+        if not isinstance(generator, torch.Generator | None):
+            raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
         if seed is None:
             return generator
         if generator is not None:

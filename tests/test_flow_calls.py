@@ -385,6 +385,18 @@ def test_rows_left_out_of_a_loss_add_nothing_to_any_gradient(name, bad, where, d
     assert (torch.autograd.grad(loss, leaf)[0][~seen] == 0.0).all()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rows_with_a_bad_context_before_an_embedding_add_nothing(name, bad):
+    flow = made(name, context=C, embedding=nn.Linear(4, C))
+    x, context = draw(8, flow.features), draw(8, 4, seed=1)
+    seen = torch.arange(8) != 3
+    expected = gradients_of(flow, flow.log_prob(x[seen], context[seen]).sum())
+    context[3, 2] = bad
+    log_prob = flow.log_prob(x, context)
+    assert log_prob[3].isnan()
+    torch.testing.assert_close(gradients_of(flow, torch.where(seen, log_prob, 0.0).sum()), expected)
+
+
 def test_rows_of_nan_are_nan_in_both_directions_and_add_nothing(name, device):
     flow = made(name, device)
     z = draw(8, flow.features, device=device)

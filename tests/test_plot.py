@@ -9,6 +9,7 @@ import torch
 
 from mixflow import flows
 from mixflow.train import History
+from mixflow.transforms import Compose, Dequantize, Logit, Reshape
 
 pytest.importorskip("matplotlib")
 
@@ -139,6 +140,18 @@ def test_corner_of_many_features_draws_the_first_eight():
     plot.corner(flows.gaussianization(9, 1), np.random.default_rng(0).normal(size=(30, 9)), figure)
     assert len(figure.axes) == 64
     assert figure.axes[-1].get_xlabel() == "x8"
+
+
+def test_corner_of_images_draws_their_first_pixels():
+    shape = 1, 4, 4
+    flow = flows.Flow(Compose(Dequantize(shape, levels=3), Reshape(shape, 16), Logit(16), Reshape(16, shape)))
+    drawn = []
+    for given in (np.ones((30, *shape)), np.ones((30, 16))):
+        figure = Figure()
+        plot.corner(flow, given, figure)
+        drawn.append([len(ax.collections) for ax in figure.axes])
+    assert drawn[0] == drawn[1]
+    assert sum(ax.axison for ax in figure.axes) == 8 * 9 // 2
 
 
 def test_summary_of_several_features_is_a_corner_and_the_training(several, pair, history):

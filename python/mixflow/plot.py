@@ -117,7 +117,8 @@ def corner(flow: Flow, data: ArrayLike, figure: Figure | SubFigure, points: int 
 
     Args:
         flow: a flow without context.
-        data: (N, D), the numbers to compare with; of more than eight features the first eight are drawn.
+        data: (N, D), the numbers to compare with, or images (N, C, H, W). Of more than eight features the first eight
+            are drawn.
         figure: where to draw.
         points: the number of data, and of samples, in a scatter plot at most; the data are spread evenly over the rows.
 
@@ -135,7 +136,7 @@ def corner(flow: Flow, data: ArrayLike, figure: Figure | SubFigure, points: int 
 
     """
     values = _rows(flow, data)
-    drawn = flow.sample(max(len(values), 10_000), seed=0).double().cpu().numpy()
+    drawn = flow.sample(max(len(values), 10_000), seed=0).flatten(1).double().cpu().numpy()
     shown = min(flow.features, 8)
     axes = figure.subplots(shown, shown, squeeze=False, sharex="col")
     limits = [_limits(values[:, column]) for column in range(shown)]
@@ -244,6 +245,8 @@ def _rows(flow: Flow, data: ArrayLike) -> NDArray[np.float64]:
     if flow.context:
         raise ValueError(f"flow: expected no context, got {flow.context}")
     values = np.asarray(data, dtype=np.float64)
+    if values.shape[1:] == tuple(flow.event_shape):  # images are rows of pixels here
+        values = values.reshape(len(values), flow.features)
     if values.ndim != 2 or values.shape[1] != flow.features or len(values) == 0:
         raise ValueError(f"data: expected shape (N, {flow.features}), got {values.shape}")
     if not np.isfinite(values).all():

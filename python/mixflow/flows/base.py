@@ -393,7 +393,8 @@ class Flow(nn.Module):
             raise ValueError(f"context: expected None, as this flow takes no context; got {_described(context)}")
         if not isinstance(context, Tensor):
             raise TypeError(f"context: expected a torch.Tensor or a numpy array, got {type(context).__name__}")
-        missing = context.isnan()
+        # An embedding may not survive infinity, which the transforms' own networks take.
+        missing = context.isnan() if self.embedding is None else ~context.isfinite()
         known = context.masked_fill(missing, 0)
         if self.embedding is not None:
             own = like(self)

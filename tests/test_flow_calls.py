@@ -248,6 +248,9 @@ def test_a_flow_on_an_interval_has_a_cdf_and_quantiles_there():
     (slope,) = torch.autograd.grad(fitted.cdf(leaf).sum(), leaf)
     torch.testing.assert_close(slope.log().squeeze(-1), flow.log_prob(x))
     assert fitted.support.check(torch.tensor([[1.0], [3.0]])).tolist() == [False, True]
+    beyond = torch.tensor([[-math.inf], [1.0], [2.0], [5.0], [9.0], [math.inf], [math.nan]])
+    assert fitted.cdf(beyond).flatten().tolist()[:-1] == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    assert fitted.cdf(beyond)[-1].isnan()
     assert made("coupling").distribution().support.check(torch.zeros(D))
     assert isinstance(made("coupling").distribution().support, type(constraints.independent(constraints.real, 1)))
 
@@ -415,6 +418,48 @@ def test_rows_of_nan_are_nan_in_both_directions_and_add_nothing(name, device):
         )
 
 
+@pytest.mark.parametrize("far", [1e20, -1e34, 3e38])
+@pytest.mark.parametrize("name", ["gaussianization", "coupling", "autoregressive", "gaussian_mixture"])
+def test_a_fill_value_whose_square_overflows_adds_nothing(name, far):
+    flow = RECIPES[name]()
+    x = draw(200, D).float()
+    flow.initialize(x)
+    x = x[:4].clone()
+    expected = gradients_of(flow, flow.log_prob(x[1:]).sum())
+    x[0, 1] = far
+    loss = flow.log_prob(x)[1:].sum()
+    torch.testing.assert_close(gradients_of(flow, loss), expected)
+
+
+@pytest.mark.parametrize("name", ["gaussianization", "coupling", "autoregressive"])
+@pytest.mark.parametrize("bad", [math.inf, 0.0, -3.0, 4.0, 100.0])
+def test_rows_without_a_finite_image_add_nothing(name, bad):
+    flow = made(name, support=(0.0, 4.0))
+    x = draw(4, D).sigmoid()
+    expected = gradients_of(flow, sum(value[1:].sum() for value in flow.transform(x)))
+    x[0, 1] = bad
+    found = flow.transform(x)
+    assert not found[1][0].isfinite()
+    torch.testing.assert_close(gradients_of(flow, sum(value[1:].sum() for value in found)), expected)
+
+
+def test_rows_outside_the_support_are_left_out_of_a_start():
+    x = draw(200, 1).sigmoid()
+    flow, other = (flows.univariate(3, support=(0.0, 1.0)).double() for _ in range(2))
+    other.initialize(x)
+    flow.initialize(torch.cat([x, torch.tensor([[0.0], [1.0]])]))
+    assert torch.equal(flow.log_prob(x), other.log_prob(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_flow_can_be_traced():
+    for support in (None, "positive"):
+        flow = flows.coupling(D, 1, support=support, seed=0)
+        x = draw(8, D).float().exp()
+        traced = torch.jit.trace(flow, x)
+        torch.testing.assert_close(traced(x[:3]), flow(x[:3]))
+
+
 def test_a_row_whose_image_overflows_adds_nothing():
     flow = flows.univariate(3, seed=0)
     x = torch.tensor([0.3, 3e38, -0.2])
@@ -499,19 +544,10 @@ def test_fit_trains_a_network_and_an_embedding_of_ones_own(name):
     assert flow.sample((), series[:4].numpy()).shape == (4, flow.features)
 
 
-class Labels(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(10, C)
-
-    def forward(self, label):
-        return self.table(label.long().squeeze(-1))
-
-
 def test_an_embedding_takes_labels():
     torch.manual_seed(0)
-    flow = flows.coupling(D, 1, context=C, embedding=Labels(), seed=0)
-    label = torch.arange(20).unsqueeze(-1) % 10
+    flow = flows.coupling(D, 1, context=C, embedding=nn.Embedding(10, C), seed=0)
+    label = torch.arange(20) % 10
     x = draw(20, D).float()
     mixflow.fit(flow, x, context=label, epochs=1, progress=False)
     assert flow.sample(5, label).shape == (5, 20, D)

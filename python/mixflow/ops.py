@@ -485,6 +485,11 @@ def _skips_dispatch(tensors: Tensors) -> bool:
     return True
 
 
+def can_be_looked_at(tensor: Tensor) -> bool:
+    """Whether a decision may depend on the numbers of ``tensor``: they are at hand, and nothing records the program."""
+    return not torch.compiler.is_compiling() and not _in_functorch() and _skips_dispatch((tensor,))
+
+
 def _are_plain_seeds(grads: Sequence[Tensor | None]) -> bool:
     """Whether gradients that autograd hands over are their memory; ``is_grads_batched`` hands over some without."""
     for grad in grads:

@@ -192,7 +192,7 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """Map ``X`` (N, D) to the base, by default the standard normal: (N, D) of X's dtype.
 
-        Rows outside the flow's support become NaN.
+        Rows outside the flow's support become NaN, and rows at an end of it NaN or infinite.
         """
         rows = self._validated(X)
         return self._evaluate(lambda x: self.flow_.transform(x)[0], rows).astype(rows.dtype, copy=False)
@@ -256,7 +256,8 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
         device = like(self.flow_).device
         # Copies, as torch warns where it shares the memory of an array that cannot be written to.
         return _joined(
-            function(torch.tensor(X[start : start + ROWS], device=device)) for start in range(0, len(X), ROWS)
+            function(torch.tensor(np.ascontiguousarray(X[start : start + ROWS]), device=device))
+            for start in range(0, len(X), ROWS)
         )
 
 

@@ -175,8 +175,9 @@ class Rows:
         if len(held) == 0:
             raise ValueError(f"{name}: expected at least one row, got none")
         self.shape = torch.Size(held.shape[1:])
+        self.keeps_integers = columns is None  # of a context that an embedding takes
         held = held.reshape(len(held), -1)
-        self.values = held if isinstance(held, np.ndarray) and _is_mapped(held) else _to_tensor(held, self.device)
+        self.values = held if isinstance(held, np.ndarray) and _is_mapped(held) else self._tensor(held)
         self.digest = self._read_once()
 
     def __len__(self) -> int:
@@ -186,7 +187,10 @@ class Rows:
         """The rows with the numbers ``rows``, in that order: (len(rows), columns), torch.float32 or torch.float64."""
         if isinstance(self.values, Tensor):
             return self.values.index_select(0, torch.from_numpy(rows).to(self.values.device))
-        return _to_tensor(self.values[rows], self.device)
+        return self._tensor(self.values[rows])
+
+    def _tensor(self, values: Tensor | Array) -> Tensor:
+        return _to_tensor(values, self.device, self.keeps_integers)
 
     def take_shaped(self, rows: NDArray[np.int64]) -> Tensor:
         """The same rows, each in its own shape."""
@@ -196,7 +200,7 @@ class Rows:
         """All rows, in order and in the dtype of :meth:`take`, ``CHUNK`` at a time."""
         for start in range(0, len(self), CHUNK):
             part = self.values[start : start + CHUNK]
-            yield part if isinstance(part, Tensor) else _to_tensor(part, self.device)
+            yield part if isinstance(part, Tensor) else self._tensor(part)
 
     def _read_once(self) -> str:
         digest = hashlib.sha256()
@@ -209,7 +213,7 @@ class Rows:
 def _require_shape(name: str, values: Tensor | Array, columns: int | torch.Size | None) -> Tensor | Array:
     """``values`` of shape (N, columns), as which (N,) counts where ``columns`` is 1; or of another shape of rows."""
     shape = torch.Size([columns]) if isinstance(columns, int) else columns
-    rows = values[:, None] if values.ndim == 1 and shape in (None, (1,)) else values
+    rows = values[:, None] if values.ndim == 1 and shape == (1,) else values
     if rows.ndim == 0 or (shape is not None and tuple(rows.shape[1:]) != tuple(shape)):
         expected = "(N,) or (N, 1)" if shape == (1,) else f"(N, {', '.join(map(str, shape or ['...']))})"
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(values.shape)}")
@@ -374,8 +378,14 @@ def _is_mapped(array: Array) -> bool:
     return False
 
 
-def _to_tensor(values: Tensor | Array, device: torch.device) -> Tensor:
-    """``values`` on ``device``, as torch.float32 where that holds them all, else as torch.float64."""
+def _to_tensor(values: Tensor | Array, device: torch.device, keeps_integers: bool = False) -> Tensor:
+    """``values`` on ``device``, as torch.float32 where that holds them all, else as torch.float64.
+
+    With ``keeps_integers``, integers become torch.int64: an embedding may take labels.
+    """
+    if keeps_integers and not (values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"):
+        whole = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.int64))
+        return whole.to(device, torch.int64)
     if not isinstance(values, Tensor):
         single = values.dtype.kind == "f" and values.dtype.itemsize <= 4
         with np.errstate(over="ignore"):  # of a long double; what becomes infinite is refused later, with its place
@@ -662,8 +672,8 @@ class Loader:
         raise ValueError(f"{self.name}: expected batches {wanted} or a dict of these names, got {got} in {where}")
 
     def _part(self, name: str, values: Any, shape: int | torch.Size | None) -> Tensor:
-        rows = _to_tensor(_require_shape(name, _require_numbers(name, values), shape), self.like.device)
-        _require_finite(name, rows.flatten(1))
+        rows = _to_tensor(_require_shape(name, _require_numbers(name, values), shape), self.like.device, shape is None)
+        _require_finite(name, rows.reshape(len(rows), -1))
         return rows
 
     def _require_alike(self, weighted: float, number: float) -> None:

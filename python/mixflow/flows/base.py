@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..checks import check_integer, check_seed
-from ..ops import from_numpy
+from ..ops import can_be_looked_at, from_numpy
 from ..parts import plain
 from ..reference import BASES
 from ..transforms import MixtureCDF, Transform
@@ -153,13 +153,11 @@ class Flow(nn.Module):
         nothing, missing = self._outside(rows), rows.isnan()
         # The map has no slope at infinity or outside the support, and NaN spreads. A point of the support in their
         # place keeps both out of the gradients of the other rows.
-        harmless = torch.where(nothing | missing, self.data_to_base.inside(rows), rows)
-        z, ladj = self.data_to_base(harmless, context)
-        # A number so far out that z overflows has a density below the dtype's smallest number.
-        overflows = z.isinf()
-        log_prob: Tensor = self._base_log_prob(z.masked_fill(overflows, 0.0), context) + ladj
-        nowhere = self._any(nothing) | any_of_event(overflows, self.data_to_base.output_shape)
-        return log_prob.masked_fill(nowhere, -math.inf).masked_fill(self._any(missing) | unknown, math.nan)
+        inside = self.data_to_base.inside(rows)
+        harmless = torch.where(nothing | missing, inside, rows)
+        (log_prob,) = _guarded(lambda rows: (self._log_density(rows, context),), harmless, inside, self.event_shape)
+        log_prob = log_prob.masked_fill(self._any(nothing), -math.inf)
+        return log_prob.masked_fill(_either(self._any(missing), unknown), math.nan)
 
     @takes_numpy
     def supports(self, x: Tensor) -> Tensor:
@@ -176,7 +174,13 @@ class Flow(nn.Module):
         return torch.Size([self.context]) if self.embedding is None else None
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Set the parameters from data ``x`` (N, D), as ``fit`` does before training; frozen ones stay as they are."""
+        """Set the parameters from data ``x`` (N, D), as ``fit`` does before training; frozen ones stay as they are.
+
+        Rows outside the support, or at an end of it, are left out.
+        """
+        inside = self.supports(x) | self._any(self._rows("x", x, forward=True).isnan())
+        if not inside.all():
+            x, context = x[inside], context if context is None or context.ndim == 1 else context[inside]
         self.starts(x, context)
         self.fitted = True
 
@@ -336,7 +340,7 @@ class Flow(nn.Module):
         z = self._base_sample(batch, generator, like(self), context)
         x, ladj = self.data_to_base.inverse(z, context)
         log_prob = self._base_log_prob(z, context) - ladj
-        if isinstance(unknown, bool):
+        if unknown is None:
             return x, log_prob
         return x.masked_fill(spread(unknown, self.event_shape), math.nan), log_prob.masked_fill(unknown, math.nan)
 
@@ -348,6 +352,14 @@ class Flow(nn.Module):
         if generator is not None:
             raise ValueError("seed: expected a seed or a generator, got both")
         return torch.Generator(like(self).device).manual_seed(check_seed(seed))
+
+    def _log_density(self, rows: Tensor, context: Tensor | None) -> Tensor:
+        """The log density (...) of ``rows`` (..., D) that lie inside the support."""
+        z, ladj = self.data_to_base(rows, context)
+        # A number so far out that z overflows has a density below the dtype's smallest number.
+        overflows = z.isinf()
+        log_prob: Tensor = self._base_log_prob(z.masked_fill(overflows, 0.0), context) + ladj
+        return log_prob.masked_fill(any_of_event(overflows, self.data_to_base.output_shape), -math.inf)
 
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Log density (...) of ``z`` (..., D) under the base."""
@@ -385,10 +397,10 @@ class Flow(nn.Module):
             return values
         return values.to(own.dtype)
 
-    def _known_context(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | bool]:
+    def _known_context(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The context (*B, C) as the transforms take it, 0 in the place of NaN, and which rows (*B) had any."""
         if context is None:
-            return None, False
+            return None, None
         if not self.context:
             raise ValueError(f"context: expected None, as this flow takes no context; got {_described(context)}")
         if not isinstance(context, Tensor):
@@ -411,16 +423,46 @@ class Flow(nn.Module):
         rows = self._rows(name, values, forward)
         context, unknown = self._known_context(context)
         transform, missing = self.data_to_base, rows.isnan()
-        if forward:
-            image, ladj = transform(torch.where(missing, transform.inside(rows), rows), context)
-            unknown = any_of_event(missing, transform.event_shape) | unknown
-            image = image.masked_fill(spread(unknown, transform.output_shape), math.nan)
-        else:
-            image, ladj = transform.inverse(torch.where(missing, transform.inside_image(rows), rows), context)
-            unknown = any_of_event(missing, transform.output_shape) | unknown
-            image = image.masked_fill(spread(unknown, transform.event_shape), math.nan)
-        ladj = ladj.masked_fill(unknown, math.nan)
+        given, found = transform.event_shape, transform.output_shape
+        inside: Callable[[Tensor], Tensor] = transform.inside
+        direction: Callable[..., tuple[Tensor, Tensor]] = transform.forward
+        if not forward:
+            given, found, inside, direction = found, given, transform.inside_image, transform.inverse
+        point = inside(rows)
+        harmless = torch.where(missing, point, rows)
+        image, ladj = _guarded(lambda rows: direction(rows, context), harmless, point, given)
+        unknown = _either(any_of_event(missing, given), unknown)
+        image, ladj = image.masked_fill(spread(unknown, found), math.nan), ladj.masked_fill(unknown, math.nan)
         return image.squeeze(-1) if rows.ndim > values.ndim and image.ndim > 1 else image, ladj
+
+
+def _guarded(
+    run: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor, inside: Tensor, event: torch.Size
+) -> tuple[Tensor, ...]:
+    """``run(rows)``, of which events without a finite result add nothing to gradients that do not ask for them.
+
+    The squares of a finite number may overflow somewhere between two transforms, and then zero times infinity would
+    reach the gradients of all rows. Such events run again as the point ``inside``; their results stay the first ones.
+    Where results are not at hand without waiting, on a GPU or in a program that is recorded, this is left out.
+    """
+    results = run(rows)
+    *image, last = results
+    if not last.requires_grad or not can_be_looked_at(last):
+        return results
+    bad = ~last.isfinite()
+    for part in image:
+        bad = bad | ~part.isfinite().flatten(last.ndim).all(-1)
+    if not bad.any():
+        return results
+    again = run(torch.where(spread(bad, event), inside, rows))
+    return tuple(
+        torch.where(bad.reshape(*bad.shape, *(1,) * (first.ndim - bad.ndim)), first.detach(), second)
+        for first, second in zip(results, again, strict=True)
+    )
+
+
+def _either(rows: Tensor, others: Tensor | None) -> Tensor:
+    return rows if others is None else rows | others
 
 
 def _shape(name: str, value: SupportsIndex | Sequence[int]) -> tuple[int, ...]:

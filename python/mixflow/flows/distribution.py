@@ -20,7 +20,7 @@ __all__ = ["FlowDistribution", "mixture_of"]
 
 
 class FlowDistribution(Distribution):
-    """A flow, under one context or a batch of contexts, as ``torch.distributions`` knows distributions.
+    """A flow, under one context or a batch of contexts, as a Distribution of ``torch.distributions``.
 
     ``log_prob``, ``sample`` and ``rsample`` are those of the flow. With one feature there are ``cdf`` and ``icdf``,
     too, for values (..., 1): a flow of one feature is a monotone map to its base.
@@ -99,7 +99,9 @@ class FlowDistribution(Distribution):
         """The probability of values up to ``value`` (..., 1): (..., 1). NotImplementedError for several features."""
         base, sign = self._monotone()
         z, _ = self.flow.transform(value, self.context)
-        return torch.sigmoid(sign * base.to_logit(z))
+        point = self.flow.data_to_base.inside(value)
+        beyond = ~self.flow.supports(value).unsqueeze(-1) & ~value.isnan()
+        return torch.where(beyond, (value > point).to(z.dtype), torch.sigmoid(sign * base.to_logit(z)))
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantiles (..., 1) of probabilities (..., 1). NotImplementedError for several features."""
@@ -185,6 +187,6 @@ def _units(affine: Sequence[Transform], like: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(dtype, loc.dtype)
         own = transform.log_scale.to(dtype).exp()
         loc, scale = loc + scale * transform.loc.to(dtype), scale * own
-    # LAPACK knows no half precision, nor do the quantiles of torch's distributions.
+    # LAPACK has no half precision, and neither have the quantiles of torch's distributions.
     full = torch.promote_types(loc.dtype, torch.float32)
     return loc.to(full), scale.to(full)

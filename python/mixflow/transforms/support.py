@@ -121,7 +121,7 @@ class Support(Transform):
 
     def _numbers(self, like: Tensor) -> tuple[Tensor, ...]:
         """Lower ends, upper ends and points inside, each (D,), of the dtype and on the device of ``like``."""
-        if in_onnx_export():  # ONNX has no reinterpretation of bits
+        if in_onnx_export() or torch._C._get_tracing_state() is not None:  # neither has a reinterpretation of bits
             return torch.tensor(self._listed, dtype=like.dtype, device=like.device).unbind()
         return self.bits.to(like.device).view(torch.float64).to(like.dtype).unbind()
 

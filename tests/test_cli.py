@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import mixflow
-from mixflow import cli
+from mixflow import cli, transforms
 from mixflow.cli import main
 from mixflow.tables import iter_table, read_table, write_table
 
@@ -195,6 +195,16 @@ def test_transport_carries_a_table_from_one_model_to_another_and_back(several, t
     with torch.no_grad():
         expected, _ = mixflow.flows.transport(source, target)(torch.from_numpy(data))
     np.testing.assert_array_equal(there.values.astype(np.float32), expected.float().numpy())
+
+
+def test_transport_takes_a_model_that_begins_with_a_network(several, tmp_path):
+    source = mixflow.flows.Flow(transforms.Inverse(transforms.Autoregressive(2, 2, (4,))))
+    for name, flow in (("a", source), ("b", mixflow.flows.gaussianization(2, 1))):
+        flow.notes["columns"] = ["length", "mass"]
+        mixflow.save(flow, tmp_path / f"{name}.safetensors")
+    models = [f"{tmp_path}/{name}.safetensors" for name in "ab"]
+    assert main(["transport", *models, f"{several}/data.csv", "--out", f"{tmp_path}/there.npy"]) == 0
+    assert np.isfinite(np.load(tmp_path / "there.npy")).all()
 
 
 def test_transport_between_models_of_different_dtypes(several, tmp_path):

@@ -187,9 +187,10 @@ def _transport(arguments: argparse.Namespace) -> int:
     rows = 0
     with table_writer(arguments.out, _columns(target)) as write, _bar(count_rows(arguments.data)) as bar:
         for table in iter_table(arguments.data, source.notes.get("columns")):
+            x = _rows_for(source, arguments.data, table)
             with torch.no_grad():
-                y, _ = carry(_rows_for(source, arguments.data, table))
-            write(_array(y))
+                y, _ = carry(x if carry.takes_any_dtype() else x.to(dtype))
+            write(_array(y.reshape(len(y), target.features)))
             rows += len(y)
             bar.update(len(y))
     print(f"saved {rows} rows to {arguments.out}")

@@ -278,7 +278,7 @@ class Flow(nn.Module):
         The gradients are those of the map from base noise that is held fixed (Kingma and Welling, 2014,
         arXiv:1312.6114).
         """
-        return self.rsample_and_log_prob(n, context, seed=seed, generator=generator)[0]
+        return self._drawn(context, _shape("n", n), self._generator(seed, generator), scored=False)[0]
 
     def rsample_and_log_prob(
         self,
@@ -301,7 +301,8 @@ class Flow(nn.Module):
             (torch.Size([10, 4, 2]), torch.Size([10, 4]))
 
         """
-        return self._drawn(context, _shape("n", n), self._generator(seed, generator))
+        x, log_prob = self._drawn(context, _shape("n", n), self._generator(seed, generator), scored=True)
+        return x, log_prob
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
         """The density as a ``torch.distributions.Distribution``, in the data's own units.
@@ -333,16 +334,16 @@ class Flow(nn.Module):
 
     @takes_numpy
     def _drawn(
-        self, context: Tensor | None, shape: tuple[int, ...], generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+        self, context: Tensor | None, shape: tuple[int, ...], generator: torch.Generator | None, scored: bool
+    ) -> tuple[Tensor, ...]:
+        """Samples, and where ``scored`` their log density, which plain samples need not wait for."""
         context, unknown = self._known_context(context)
         batch = shape if context is None else (*shape, *context.shape[:-1])
         z = self._base_sample(batch, generator, like(self), context)
         x, ladj = self.data_to_base.inverse(z, context)
-        log_prob = self._base_log_prob(z, context) - ladj
-        if unknown is None:
-            return x, log_prob
-        return x.masked_fill(spread(unknown, self.event_shape), math.nan), log_prob.masked_fill(unknown, math.nan)
+        if unknown is not None:
+            x, ladj = x.masked_fill(spread(unknown, self.event_shape), math.nan), ladj.masked_fill(unknown, math.nan)
+        return (x, self._base_log_prob(z, context) - ladj) if scored else (x,)
 
     def _generator(self, seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:
         if not isinstance(generator, torch.Generator | None):

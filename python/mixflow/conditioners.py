@@ -330,7 +330,9 @@ class _MaskedLinear(nn.Linear):
 
     def __init__(self, inputs: Tensor, outputs: Tensor) -> None:
         super().__init__(len(inputs), len(outputs))
-        self.register_buffer("mask", inputs <= outputs.unsqueeze(-1), persistent=False)
+        # As numbers, not bool: torch multiplies tensors of one dtype without a conversion.
+        mask = (inputs <= outputs.unsqueeze(-1)).to(self.weight.dtype)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear(input, self.weight * self.mask, self.bias)

@@ -490,6 +490,14 @@ def can_be_looked_at(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not _in_functorch() and _skips_dispatch((tensor,))
 
 
+def is_known_finite(tensor: Tensor) -> bool:
+    """Whether every number of ``tensor`` is finite, as far as one sum tells; False where no decision may depend on it.
+
+    A sum that overflows gives False for finite numbers. So False must only cost time.
+    """
+    return can_be_looked_at(tensor) and math.isfinite(tensor.detach().sum().item())
+
+
 def _are_plain_seeds(grads: Sequence[Tensor | None]) -> bool:
     """Whether gradients that autograd hands over are their memory; ``is_grads_batched`` hands over some without."""
     for grad in grads:

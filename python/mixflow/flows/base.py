@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..checks import check_integer, check_seed
-from ..ops import can_be_looked_at, from_numpy
+from ..ops import can_be_looked_at, from_numpy, is_known_finite
 from ..parts import plain
 from ..reference import BASES
 from ..transforms import MixtureCDF, Transform
-from ..transforms.base import any_of_event, check_name, check_transform, own_tensor, spread
+from ..transforms.base import any_of_event, base_log_prob, check_name, check_transform, own_tensor, spread
 from .start import start, supported_counts, use_counts
 
 __all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe", "seeded"]
@@ -150,19 +150,30 @@ class Flow(nn.Module):
         """
         rows = self._rows("x", x, forward=True)
         context, unknown = self._known_context(context)
-        nothing, missing = self._outside(rows), rows.isnan()
+        finite = is_known_finite(rows)
+        nothing, missing = self._outside(rows, finite), None if finite else rows.isnan()
         # The map has no slope at infinity or outside the support, and NaN spreads. A point of the support in their
         # place keeps both out of the gradients of the other rows.
-        inside = self.data_to_base.inside(rows)
-        harmless = torch.where(nothing | missing, inside, rows)
-        (log_prob,) = _guarded(lambda rows: (self._log_density(rows, context),), harmless, inside, self.event_shape)
-        log_prob = log_prob.masked_fill(self._any(nothing), -math.inf)
-        return log_prob.masked_fill(_either(self._any(missing), unknown), math.nan)
+        harmless, odd = rows, _either(nothing, missing)
+        if odd is not None:
+            harmless = torch.where(odd, self.data_to_base.inside(rows), rows)
+        (log_prob,) = _guarded(
+            lambda rows: (self._log_density(rows, context),), harmless, self.data_to_base.inside, self.event_shape
+        )
+        if nothing is not None:
+            log_prob = log_prob.masked_fill(self._any(nothing), -math.inf)
+        unknown = _either(None if missing is None else self._any(missing), unknown)
+        return log_prob if unknown is None else log_prob.masked_fill(unknown, math.nan)
 
     @takes_numpy
     def supports(self, x: Tensor) -> Tensor:
         """Whether the density can be positive at ``x`` (..., D): all elements finite and inside the support; (...)."""
-        return ~self._any(self._outside(self._rows("x", x, forward=True)))
+        rows = self._rows("x", x, forward=True)
+        outside = self._outside(rows, is_known_finite(rows))
+        if outside is None:
+            batch = rows.shape[: rows.ndim - len(self.event_shape)]
+            return torch.ones(batch, dtype=torch.bool, device=rows.device)
+        return ~self._any(outside)
 
     def shaped(self, rows: Tensor) -> Tensor:
         """``rows`` (N, features) as events ``(N, *event_shape)``."""
@@ -356,16 +367,11 @@ class Flow(nn.Module):
 
     def _log_density(self, rows: Tensor, context: Tensor | None) -> Tensor:
         """The log density (...) of ``rows`` (..., D) that lie inside the support."""
-        z, ladj = self.data_to_base(rows, context)
-        # A number so far out that z overflows has a density below the dtype's smallest number.
-        overflows = z.isinf()
-        log_prob: Tensor = self._base_log_prob(z.masked_fill(overflows, 0.0), context) + ladj
-        return log_prob.masked_fill(any_of_event(overflows, self.data_to_base.output_shape), -math.inf)
+        return self.data_to_base.log_density(rows, context, self.base)
 
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Log density (...) of ``z`` (..., D) under the base."""
-        log_prob = BASES[self.base].log_prob(z)
-        return log_prob.flatten(z.ndim - len(self.data_to_base.output_shape)).sum(-1)
+        return base_log_prob(z, self.data_to_base.output_shape, self.base)
 
     def _base_sample(
         self, batch: tuple[int, ...], generator: torch.Generator | None, own: Tensor, context: Tensor | None
@@ -374,10 +380,12 @@ class Flow(nn.Module):
         shape = *batch, *self.data_to_base.output_shape
         return BASES[self.base].sample(shape, generator=generator, dtype=own.dtype, device=own.device)
 
-    def _outside(self, rows: Tensor) -> Tensor:
-        """Which elements of ``rows`` (..., D) are infinite or outside the support."""
+    def _outside(self, rows: Tensor, finite: bool) -> Tensor | None:
+        """Which elements of ``rows`` (..., D) are infinite or outside the support; None if it is known that none is."""
         outside = self.data_to_base.outside(rows)
-        return rows.isinf() if outside is None else rows.isinf() | outside
+        if outside is not None and can_be_looked_at(outside) and not outside.any():
+            outside = None
+        return _either(None if finite else rows.isinf(), outside)
 
     def _any(self, elements: Tensor) -> Tensor:
         return any_of_event(elements, self.event_shape)
@@ -407,8 +415,10 @@ class Flow(nn.Module):
         if not isinstance(context, Tensor):
             raise TypeError(f"context: expected a torch.Tensor or a numpy array, got {type(context).__name__}")
         # An embedding may not survive infinity, which the transforms' own networks take.
-        missing = context.isnan() if self.embedding is None else ~context.isfinite()
-        known = context.masked_fill(missing, 0)
+        missing, known = None, context
+        if not is_known_finite(context):
+            missing = context.isnan() if self.embedding is None else ~context.isfinite()
+            known = context.masked_fill(missing, 0)
         if self.embedding is not None:
             own = like(self)
             known = self.embedding(known.to(own.dtype) if known.is_floating_point() else known)
@@ -417,53 +427,58 @@ class Flow(nn.Module):
                     f"embedding: expected a module that returns (..., {self.context}), the flow's context; "
                     f"got {_described(known)}"
                 )
+        if missing is None:
+            return known, None
         batch = known.ndim - 1
         return known, missing.flatten(batch).any(-1) if missing.ndim > batch else missing
 
     def _both_ways(self, name: str, values: Tensor, context: Tensor | None, forward: bool) -> tuple[Tensor, Tensor]:
         rows = self._rows(name, values, forward)
         context, unknown = self._known_context(context)
-        transform, missing = self.data_to_base, rows.isnan()
+        transform, missing = self.data_to_base, None if is_known_finite(rows) else rows.isnan()
         given, found = transform.event_shape, transform.output_shape
         inside: Callable[[Tensor], Tensor] = transform.inside
         direction: Callable[..., tuple[Tensor, Tensor]] = transform.forward
         if not forward:
             given, found, inside, direction = found, given, transform.inside_image, transform.inverse
-        point = inside(rows)
-        harmless = torch.where(missing, point, rows)
-        image, ladj = _guarded(lambda rows: direction(rows, context), harmless, point, given)
-        unknown = _either(any_of_event(missing, given), unknown)
-        image, ladj = image.masked_fill(spread(unknown, found), math.nan), ladj.masked_fill(unknown, math.nan)
+        harmless = rows if missing is None else torch.where(missing, inside(rows), rows)
+        image, ladj = _guarded(lambda rows: direction(rows, context), harmless, inside, given)
+        unknown = _either(None if missing is None else any_of_event(missing, given), unknown)
+        if unknown is not None:
+            image, ladj = image.masked_fill(spread(unknown, found), math.nan), ladj.masked_fill(unknown, math.nan)
         return image.squeeze(-1) if rows.ndim > values.ndim and image.ndim > 1 else image, ladj
 
 
 def _guarded(
-    run: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor, inside: Tensor, event: torch.Size
+    run: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor, inside: Callable[[Tensor], Tensor], event: torch.Size
 ) -> tuple[Tensor, ...]:
     """``run(rows)``, of which events without a finite result add nothing to gradients that do not ask for them.
 
     The squares of a finite number may overflow somewhere between two transforms, and then zero times infinity would
-    reach the gradients of all rows. Such events run again as the point ``inside``; their results stay the first ones.
+    reach the gradients of all rows. Such events run again as the point ``inside(rows)``; their results stay the first.
     Where results are not at hand without waiting, on a GPU or in a program that is recorded, this is left out.
     """
     results = run(rows)
     *image, last = results
-    if not last.requires_grad or not can_be_looked_at(last):
+    if not last.requires_grad or not can_be_looked_at(last) or all(map(is_known_finite, results)):
         return results
     bad = ~last.isfinite()
     for part in image:
         bad = bad | ~part.isfinite().flatten(last.ndim).all(-1)
     if not bad.any():
         return results
-    again = run(torch.where(spread(bad, event), inside, rows))
+    again = run(torch.where(spread(bad, event), inside(rows), rows))
     return tuple(
         torch.where(bad.reshape(*bad.shape, *(1,) * (first.ndim - bad.ndim)), first.detach(), second)
         for first, second in zip(results, again, strict=True)
     )
 
 
-def _either(rows: Tensor, others: Tensor | None) -> Tensor:
-    return rows if others is None else rows | others
+def _either(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Where one of the masks holds; a mask that is None holds nowhere."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask | other
 
 
 def _shape(name: str, value: SupportsIndex | Sequence[int]) -> tuple[int, ...]:

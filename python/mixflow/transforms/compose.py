@@ -113,6 +113,14 @@ class Compose(Transform):
             ladjs.append(ladj)
         return x, _total(ladjs)
 
+    def _log_density(self, x: Tensor, context: Tensor | None, base: str) -> Tensor:
+        *before, last = self.each()
+        ladjs = []
+        for transform in before:
+            x, ladj = transform(x, context)
+            ladjs.append(ladj)
+        return _total([*ladjs, last.log_density(x, context, base)])
+
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         ladjs = []
         for transform in reversed(self.each()):

@@ -50,7 +50,6 @@ class Coupling(Transform):
 
     passing: Tensor
     mapped: Tensor
-    back: Tensor
 
     def __init__(
         self,
@@ -71,7 +70,6 @@ class Coupling(Transform):
         mapped = [index for index, passes in enumerate(self.mask) if not passes]
         for name, order in (("passing", passing), ("mapped", mapped)):
             self.register_buffer(name, torch.tensor(order), persistent=False)
-        self.register_buffer("back", torch.tensor(passing + mapped).argsort(), persistent=False)
         self.elementwise = ElementwiseMap(check_integer("components", components, 1), family)
         start = self.elementwise.start().repeat(len(mapped))
         self.conditioner = conditioner(len(passing) + self.context, len(start), hidden, start, network)
@@ -89,15 +87,16 @@ class Coupling(Transform):
         )
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        passing, mapped = x[..., self.passing], x[..., self.mapped]
-        image, ladj = self.elementwise.forward(mapped, self._raw(passing, context))
-        return torch.cat([passing, image], dim=-1)[..., self.back], ladj.sum(-1)
+        mapped = x.index_select(-1, self.mapped)
+        image, ladj = self.elementwise.forward(mapped, self._raw(x, context))
+        return x.index_copy(-1, self.mapped, image), ladj.sum(-1)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        passing, mapped = z[..., self.passing], z[..., self.mapped]
-        image, ladj = self.elementwise.inverse(mapped, self._raw(passing, context))
-        return torch.cat([passing, image], dim=-1)[..., self.back], ladj.sum(-1)
+        mapped = z.index_select(-1, self.mapped)
+        image, ladj = self.elementwise.inverse(mapped, self._raw(z, context))
+        return z.index_copy(-1, self.mapped, image), ladj.sum(-1)
 
-    def _raw(self, passing: Tensor, context: Tensor | None) -> Tensor:
-        raw = self.conditioner(join(passing, context))
+    def _raw(self, values: Tensor, context: Tensor | None) -> Tensor:
+        """The parameters of the map, from the features of ``values`` that pass: the same of x and of z."""
+        raw = self.conditioner(join(values.index_select(-1, self.passing), context))
         return torch.unflatten(raw, -1, (-1, self.elementwise.size))

@@ -326,10 +326,10 @@ class Permutation(Transform):
         return f"order={self.order.tolist()}"
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return x[..., self.order], x.new_zeros(x.shape[:-1])
+        return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return z[..., self.back], z.new_zeros(z.shape[:-1])
+        return z.index_select(-1, self.back), z.new_zeros(z.shape[:-1])
 
 
 def interesting_directions(x: Tensor, rows: int = 20_000, steps: int = 20) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..checks import check_integer
 from ..conditioners import Network, context_network
 from ..ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
-from .base import Transform, check_name, spread_of
+from .base import Transform, check_name, density_where_finite, spread_of
 from .start import best_counts, normal_start, predictive_mixture
 
 __all__ = ["MixtureCDF"]
@@ -116,6 +116,17 @@ class MixtureCDF(Transform):
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z, ladj = cdf_transform(x, *self._parameters_for(context), family=self.family, base=self.base)
         return z, ladj.sum(-1)
+
+    def _log_density(self, x: Tensor, context: Tensor | None, base: str) -> Tensor:
+        if base != self.base:
+            return super()._log_density(x, context, base)
+        # The base cancels: F has the slope f, the density of the mixture. So no quantile is computed.
+        parameters = self._parameters_for(context)
+
+        def log_density(x: Tensor) -> Tensor:
+            return cdf_transform(x, *parameters, family=self.family, base="uniform")[1].sum(-1)
+
+        return density_where_finite(x, self.event_shape, log_density)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x, ladj = cdf_transform_inverse(z, *self._parameters_for(context), family=self.family, base=self.base)

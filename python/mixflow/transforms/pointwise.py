@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from ..checks import check_integer
 from ..ops import BASES
 from ..reference import BASES as DISTRIBUTIONS
-from .base import Transform, check_name
+from .base import Transform, base_log_prob, check_name, density_where_finite
 
 __all__ = ["Exp", "Log", "Logit", "Pointwise", "Rebase", "Sigmoid", "Softplus", "describe_interval", "point_inside"]
 
@@ -273,6 +273,11 @@ class Rebase(Pointwise):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return _rebased(x, self.source, self.target)
+
+    def _log_density(self, x: Tensor, context: Tensor | None, base: str) -> Tensor:
+        if base != self.target:
+            return super()._log_density(x, context, base)
+        return density_where_finite(x, self.event_shape, lambda x: base_log_prob(x, self.event_shape, self.source))
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return _rebased(z, self.target, self.source)

@@ -17,7 +17,7 @@ from .tensor_file import Contents
 
 __all__ = ["Contents", "Run", "read_file", "weights"]
 
-FORMAT = "mixflow checkpoint 5"
+FORMAT = "mixflow checkpoint 6"
 _PARTS = ("weights", "start", "best")  # sets of the flow's weights
 
 

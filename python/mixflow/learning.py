@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoint import Run, weights
-from .flows import Flow, like, seeded
+from .flows import like, seeded
 from .parallel import Group
 from .sources import CHUNK, Batch, Loader, Subset
-from .transforms import MixtureCDF
-from .transforms.base import spread
+from .steps import Parameters, Steps
 
-__all__ = ["Diverged", "Rounding", "Training", "stage", "trained", "trained_alone"]
+__all__ = ["Diverged", "Rounding", "Training", "stage"]
 
 # The part of the steps in which the learning rate rises. Adam's first steps are of full size in every parameter, which
 # would spoil transforms that are set from the data; without it, more is lost in the first epoch than the start gained.
 WARM_UP = 0.05
-READ_EVERY = 32  # steps between looks at the losses; each look waits for the device
-NARROW = 0.135  # standard deviations: the scale below which a component's location moves in shorter steps
-PRIOR_ROWS = 0.1  # the weight of the prior on a component's scale
+READ_EVERY = 32  # steps between looks at the losses
 # Held-out rows, up to which an epoch must beat the start by more than chance: with more, chance is smaller than
 # matters.
 FEW_HELD_OUT = 1000
@@ -66,7 +63,10 @@ class Rounding:
         """The ``rows`` that ``x`` (n, D) is, of ``of`` rows in all processes, drawn from their intervals."""
         seed = int(np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0])
         noise = torch.rand(of, len(self.widths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        return x.double() + (noise[rows].to(x.device) - 0.5) * self.widths.to(x.device)
+        drawn = (noise[rows] - 0.5) * self.widths
+        if x.device.type == "cuda":
+            drawn = drawn.pin_memory().to(x.device, non_blocking=True)
+        return x.double() + drawn
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Training:
         bar: the progress bar.
         rounding: of the data; None for data as they are.
         limited: whether the density has a support that rows can lie outside of.
-        held: the columns whose marginal mixtures are not moved.
+        parameters: what the steps move.
 
     """
 
@@ -92,18 +92,19 @@ class Training:
     bar: tqdm[NoReturn]
     rounding: Rounding | None
     limited: bool
-    held: Sequence[bool]
+    parameters: Parameters
     step: int = 0  # of this epoch
     weight: float = 0.0  # of the rows of this epoch, as far as they have been read
     total: float = 0.0  # their summed log_prob
-    unread: list[tuple[int, float, Tensor, Tensor]] = field(default_factory=list)
+    unread: list[tuple[int, float, Tensor]] = field(default_factory=list)  # rows, weight and outcome of steps
+    sent: list[Any] = field(default_factory=list)  # what is on its way to the host
 
     def __post_init__(self) -> None:
         self.settings = self.run.settings
         self.steps = self.group.share(lambda: self.train.steps(self.settings["batch_size"]))
-        self.gradients = _Gradients(self.run.flow)
-        self.prior = _Prior(self.run, self.train)
-        self.careful_steps = _CarefulSteps(self.run.flow, self.held)
+        rows = self.train.total() if isinstance(self.train, Subset) else 1e5
+        norm = self.settings["max_grad_norm"]
+        self.descent = Steps(self.run, self.parameters, self.group, rows, norm, self.limited)
         self.at_start: Tensor | None = None  # log_prob of this process's held-out rows under the weights at the start
 
     # -- before and after the epochs ---------------------------------------------------------------------------
@@ -164,6 +165,8 @@ class Training:
             run.best, history.kept = weights(run.flow), len(history.lr)
         if self.valid is not None:
             history.validation_log_prob.append(score)
+        if self.descent.note and self.descent.note not in history.notes:
+            history.notes.append(self.descent.note)
         history.train_log_prob.append(log_prob)
         history.lr.append(rate)
         history.seconds.append(time.perf_counter() - started)
@@ -204,51 +207,17 @@ class Training:
             for batch in self.train.batches(self.settings["batch_size"], self.group, len(self.run.history.lr)):
                 self._take_step(batch)
                 if len(self.unread) == READ_EVERY:
-                    self._read()
+                    self._read(all_of_them=False)
         self._read()
         if self.step == 0:
             raise ValueError("data: expected at least one row in every epoch, got none; can it be iterated only once?")
         return self.total / self.weight if self.weight else math.nan
 
     def _take_step(self, batch: Batch) -> None:
-        run, gradients = self.run, self.gradients
-        gradients.flat.zero_()
-        if len(batch.x):
-            part = 1.0 / batch.total if batch.total else 0.0
-            total, weight = self._log_prob(batch, len(run.history.lr), self.step)
-            torch.autograd.backward(total * -part)
-            gradients.total.copy_(total.detach() * part)
-            gradients.weight.copy_(torch.as_tensor(weight * part))
-        if self.group.rank == 0:
-            self.prior.add_gradients()
-        if self.group.interrupted:
-            gradients.stop.fill_(1.0)
-        self.group.sum_(gradients.flat)
-        norm = gradients.clip_(self.settings["max_grad_norm"])
-        for parameters in run.optimizer.param_groups:
-            parameters["lr"] = self._rate(self.step)
-        with self.careful_steps.taken():
-            run.optimizer.step()
+        x = self._drawn(self.train, batch, len(self.run.history.lr), self.step)
+        outcome = self.descent.take(x, batch.context, batch.weight, batch.total, self._rate(self.step))
         self.step += 1
-        self.unread.append((batch.rows, batch.total, gradients.tail.clone(), norm))
-
-    def _log_prob(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor | float]:
-        """The weighted sum of log_prob over this process's rows, and the sum of their weights."""
-        x = self._drawn(self.train, batch, *key)
-        if batch.weight is not None:  # rows that do not count may hold anything
-            counts = spread(batch.weight != 0.0, self.run.flow.event_shape)
-            x = torch.where(counts, x, self.run.flow.data_to_base.inside(x))
-        log_prob = self.run.flow.log_prob(x, batch.context)
-        # Half precision would overflow in the sum.
-        full = torch.promote_types(log_prob.dtype, torch.float32)
-        weight = None if batch.weight is None else batch.weight.to(full)
-        if self.limited:  # the density is 0 there, whatever the weights
-            inside = self.run.flow.supports(x)
-            log_prob = log_prob.masked_fill(~inside, 0.0)
-            weight = inside.to(full) if weight is None else weight * inside
-        if weight is None:
-            return log_prob.sum(dtype=full), float(len(x))
-        return (log_prob.to(full) * weight).sum(), weight.sum()
+        self.unread.append((batch.rows, batch.total, outcome))
 
     def _drawn(self, source: Subset | Loader, batch: Batch, *key: int) -> Tensor:
         """This process's events of ``batch``, rounded values drawn from their intervals."""
@@ -272,16 +241,28 @@ class Training:
         with seeded(int(seeds.generate_state(1)[0]), like(self.run.flow).device):
             yield
 
-    def _read(self) -> None:
-        """Look at the steps taken since the last look: their loss, and whether they were the last."""
-        if not self.unread:
-            return
-        tails = torch.stack([tail for _, _, tail, _ in self.unread]).tolist()
-        norms = torch.stack([norm for _, _, _, norm in self.unread]).tolist()
-        first = self.step - len(self.unread) + 1
-        unread, self.unread = self.unread, []
-        read = zip(unread, tails, norms, strict=True)
-        for step, ((rows, weight, _, _), (mean, part, stop), norm) in enumerate(read, first):
+    def _read(self, all_of_them: bool = True) -> None:
+        """Look at the steps since the last look: their loss, and whether they were the last.
+
+        A GPU is not waited for before all steps are to be read: the numbers are on their way to the host meanwhile, and
+        those of the look before have come.
+        """
+        if self.unread:
+            outcomes, is_there = _on_host(torch.stack([outcome for _, _, outcome in self.unread]))
+            sizes = [(rows, weight) for rows, weight, _ in self.unread]
+            self.sent.append((self.step - len(sizes) + 1, sizes, outcomes, is_there))
+            self.unread = []
+        while self.sent:
+            first, sizes, outcomes, is_there = self.sent[0]
+            if is_there is not None:
+                if len(self.sent) == 1 and not all_of_them:
+                    return
+                is_there.synchronize()
+            del self.sent[0]
+            self._record(first, sizes, outcomes.tolist())
+
+    def _record(self, first: int, sizes: list[tuple[int, float]], outcomes: list[list[float]]) -> None:
+        for step, ((rows, weight), (mean, part, stop, norm)) in enumerate(zip(sizes, outcomes, strict=True), first):
             if stop:
                 raise KeyboardInterrupt
             self._require_finite("the loss", -mean, step)
@@ -338,121 +319,14 @@ class Training:
             raise Diverged(f"{what} is {value} at step {done * (self.steps or 0) + step} (epoch {done + 1})")
 
 
-class _Gradients:
-    """A flow's gradients in one flat tensor, and three numbers after them.
-
-    These are the batch's mean log_prob, the part of its weight that lies inside the support, and a call to stop.
-    One tensor is zeroed, summed over the processes, measured and scaled at once; the parameters' ``grad`` are views.
-    """
-
-    def __init__(self, flow: Flow) -> None:
-        parameters = [parameter for parameter in flow.parameters() if parameter.requires_grad]
-        sizes = [parameter.numel() for parameter in parameters]
-        self.flat = torch.zeros(sum(sizes) + 3, dtype=parameters[0].dtype, device=parameters[0].device)
-        self.gradients, self.tail = self.flat[:-3], self.flat[-3:]
-        self.total, self.weight, self.stop = self.tail
-        for parameter, part in zip(parameters, self.gradients.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
-
-    def clip_(self, most: float) -> Tensor:
-        """Scale the gradients to a norm of ``most`` if theirs is larger; the norm before."""
-        norm: Tensor = torch.linalg.vector_norm(self.gradients)
-        self.gradients.mul_((most / (norm + 1e-6)).clamp_(max=1.0))
-        return norm
-
-
-class _Prior:
-    r"""A one-sided prior on the scales of mixtures' own components: the narrower one gets, the less it is worth.
-
-    .. math:: -\frac{w}{2 N} \sum \exp(2 (p - log\_scale))
-
-    is added to the mean log_prob, p the log scale at the start of the training and w = 0.1. A normal component with a
-    variance s^2, to whose rows w rows at a distance of e^p are added, has just this term. Without it, a component on a
-    value that repeats itself shrinks for ever, and the likelihood has no limit; a component of n rows now stops at
-    e^p sqrt(w / n).
-    """
-
-    def __init__(self, run: Run, train: Subset | Loader) -> None:
-        rows = train.total() if isinstance(train, Subset) else 1e5
-        self.weight = PRIOR_ROWS / max(rows, 1.0)
-        self.terms = [
-            (module.log_scale, run.start[f"{name}.log_scale"])
-            for name, module in run.flow.named_modules()
-            if isinstance(module, MixtureCDF) and module.log_scale.requires_grad
-        ]
-
-    @torch.no_grad()
-    def add_gradients(self) -> None:
-        """Add its part to the gradients of the loss, the negative of the mean log_prob."""
-        for log_scale, start in self.terms:
-            assert log_scale.grad is not None
-            log_scale.grad.sub_(torch.exp(2.0 * (start - log_scale)), alpha=self.weight)
-
-
-class _CarefulSteps:
-    """Steps of mixtures' own parameters that do not throw narrow components off what they sit on.
-
-    Adam's steps are as long as the learning rate, whatever a component's width: one that is a thousandth of a standard
-    deviation wide, on a value that repeats itself, would be thrown off that value by the first step. A location
-    therefore moves in proportion to its component's scale where that is less than ``NARROW`` standard deviations.
-    Marginal mixtures
-    of columns that repeat their values, beside networks that need long steps, are not moved at all: an autoregressive
-    flow learns 0.2 nats more of the power plant table for it, and 8 more of the concrete table.
-    """
-
-    def __init__(self, flow: Flow, held: Sequence[bool]) -> None:
-        self.mixtures = [m for m in flow.modules() if isinstance(m, MixtureCDF) and m.loc.requires_grad]
-        self.moving = [_moving(mixture, held) for mixture in self.mixtures]
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Shorten the steps that the block takes."""
-        before = [[value.detach().clone() for value in _values(mixture)] for mixture in self.mixtures]
-        yield
-        with torch.no_grad():
-            for mixture, moving, (logits, loc, log_scale) in zip(self.mixtures, self.moving, before, strict=True):
-                part = (log_scale.exp() / NARROW).clamp_(max=1.0)
-                if moving is not None:
-                    part = part * moving
-                    mixture.logits.copy_(torch.where(moving, mixture.logits, logits))
-                    mixture.log_scale.copy_(torch.where(moving, mixture.log_scale, log_scale))
-                mixture.loc.copy_(loc.lerp(mixture.loc, part))
-
-
-def _values(mixture: MixtureCDF) -> tuple[Tensor, Tensor, Tensor]:
-    return mixture.logits, mixture.loc, mixture.log_scale
-
-
-def _moving(mixture: MixtureCDF, held: Sequence[bool]) -> Tensor | None:
-    """Which features of ``mixture`` are trained, (D, 1); None for all."""
-    if not mixture.is_marginal or not any(held):
-        return None
-    return ~torch.tensor(held, device=mixture.loc.device).unsqueeze(-1)
-
-
-def trained(flow: Flow, held: Sequence[bool]) -> list[nn.Parameter]:
-    """The parameters that the steps move: not those of marginal mixtures if all columns are ``held``."""
-    still = {
-        id(parameter)
-        for module in flow.modules()
-        if isinstance(module, MixtureCDF) and module.is_marginal and all(held)
-        for parameter in module.parameters()
-    }
-    return [parameter for parameter in flow.parameters() if parameter.requires_grad and id(parameter) not in still]
-
-
-@contextmanager
-def trained_alone(flow: Flow, moved: list[nn.Parameter]) -> Iterator[None]:
-    """Within the block, no parameter of ``flow`` requires a gradient except those that are ``moved``."""
-    kept = {id(parameter) for parameter in moved}
-    held = [parameter for parameter in flow.parameters() if parameter.requires_grad and id(parameter) not in kept]
-    for parameter in held:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in held:
-            parameter.requires_grad_(True)
+def _on_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """``values`` on the host, and on a GPU the event after which they are there."""
+    if values.device.type != "cuda":
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
 
 
 def stage(run: Run) -> str:

@@ -516,6 +516,17 @@ def _are_plain_seeds(grads: Sequence[Tensor | None]) -> bool:
     return True
 
 
+def _filled_in(grads: Sequence[Tensor | None], like: Tensor) -> Sequence[Tensor | None]:
+    """``grads`` with a zero for each None beside others; as they are where none or all of them are None."""
+    given = 0
+    for grad in grads:
+        given += grad is not None
+    if given in (0, len(grads)):
+        return grads
+    zero = like.new_zeros(())
+    return [zero if grad is None else grad for grad in grads]
+
+
 def _needs_gradient(tensors: Tensors) -> bool:
     if torch.is_grad_enabled():
         for tensor in tensors:
@@ -901,10 +912,7 @@ def _functions(op: _Op) -> tuple[Any, Any, Any, Any]:
     def pull_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         none = (None,) * len(ctx.options)
         wanted = ctx.needs_input_grad[: op.tensors]
-        missing = False
-        for grad in grads:
-            missing = missing or grad is None
-        if missing and all(g is None for g in grads):
+        if all(g is None for g in grads):
             return (None,) * op.tensors + none
         saved = ctx.saved_tensors
         if len(saved) > op.tensors:
@@ -912,10 +920,7 @@ def _functions(op: _Op) -> tuple[Any, Any, Any, Any]:
             if not torch.is_grad_enabled():
                 grad = _sum_to(_along(grads, slopes), ctx.shapes[0])
                 return (grad, *(None,) * (op.tensors - 1), *none)
-        seeds: Sequence[Any] = grads
-        if missing:
-            zero = saved[0].new_zeros(())
-            seeds = [zero if g is None else g for g in grads]
+        seeds: Sequence[Any] = _filled_in(grads, saved[0])
         results: Sequence[Tensor | None]
         if not (torch.is_grad_enabled() or _in_functorch() or torch._C._len_torch_dispatch_stack() != 0):
             if saved[0].numel() * saved[-1].shape[-1] >= _WORTH_ASKING:
@@ -964,8 +969,9 @@ def _functions(op: _Op) -> tuple[Any, Any, Any, Any]:
             if not torch.is_grad_enabled() and False not in ctx.needs_input_grad[: len(ctx.shapes)]:
                 saved = ctx.saved_tensors
                 small = 0 < saved[0].numel() * saved[-1].shape[-1] < _WORTH_ASKING
-                if small and _are_plain_seeds(grads) and _skips_dispatch(saved):
-                    given = cast(Tensors, (*grads, *saved))
+                seeds = _filled_in(grads, saved[0])
+                if small and _are_plain_seeds(seeds) and _skips_dispatch(saved):
+                    given = cast(Tensors, (*seeds, *saved))
                     return (*op.all_gradients(given, ctx.options), *(None,) * len(ctx.options))
             return pull_back(ctx, *grads)
 

@@ -7,7 +7,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,12 +23,13 @@ from .checks import check_integer, check_seed
 from .files import PathLike, check_writable
 from .flows import Flow, like, seeded
 from .history import History
-from .learning import SCORING, Diverged, Rounding, Training, stage, trained, trained_alone
+from .learning import SCORING, Diverged, Rounding, Training, stage
 from .parallel import Group
 from .precise import offsets_of, restore_offsets
 from .schedule import schedule_of
 from .sources import Data, Loader, Subset
 from .split import Split, open_split
+from .steps import Parameters, optimizer_for, own_stream, trained, trained_alone
 from .survey import Survey, survey
 from .transforms import Dequantize, MixtureCDF
 
@@ -162,31 +163,34 @@ def fit(
     flow.to(own.device)
     is_set = flow.fitted or set_from_data
     history = History()
-    try:
-        start = _Start(split, group, settings, flow)
-        if set_from_data:
-            start.follow_rows()
-        settings |= {"base": flow.base, "flow": " ".join(repr(flow).split()), "data": split.digest}
-        group.require_same(settings)
-        held = start.held(is_set)
-        if not trained(flow, held):
-            held = [False] * flow.features  # there is nothing else to train
-        moved = trained(flow, held)
-        optimizer = torch.optim.AdamW(moved, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True)
-        run = Run(flow, optimizer, history, _weights(flow), _weights(flow), settings)
-        contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
-        if contents is not None and checkpoint is not None:
-            run.check(checkpoint, contents)
-        plain = start.set(run, contents)
-    except KeyboardInterrupt:
-        undo()
-        history.interrupt()
-        return history
-    except BaseException:
-        undo()
-        raise
-    with trained_alone(flow, moved):
-        _train(run, group, split, start, plain, held, checkpoint, progress)
+    with ExitStack() as at_the_end:
+        try:
+            start = _Start(split, group, settings, flow)
+            if set_from_data:
+                start.follow_rows()
+            settings |= {"base": flow.base, "flow": " ".join(repr(flow).split()), "data": split.digest}
+            group.require_same(settings)
+            held = start.held(is_set)
+            if not trained(flow, held):
+                held = [False] * flow.features  # there is nothing else to train
+            moved = trained(flow, held)
+            parameters = Parameters(flow, moved, held)
+            at_the_end.callback(parameters.release)
+            optimizer = optimizer_for(parameters.all, settings["lr"], settings["weight_decay"])
+            run = Run(flow, optimizer, history, _weights(flow), _weights(flow), settings)
+            contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
+            if contents is not None and checkpoint is not None:
+                run.check(checkpoint, contents)
+            plain = start.set(run, contents)
+        except KeyboardInterrupt:
+            undo()
+            history.interrupt()
+            return history
+        except BaseException:
+            undo()
+            raise
+        with trained_alone(flow, moved), own_stream(own.device):
+            _train(run, group, split, start, plain, parameters, checkpoint, progress)
     return run.history
 
 
@@ -282,7 +286,7 @@ def _train(
     split: Split,
     start: _Start,
     plain: dict[str, dict[str, Tensor]],
-    held: Sequence[bool],
+    parameters: Parameters,
     checkpoint: PathLike | None,
     progress: bool,
 ) -> None:
@@ -292,7 +296,7 @@ def _train(
         limited = flow.data_to_base.outside(torch.ones(flow.event_shape, device=start.x.device)) is not None
     try:
         with group.hold_interrupts(), _progress_bar(run, split.train, progress and group.rank == 0) as bar:
-            training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, held)
+            training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, parameters)
             try:
                 training.begin(plain)
                 while len(run.history.lr) < settings["epochs"] and not _out_of_patience(

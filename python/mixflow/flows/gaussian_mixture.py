@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,8 @@ class GaussianMixture(Flow):
 
     def _log_density(self, rows: Tensor, context: Tensor | None) -> Tensor:
         z, ladj = self.data_to_base(rows, context)
-        return density_where_finite(z, self.event_shape, lambda z: self._base_log_prob(z, context)) + ladj
+        log_prob = density_where_finite(z, self.event_shape, lambda z: self._base_log_prob(z, context))
+        return log_prob + cast(Tensor, ladj)
 
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         logits, loc, log_diagonal, factor = self._parameters_for(context)

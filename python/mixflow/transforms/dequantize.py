@@ -115,7 +115,7 @@ class Dequantize(Transform):
         scaled = z * self.levels
         # A sample from beyond (0, 1) becomes the integer next to it.
         x = scaled.floor().clamp(0.0, self.levels - 1.0)
-        return x, self.features * math.log(self.levels) + self._log_density(scaled - x, x)
+        return x, self.features * math.log(self.levels) + self._noise_log_density(scaled - x, x)
 
     # -- the noise ---------------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class Dequantize(Transform):
         half = 0.5 / self._cells(x.dtype)
         return torch.sigmoid(logits).clamp(half, 1.0 - half), log_density
 
-    def _log_density(self, u: Tensor, x: Tensor) -> Tensor:
+    def _noise_log_density(self, u: Tensor, x: Tensor) -> Tensor:
         """The log density log q(u | x) (...)."""
         if self.noise is None:
             return self._zeros(x)

@@ -115,7 +115,7 @@ class MixtureCDF(Transform):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z, ladj = cdf_transform(x, *self._parameters_for(context), family=self.family, base=self.base)
-        return z, ladj.sum(-1)
+        return z, _summed(ladj)
 
     def _log_density(self, x: Tensor, context: Tensor | None, base: str) -> Tensor:
         if base != self.base:
@@ -124,10 +124,15 @@ class MixtureCDF(Transform):
         parameters = self._parameters_for(context)
 
         def log_density(x: Tensor) -> Tensor:
-            return cdf_transform(x, *parameters, family=self.family, base="uniform")[1].sum(-1)
+            return _summed(cdf_transform(x, *parameters, family=self.family, base="uniform")[1])
 
         return density_where_finite(x, self.event_shape, log_density)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x, ladj = cdf_transform_inverse(z, *self._parameters_for(context), family=self.family, base=self.base)
-        return x, ladj.sum(-1)
+        return x, _summed(ladj)
+
+
+def _summed(ladj: Tensor) -> Tensor:
+    """``ladj`` (..., D) over the features; of a single one it is a view."""
+    return ladj.squeeze(-1) if ladj.shape[-1] == 1 else ladj.sum(-1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mixflow
-from mixflow import History, flows, learning
+from mixflow import History, flows, learning, steps
 from mixflow.checkpoint import weights
 from mixflow.sources import shuffled
 
@@ -151,14 +151,34 @@ def test_the_default_learning_rate_is_smaller_for_networks():
 def test_learning_rate_falls_within_an_epoch(monkeypatch):
     rates = []
 
-    class Watched(torch.optim.AdamW):
-        def step(self, closure=None):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(closure)
+    def watched(*tensors, **options):
+        rates.append(options["lr"])
+        return step(*tensors, **options)
 
-    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    step = torch._fused_adamw_
+    monkeypatch.setattr(torch, "_fused_adamw_", watched)
     fit_small(draw(300), epochs=2, lr=0.1, batch_size=100, validation=0.0)
-    assert rates == pytest.approx([expected_rate(0.1, step / 6) for step in range(6)])
+    assert rates == pytest.approx([expected_rate(0.1, number / 6) for number in range(6)])
+
+
+def test_the_one_call_of_the_optimizer_is_its_step():
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=generator) for shape in ((3, 5), (7,), (33, 65))]
+    options = {"lr": 0.03, "weight_decay": 0.1}
+    own, theirs = ([torch.nn.Parameter(value.clone()) for value in values] for _ in range(2))
+    optimizer = steps.optimizer_for(own, **options)
+    call, reference = steps._OneCall(optimizer), torch.optim.AdamW(theirs, **options, fused=True)
+    for _ in range(5):
+        for parameters in zip(own, theirs, strict=True):
+            gradient = torch.randn(parameters[0].shape, generator=generator)
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.copy_(gradient)  # the call keeps the tensors that the first step has seen
+        call.step()
+        reference.step()
+    assert all(map(torch.equal, own, theirs))
+    assert [float(optimizer.state[parameter]["step"]) for parameter in own] == [5.0] * 3
 
 
 def test_gradients_are_clipped_and_weights_decay():

@@ -89,7 +89,9 @@ class CudaGraph:
     @contextmanager
     def captured(self) -> Iterator[None]:
         """See :class:`Graph`."""
-        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
+        # Other threads, such as a loader's, may go on to call CUDA meanwhile.
+        stream = torch.cuda.current_stream()
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             yield
 
     def replay(self) -> None:

@@ -1,5 +1,6 @@
 // What Python sees: pointers and shapes in, nothing out. Allocation and argument checks with their messages are
-// Python's; this file only refuses what would read out of bounds.
+// Python's; this file only refuses what would read out of bounds. Arrays of rows come as buffers, which bring their
+// shapes and strides along and are held while they are read.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -162,6 +163,46 @@ void special(const std::string& name, bool is_double, int64_t size, uintptr_t in
                      reinterpret_cast<const void*>(input), reinterpret_cast<void*>(output));
 }
 
+// A buffer of this form, with nothing between neighbours along its last axis.
+py::buffer_info view(const char* name, const py::buffer& buffer, ssize_t axes, ssize_t item_size, bool is_written) {
+  py::buffer_info info = buffer.request(is_written);
+  bool is_dense = info.ndim == axes && (info.shape.back() <= 1 || info.strides.back() == info.itemsize);
+  if (!is_dense || (item_size != 0 && info.itemsize != item_size))
+    throw std::invalid_argument(std::string(name) + ": expected a dense array of " + std::to_string(axes) +
+                                (item_size == 0 ? " axes" : " axes, " + std::to_string(item_size) + " bytes a number"));
+  return info;
+}
+
+void permute(const py::buffer& keys, int64_t count, const py::buffer& positions, const py::buffer& result) {
+  py::buffer_info key = view("keys", keys, 1, sizeof(uint32_t), false);
+  py::buffer_info from = view("positions", positions, 1, sizeof(int64_t), false);
+  py::buffer_info to = view("result", result, 1, sizeof(int64_t), true);
+  if (key.size != kRounds || from.size != to.size)
+    throw std::invalid_argument("keys, positions, result: expected 12 keys, and a result for each position");
+  if (count < 0 || count > kMaxPermuted) throw std::invalid_argument("count: expected 0 to 2^62");
+  Permutation permutation{static_cast<uint64_t>(count), {}};
+  std::copy_n(static_cast<const uint32_t*>(key.ptr), kRounds, permutation.keys);
+  py::gil_scoped_release release;
+  if (!permute_on_cpu(permutation, static_cast<const int64_t*>(from.ptr), from.size, static_cast<int64_t*>(to.ptr)))
+    throw std::out_of_range("positions: expected integers from 0 to " + std::to_string(count - 1));
+}
+
+void take_rows(const py::buffer& table, const py::buffer& rows, const py::buffer& result) {
+  py::buffer_info from = view("table", table, 2, 0, false);
+  py::buffer_info numbers = view("rows", rows, 1, sizeof(int64_t), false);
+  py::buffer_info to = view("result", result, 2, from.itemsize, true);
+  int64_t width = from.shape[1] * from.itemsize;
+  bool fits = to.shape[0] == numbers.size && to.shape[1] == from.shape[1] && (to.size == 0 || to.strides[0] == width);
+  if (!fits) throw std::invalid_argument("result: expected a dense array of as many rows as numbers");
+  const int64_t* row = static_cast<const int64_t*>(numbers.ptr);
+  py::gil_scoped_release release;
+  int64_t taken = take_rows_on_cpu({static_cast<const char*>(from.ptr), from.shape[0], from.strides[0], width}, row,
+                                   numbers.size, static_cast<char*>(to.ptr));
+  if (taken < numbers.size)
+    throw std::out_of_range("rows: expected numbers from 0 to " + std::to_string(from.shape[0] - 1) + "; got " +
+                            std::to_string(row[taken]));
+}
+
 template <class Strings>
 py::tuple to_tuple(const Strings& values) {
   py::list result;
@@ -194,6 +235,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("device"), py::arg("stream"), py::arg("allocate"));
   m.def("special", &special, py::arg("name"), py::arg("is_double"), py::arg("size"), py::arg("input"),
         py::arg("output"));
+  m.def("permute", &permute, py::arg("keys"), py::arg("count"), py::arg("positions"), py::arg("result"));
+  m.def("take_rows", &take_rows, py::arg("table"), py::arg("rows"), py::arg("result"));
   m.def(
       "bare_loop",
       [](bool is_double, int components, int64_t elements, int threads) {

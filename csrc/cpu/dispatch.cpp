@@ -27,12 +27,20 @@ extern "C" __attribute__((weak)) void GOMP_parallel(void (*)(void*), void*, unsi
 namespace mixflow {
 namespace {
 
+using RunPiece = decltype(&baseline::run_piece);
+
 struct Capability {
   const char* name;
   RunPiece run;
-  RunSpecial run_special;
-  BareLoop bare_loop;
+  decltype(&baseline::run_special) run_special;
+  decltype(&baseline::bare_loop) bare_loop;
+  decltype(&baseline::permute) permute;
+  decltype(&baseline::take_rows) take_rows;
 };
+#define MIXFLOW_CAPABILITY(ARCH)                                                               \
+  Capability {                                                                                 \
+    #ARCH, ARCH::run_piece, ARCH::run_special, ARCH::bare_loop, ARCH::permute, ARCH::take_rows \
+  }
 
 struct Build {
   Capability capability;
@@ -41,19 +49,18 @@ struct Build {
 
 // Worst first.
 std::vector<Build> builds() {
-  std::vector<Build> all{{{"baseline", baseline::run_piece, baseline::run_special, baseline::bare_loop}, true}};
+  std::vector<Build> all{{MIXFLOW_CAPABILITY(baseline), true}};
 #if defined(MIXFLOW_HAS_avx2) || defined(MIXFLOW_HAS_avx512)
   __builtin_cpu_init();
 #endif
 #if defined(MIXFLOW_HAS_avx2)
-  all.push_back({{"avx2", avx2::run_piece, avx2::run_special, avx2::bare_loop},
-                 __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")});
+  all.push_back({MIXFLOW_CAPABILITY(avx2), __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")});
 #endif
 #if defined(MIXFLOW_HAS_avx512)
-  all.push_back({{"avx512", avx512::run_piece, avx512::run_special, avx512::bare_loop},
-                 __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                     __builtin_cpu_supports("avx512bw")});
+  all.push_back({MIXFLOW_CAPABILITY(avx512), __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+                                                 __builtin_cpu_supports("avx512dq") &&
+                                                 __builtin_cpu_supports("avx512vl") &&
+                                                 __builtin_cpu_supports("avx512bw")});
 #endif
   return all;
 }
@@ -232,6 +239,14 @@ bool has_openmp() {
 
 void run_special_on_cpu(int function, Dtype dtype, int64_t size, const void* input, void* output) {
   chosen().run_special(function, dtype, size, input, output);
+}
+
+bool permute_on_cpu(const Permutation& permutation, const int64_t* positions, int64_t size, int64_t* result) {
+  return chosen().permute(permutation, positions, size, result);
+}
+
+int64_t take_rows_on_cpu(const Table& table, const int64_t* rows, int64_t size, char* result) {
+  return chosen().take_rows(table, rows, size, result);
 }
 
 double run_bare_loop(Dtype dtype, int components, int64_t elements, int threads) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../problem.h"
+#include "rows.h"
 
 namespace mixflow {
 
@@ -20,6 +21,14 @@ void run_on_cpu(const Problem& problem, int threads);
 
 // A special function, by its index in the registry, over contiguous numbers: for the tests that measure its error.
 void run_special_on_cpu(int function, Dtype dtype, int64_t size, const void* input, void* output);
+
+// Where a permutation sends `positions`; `result` may be the same memory. Returns false, with a result of no meaning,
+// where a position is not below the permutation's count.
+bool permute_on_cpu(const Permutation& permutation, const int64_t* positions, int64_t size, int64_t* result);
+
+// The rows of these numbers, one after the other, on the calling thread. A number that is no row's ends it, unread:
+// what it returns, the number of rows copied, is then less than `size`.
+int64_t take_rows_on_cpu(const Table& table, const int64_t* rows, int64_t size, char* result);
 
 // The least arithmetic of a forward op over so many elements, touching no memory: the limit that benchmarks refer to.
 // The result has no meaning but that the work was done.

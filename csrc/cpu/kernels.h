@@ -1,7 +1,8 @@
-// The entry points that each instruction set's build of cpu/kernels.cpp offers.
+// The entry points that each instruction set's build of cpu/kernels.cpp and cpu/rows.cpp offers.
 #pragma once
 
 #include "../problem.h"
+#include "rows.h"
 
 namespace mixflow {
 
@@ -13,28 +14,21 @@ struct Piece {
   double* partial;
 };
 
-// What one instruction set's build offers. The second applies a special function (an index into
-// MIXFLOW_SPECIAL_FUNCTIONS) to `size` contiguous numbers; the third does the arithmetic that no forward op can do
-// without, for benchmarks.
-using RunPiece = void (*)(const Problem&, const Piece&);
-using RunSpecial = void (*)(int function, Dtype dtype, int64_t size, const void* input, void* output);
-using BareLoop = double (*)(Dtype dtype, int components, int64_t elements);
-
-namespace baseline {
-void run_piece(const Problem&, const Piece&);
-void run_special(int, Dtype, int64_t, const void*, void*);
-double bare_loop(Dtype, int, int64_t);
-}  // namespace baseline
-namespace avx2 {
-void run_piece(const Problem&, const Piece&);
-void run_special(int, Dtype, int64_t, const void*, void*);
-double bare_loop(Dtype, int, int64_t);
-}  // namespace avx2
-namespace avx512 {
-void run_piece(const Problem&, const Piece&);
-void run_special(int, Dtype, int64_t, const void*, void*);
-double bare_loop(Dtype, int, int64_t);
-}  // namespace avx512
+// What one instruction set's build offers: a piece of a problem; a special function (an index into
+// MIXFLOW_SPECIAL_FUNCTIONS) over `size` contiguous numbers; the arithmetic that no forward op can do without, for
+// benchmarks; and, in cpu/rows.cpp, what dispatch.h describes of permutations and rows.
+#define MIXFLOW_DECLARE(ARCH)                                                                 \
+  namespace ARCH {                                                                            \
+  void run_piece(const Problem&, const Piece&);                                               \
+  void run_special(int function, Dtype dtype, int64_t size, const void* input, void* output); \
+  double bare_loop(Dtype dtype, int components, int64_t elements);                            \
+  bool permute(const Permutation&, const int64_t* positions, int64_t size, int64_t* result);  \
+  int64_t take_rows(const Table&, const int64_t* rows, int64_t size, char* result);           \
+  }
+MIXFLOW_DECLARE(baseline)
+MIXFLOW_DECLARE(avx2)
+MIXFLOW_DECLARE(avx512)
+#undef MIXFLOW_DECLARE
 
 // Whether lanes run over the elements that share a parameter set, or over parameter sets, each of which serves its
 // elements one after the other. The former prepares a set in all lanes alike, which pays for many elements, or where

@@ -1,7 +1,10 @@
 """The compiled core. Private: it trusts its caller; use mixflow.cdf_transform."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 # (address, shape, strides in elements); of the gradients that a backward op writes, address 0 is one not wanted
 _Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
@@ -80,6 +83,16 @@ def interval_backward(
 
 # A special function of the core over contiguous numbers, for the tests that measure its error.
 def special(name: str, is_double: bool, size: int, input: int, output: int) -> None: ...
+
+# Where the permutation of range(count) that 12 keys name sends positions; result may be positions. IndexError for a
+# position outside.
+def permute(
+    keys: NDArray[np.uint32], count: int, positions: NDArray[np.int64], result: NDArray[np.int64]
+) -> None: ...
+
+# The rows of a table (n, columns) with these numbers; any dtype, the same in both. IndexError for a number outside,
+# which is found before anything is read there.
+def take_rows(table: NDArray[Any], rows: NDArray[np.int64], result: NDArray[Any]) -> None: ...
 
 # The least arithmetic of a forward op, touching no memory, for benchmarks; the result has no meaning.
 def bare_loop(is_double: bool, components: int, elements: int, threads: int) -> float: ...

@@ -830,14 +830,17 @@ class _Op:
         _run(self.backward_kernel, self.indices(*options), (*given, *targets), allocate)
         return grads
 
-    def all_gradients(self, given: Tensors, options: Sequence[Any]) -> list[Tensor]:
-        """:meth:`gradients` of plain tensors, all of them, with less to find out."""
-        grads = [torch.empty_like(x) for x in given[self.outputs : -self.parameters]]
+    def plain_gradients(self, given: Tensors, options: Sequence[Any], wanted: Sequence[bool]) -> list[Tensor | None]:
+        """:meth:`gradients` of plain tensors, of all parameters and the wanted elements, with less to find out."""
+        grads: list[Tensor | None] = []
+        targets: list[Any] = []
+        for i, x in enumerate(given[self.outputs : -self.parameters]):
+            grads.append(torch.empty_like(x) if wanted[i] else None)
+            targets.append(grads[i] if wanted[i] else (0, x.shape, x.shape))
         first = torch.empty_like(given[-self.parameters])
-        grads.append(first)
-        for _ in range(self.parameters - 1):
-            grads.append(torch.empty_like(first))
-        _run(self.backward_kernel, self.indices(*options), (*given, *grads), None)
+        for i in range(self.parameters):
+            grads.append(torch.empty_like(first) if i else first)
+        _run(self.backward_kernel, self.indices(*options), (*given, *targets, *grads[self.elements :]), None)
         return grads
 
     def run_backward(self, *args: Any) -> Tensors:
@@ -966,13 +969,14 @@ def _functions(op: _Op) -> tuple[Any, Any, Any, Any]:
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            if not torch.is_grad_enabled() and False not in ctx.needs_input_grad[: len(ctx.shapes)]:
+            if not torch.is_grad_enabled() and False not in ctx.needs_input_grad[op.elements : op.tensors]:
                 saved = ctx.saved_tensors
                 small = 0 < saved[0].numel() * saved[-1].shape[-1] < _WORTH_ASKING
                 seeds = _filled_in(grads, saved[0])
                 if small and _are_plain_seeds(seeds) and _skips_dispatch(saved):
                     given = cast(Tensors, (*seeds, *saved))
-                    return (*op.all_gradients(given, ctx.options), *(None,) * len(ctx.options))
+                    found = op.plain_gradients(given, ctx.options, ctx.needs_input_grad)
+                    return (*found, *(None,) * len(ctx.options))
             return pull_back(ctx, *grads)
 
     class Functional(torch.autograd.Function):

@@ -299,6 +299,22 @@ def test_a_flow_trains_in_a_graph(card):
         torch.testing.assert_close(results, step(twin))
 
 
+@pytest.mark.parametrize("recipe", ["univariate", "gaussianization", "coupling", "autoregressive", "gaussian_mixture"])
+def test_fit_takes_captured_steps_with_the_numbers_of_plain_ones(card, recipe):
+    data = torch.randn(500, 1 if recipe == "univariate" else 3, generator=torch.Generator().manual_seed(0))
+    settings = {"device": card, "epochs": 4, "batch_size": 64, "progress": False}
+    build = getattr(flows, recipe)
+    plain, flow = (build(components=4, **({} if recipe == "univariate" else {"features": 3})) for _ in range(2))
+    flow.load_state_dict(plain.state_dict())
+    plain.fitted = flow.fitted = False
+    with mixflow.captured.disabled():
+        expected = mixflow.fit(plain, data, **settings)
+    history = mixflow.fit(flow, data, **settings)
+    assert history.notes[-1] == "Steps: each is one launch of a CUDA graph."
+    assert history.train_log_prob == expected.train_log_prob
+    same(flow.state_dict().values(), plain.state_dict().values())
+
+
 # ------------------------------------------------------------------------------------------------------------- devices
 
 

@@ -11,6 +11,7 @@ plainly, under torch's check for operations that wait, and a step that waits sta
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -80,11 +81,13 @@ class CudaGraph:
     def checked(self) -> Iterator[None]:
         """See :class:`Graph`."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch calls this mode a prototype, each time that it is set
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                yield
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
 
     @contextmanager
     def captured(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import pickle
 import mpmath
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import mixflow
 from mixflow import transforms
@@ -431,8 +432,22 @@ def test_masked_network_sees_the_features_before_and_all_of_the_context(hidden, 
     if context:
         jacobian = torch.autograd.functional.jacobian(lambda t: network(x, t), c)
         assert (jacobian != 0).any(1).all()
+    values = network.one_by_one(x, c)
     for feature in range(4):
-        torch.testing.assert_close(network(x, c, feature), network(x, c)[feature])
+        torch.testing.assert_close(values(list(x[:feature])), network(x, c)[feature])
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_the_inverse_of_an_autoregressive_transform_takes_the_work_of_one_pass(context):
+    transform = transforms.Autoregressive(16, components=2, hidden=(32, 32), context=context)
+    x, c = torch.randn(8, 16), torch.randn(8, context) if context else None
+    counts = []
+    for direction in (transform.forward, transform.inverse):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            direction(x, c)
+        counts.append(counter.get_total_flops())
+    # Less, in fact: the forward pass multiplies by the zeros of the masks.
+    assert 0 < counts[1] < counts[0]
 
 
 def test_networks_see_standardised_inputs_of_any_units():

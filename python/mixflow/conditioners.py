@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +54,13 @@ class Inputs(KeepsPrecision):
             self._set_loc(loc)
             self.scale.copy_(torch.where(spread > 0.0, spread, 1.0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The inputs (..., size), of any floating-point dtype, as the network sees them: in the dtype of ``scale``."""
-        centred = x - self.loc
-        return 8.0 * torch.tanh((centred / (8.0 * self.scale)).to(self.scale.dtype))
+    def forward(self, x: Tensor, columns: slice = slice(None)) -> Tensor:
+        """The inputs (..., size), of any floating-point dtype, as the network sees them: in the dtype of ``scale``.
+
+        With ``columns``, ``x`` is these columns of the inputs alone.
+        """
+        centred = x - self.loc[columns]
+        return 8.0 * torch.tanh((centred / (8.0 * self.scale[columns])).to(self.scale.dtype))
 
 
 class Standardised(nn.Sequential):
@@ -245,10 +249,13 @@ class MaskedMLP(nn.Module):
         degrees = torch.cat([torch.arange(1, features + 1), torch.zeros(context, dtype=torch.long)])
         lowest = 0 if context or features == 1 else 1
         self.layers = nn.ModuleList()
+        # Of each layer, for each feature: how many units may be known when it is to be computed.
+        self._ends: list[list[int]] = []
         for width in check_hidden(hidden):
-            own = lowest + torch.arange(width) * (features - lowest) // width
-            self.layers.append(_MaskedLinear(degrees, own))
-            degrees = own
+            own = [lowest + unit * (features - lowest) // width for unit in range(width)]
+            self._ends.append([bisect_right(own, feature) for feature in range(features)])
+            before, degrees = degrees, torch.tensor(own)
+            self.layers.append(_MaskedLinear(before, degrees))
         self.last = _MaskedLinear(degrees, torch.arange(features).repeat_interleave(outputs))
         _start_at(self.last, None if start is None else start.repeat(features))
 
@@ -256,16 +263,60 @@ class MaskedMLP(nn.Module):
         """Standardise the inputs as those of ``x`` (..., D) and ``context`` (..., C)."""
         self.inputs.initialize(join(x, context))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, feature: int | None = None) -> Tensor:
-        """The values (..., D, P) of all features, or (..., P) of one."""
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The values (..., D, P) of all features."""
         hidden = self.inputs(join(x, context))
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             image = functional.silu(layer(hidden))
-            hidden = hidden + image if layer is not self.layers[0] and image.shape == hidden.shape else image
-        if feature is None:
-            return torch.unflatten(self.last(hidden), -1, (self.features, self.outputs))
-        rows = slice(feature * self.outputs, (feature + 1) * self.outputs)
-        return functional.linear(hidden, self.last.weight[rows] * self.last.mask[rows], self.last.bias[rows])
+            hidden = hidden + image if self._adds_input(number) else image
+        return torch.unflatten(self.last(hidden), -1, (self.features, self.outputs))
+
+    def one_by_one(self, like: Tensor, context: Tensor | None = None) -> Callable[[Sequence[Tensor]], Tensor]:
+        """A function from the features known so far, each (...), to the values (..., P) of the next one.
+
+        It is to be called with no feature, then with one, and so on. A unit of the network is computed once, in the
+        call in which all that it depends on is first known: D calls take the work of one pass.
+
+        Args:
+            like: of the shape (..., D) of all features.
+            context: (..., C); None for a network without.
+        """
+        layers = [*cast("list[_MaskedLinear]", list(self.layers)), self.last]
+        weights = [layer.masked() for layer in layers]
+        biases: list[Tensor] = [layer.bias for layer in layers]
+        if context is not None:  # whose part of the first layer is the same for all calls
+            columns = slice(self.features, None)
+            biases[0] = functional.linear(self.inputs(context, columns), weights[0][:, columns], biases[0])
+        known = [like.new_empty(*like.shape[:-1], 0) for _ in layers]  # the inputs, and the units of each layer
+
+        def units(number: int, begin: int, end: int) -> Tensor:
+            """Those of a layer, or of the last one, before the activation."""
+            weight = weights[number][begin:end, : known[number].shape[-1]]
+            bias = biases[number][..., begin:end]
+            if bias.ndim == 1:
+                return functional.linear(known[number], weight, bias)
+            return functional.linear(known[number], weight) + bias
+
+        def values(features: Sequence[Tensor]) -> Tensor:
+            feature = len(features)
+            if feature:
+                newest = self.inputs(features[-1].unsqueeze(-1), slice(feature - 1, feature))
+                known[0] = torch.cat([known[0], newest], dim=-1)
+            for number, ends in enumerate(self._ends):
+                begin, end = known[number + 1].shape[-1], ends[feature]
+                if begin == end:
+                    continue
+                image = functional.silu(units(number, begin, end))
+                if self._adds_input(number):
+                    image = known[number][..., begin:end] + image
+                known[number + 1] = torch.cat([known[number + 1], image], dim=-1)
+            return units(len(layers) - 1, feature * self.outputs, (feature + 1) * self.outputs)
+
+        return values
+
+    def _adds_input(self, number: int) -> bool:
+        """Whether the input of a layer is added to its output."""
+        return number > 0 and self._ends[number - 1][-1] == self._ends[number][-1]
 
 
 class FeatureByFeature(nn.Module):
@@ -311,16 +362,30 @@ class FeatureByFeature(nn.Module):
         """Standardise the inputs as those of ``x`` (..., D) and ``context`` (..., C)."""
         self.inputs.initialize(join(x, context))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, feature: int | None = None) -> Tensor:
-        """The values (..., D, P) of all features, or (..., P) of one."""
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The values (..., D, P) of all features."""
+        return self._values(x, context, slice(None))
+
+    def one_by_one(self, like: Tensor, context: Tensor | None = None) -> Callable[[Sequence[Tensor]], Tensor]:
+        """As that of :class:`MaskedMLP`: a function from the features known so far to the values of the next one."""
+        unknown = torch.zeros_like(like)
+
+        def values(features: Sequence[Tensor]) -> Tensor:
+            count = len(features)
+            known = [feature.unsqueeze(-1) for feature in features]
+            x = torch.cat([*known, unknown[..., count:]], dim=-1)
+            return self._values(x, context, slice(count, count + 1)).squeeze(-2)
+
+        return values
+
+    def _values(self, x: Tensor, context: Tensor | None, wanted: slice) -> Tensor:
         inputs = self.inputs(join(x, context)).unsqueeze(-2)
-        wanted = slice(None) if feature is None else slice(feature, feature + 1)
         before = self.before[wanted]
         place = torch.eye(self.features, dtype=inputs.dtype, device=inputs.device)[wanted]
         known = torch.where(before, inputs[..., : self.features], 0.0)
         rest = inputs[..., self.features :].expand(*known.shape[:-1], -1)
         values: Tensor = self.own(torch.cat([known, place.expand_as(known), rest], dim=-1))
-        return values if feature is None else values.squeeze(-2)
+        return values
 
 
 class _MaskedLinear(nn.Linear):
@@ -334,8 +399,12 @@ class _MaskedLinear(nn.Linear):
         mask = (inputs <= outputs.unsqueeze(-1)).to(self.weight.dtype)
         self.register_buffer("mask", mask, persistent=False)
 
+    def masked(self) -> Tensor:
+        """The weights, 0 where an output does not see an input."""
+        return self.weight * self.mask
+
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(input, self.weight * self.mask, self.bias)
+        return functional.linear(input, self.masked(), self.bias)
 
 
 def check_hidden(hidden: Sequence[int]) -> list[int]:

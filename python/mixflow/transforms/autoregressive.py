@@ -20,7 +20,8 @@ class Autoregressive(Transform):
 
     The map is :class:`~mixflow.transforms.elementwise.ElementwiseMap`, the network
     :class:`~mixflow.conditioners.MaskedMLP`: a neural autoregressive flow (Huang et al., 2018, arXiv:1804.00779), here
-    with a mixture of any family. Forward takes one pass of the network; the inverse D, one feature after the other.
+    with a mixture of any family. Both directions take the work of one pass of the network; the inverse does it in D
+    parts, one feature after the other.
     It starts close to the identity.
 
     Args:
@@ -86,11 +87,11 @@ class Autoregressive(Transform):
         return z, ladj.sum(-1)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, total = torch.zeros_like(z), z.new_zeros(z.shape[:-1])
+        known: list[Tensor] = []
+        total = z.new_zeros(z.shape[:-1])
+        values = self.conditioner.one_by_one(z, context)
         for feature in range(self.features):
-            raw = self.conditioner(x, context, feature)
-            solved, ladj = self.elementwise.inverse(z[..., feature], raw)
-            # A new tensor, not a change of the one that the passes before are to be differentiated by.
-            x = torch.cat([x[..., :feature], solved.unsqueeze(-1), x[..., feature + 1 :]], dim=-1)
+            x, ladj = self.elementwise.inverse(z[..., feature], values(known))
+            known.append(x)
             total = total + ladj
-        return x, total
+        return torch.stack(known, dim=-1), total

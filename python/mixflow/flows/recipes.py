@@ -205,7 +205,8 @@ def autoregressive(
     """Flow of autoregressive mixture CDFs, the order reversed from layer to layer.
 
     Huang et al., "Neural Autoregressive Flows" (2018, arXiv:1804.00779). log_prob takes one pass of each network;
-    samples take D. Before the first comes a marginal mixture CDF, which ``initialize`` sets from the data.
+    samples take the work of one, in D parts. Before the first comes a marginal mixture CDF, which ``initialize`` sets
+    from the data.
 
     Args:
         features: D.

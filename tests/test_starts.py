@@ -6,13 +6,15 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixflow
 from mixflow import flows, transforms
 from mixflow.flows.start import ONE_GAUSSIAN
 from mixflow.gaussian import FLOOR, folds, gaussian
 from mixflow.ops import cdf_transform
-from mixflow.robust import bulk, clipped, moments
+from mixflow.robust import bulk, clipped, in_order, moments
+from mixflow.transforms import start
 from mixflow.transforms.compose import frozen_kept
 from mixflow.transforms.elementwise import ElementwiseMap
 from mixflow.transforms.start import best_counts, likely_mixture, predictive_mixture, start_from, wide_normal
@@ -43,6 +45,36 @@ def log_density(x, mixture, family):
 
 
 # -- location and spread of the bulk -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_columns_in_order_are_those_of_torch(dtype):
+    x = normal(300, 3).round(decimals=1).to(dtype)
+    x[5, 0], x[6, 1], x[7, 1], x[8, 2] = math.inf, -math.inf, math.nan, math.nan
+    strided, needs_gradient = x.repeat(2, 1).mT.contiguous().mT[::2], x.clone().requires_grad_()
+    for table in (x, strided, x[:1], needs_gradient):
+        expected = table.detach().sort(dim=0).values
+        torch.testing.assert_close(in_order(table), expected, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def test_columns_are_put_in_order_where_memory_does_not_hold_their_numbers():
+    x = normal(20, 2)
+    view = torch.complex(x, x).conj().imag
+    assert view.is_neg()
+    assert torch.equal(in_order(view), (-x).sort(dim=0).values)
+    assert in_order(x.to("meta")).shape == x.shape
+    with FakeTensorMode() as mode:
+        assert in_order(mode.from_tensor(x)).shape == x.shape
+
+
+def test_moments_are_of_the_bulk_unless_other_edges_are_given():
+    x = normal(100, 2)
+    for mine, own in zip(moments(x, bulk(x)), moments(x), strict=True):
+        assert torch.equal(mine, own)
+    low, high = torch.full((2,), -0.5, dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64)
+    mean, spread = moments(x, (low, high))
+    torch.testing.assert_close(mean, x.clamp(-0.5, 2.0).mean(0))
+    torch.testing.assert_close(spread, x.clamp(-0.5, 2.0).std(0))
 
 
 def test_moments_of_data_without_outliers_are_the_ordinary_ones():
@@ -298,6 +330,19 @@ def test_five_rows_start_at_one_normal():
     torch.testing.assert_close(transform.loc.mean().item(), x.mean().item(), rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_by_the_parameters_are_those_of_autograd_bit_for_bit(dtype, family):
+    x = normal(50, 2).to(dtype)
+    mixture = [normal(2, 3, seed=seed).to(dtype).requires_grad_() for seed in (1, 2, 3)]
+    by_autograd = torch.autograd.grad(log_density(x, mixture, family).sum(), mixture)
+    with torch.no_grad():
+        at_once = start._by_parameters(x, tuple(mixture), family)
+    for own, expected in zip(at_once, by_autograd, strict=True):
+        assert own.dtype == dtype
+        assert torch.equal(own, expected)
+
+
 # -- heavy tails ---------------------------------------------------------------------------------------------
 
 TAILS = {
@@ -320,6 +365,39 @@ def test_mixtures_over_scales_start_close_to_heavy_tails(kind, family):
     # From the upper end, the same.
     mirrored = likely_mixture(-x, 16, family)
     assert (truth - log_density(-test, mirrored, family))[seen].mean().item() < error
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_starts_that_are_improved_together_end_as_alone(family):
+    x = torch.from_numpy(stats.cauchy().rvs((500, 2), random_state=0))
+    alone = [start.improved(x, *one, family, 2 * start._STEPS) for one in start._widening(x, 5)]
+    together = start._widened(x, 5, family)
+    assert len(together) == len(alone) == 3
+    for mixture, expected in zip(together, alone, strict=True):
+        for parameter, own in zip(mixture, expected, strict=True):
+            torch.testing.assert_close(parameter, own, rtol=1e-10, atol=1e-10)
+
+
+def test_wide_components_are_tried_only_where_they_are_wanted():
+    x = torch.from_numpy(stats.cauchy().rvs((500, 1), random_state=0))
+    narrow = start.improved(x, *start_from(x, 5, "gaussian"), "gaussian")
+    for widen in (False, True):
+        same = map(torch.equal, likely_mixture(x, 5, "gaussian", widen), narrow)
+        assert all(same) is not widen
+
+
+def test_wide_components_that_are_not_tried_would_not_have_been_chosen(monkeypatch):
+    x = torch.cat([torch.from_numpy(stats.t(0.5).rvs((400, 3), random_state=0)), normal(400, 1)], 1)
+    counts, tried = best_counts(x, 32, "gaussian"), []
+
+    def always(x, components, family, widen=True):
+        tried.append(widen)
+        return likely_mixture(x, components, family)
+
+    monkeypatch.setattr(start, "likely_mixture", always)
+    assert torch.equal(best_counts(x, 32, "gaussian"), counts)
+    assert tried == [False, False, True, True, True]  # 2, 4, 8, 16 and 32 components
+    assert (counts[:3] >= 8).all()
 
 
 def test_the_widest_component_reaches_beyond_the_farthest_value():
@@ -528,6 +606,15 @@ def test_a_standardisation_beside_frozen_mixtures_is_set_all_the_same():
     flow.initialize(5.0 + normal(500, 1))
     assert standardise.loc.item() == pytest.approx(5.0, abs=0.2)
     assert all(torch.equal(value, before[name]) for name, value in frozen.state_dict().items())
+
+
+def test_the_last_layer_is_set_from_the_image_of_the_one_before():
+    before = transforms.Affine(2, loc=3.0, scale=2.0).requires_grad_(requires_grad=False)
+    last = transforms.Affine(2)
+    parts = transforms.Affine(2), transforms.MixtureCDF(2, 4), transforms.Whitening(2), before, last
+    flows.Flow(transforms.Compose(*parts)).initialize(normal(2000, 2).float())
+    torch.testing.assert_close(last.loc, torch.full((2,), -1.5, dtype=last.loc.dtype), atol=0.05, rtol=0.0)
+    torch.testing.assert_close(last.log_scale.exp(), torch.full((2,), 0.5), atol=0.05, rtol=0.0)
 
 
 def test_initialize_leaves_frozen_parts_and_gives_the_data_on_through_them():

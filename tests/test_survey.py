@@ -176,6 +176,14 @@ def test_values_far_out_are_counted():
     assert notes(y) == []
 
 
+def test_zero_has_no_sign_in_a_note():
+    x = normal(500, 1)
+    x[:200] = -0.0
+    (note,) = notes(x)
+    assert "301 different values" in note
+    assert "(40% are 0)" in note
+
+
 # -- dependent columns ---------------------------------------------------------------------------------------
 
 A, B, C = normal(300), normal(300, seed=1), normal(300, seed=2)
@@ -211,6 +219,12 @@ def test_a_column_that_is_nearly_a_function_of_others_is_dependent_up_to_a_ten_t
         assert len(survey(table(A, A + noise * B)).dependences) == expected
     # Correlation and curves are none.
     assert survey(table(A, 0.999 * A + 0.045 * B, A.square())).dependences == []
+
+
+def test_a_function_of_columns_that_nearly_depend_on_each_other_is_found():
+    near = A + 2e-4 * B
+    (found,) = survey(table(A, near, 5000.0 * (near - A) + C, C)).dependences
+    assert found.describe(NAMES) == "d = 5000 a - 5000 b + c"
 
 
 def test_as_few_rows_as_columns_say_nothing_of_dependence():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .robust import bulk, moments
+from .robust import bulk_in_order, in_order, moments
 
 __all__ = ["Dependence", "Survey", "survey"]
 
@@ -199,18 +199,19 @@ def survey(x: Tensor) -> Survey:
         ([100, 100, 10], [1.0, 2.0, 1.0], 'b = 2 a + 1')
 
     """
-    x = x.double().cpu()
+    x = x.double().cpu() + 0.0  # 0.0 and -0.0 are one value
     distinct, step, share, frequent = [], [], [], []
-    for column in x.unbind(1):
-        values, counts = column.unique(return_counts=True)
+    ordered = in_order(x)
+    for column in ordered.unbind(1):
+        values, counts = column.unique_consecutive(return_counts=True)
         most = int(counts.argmax())
         distinct.append(len(values))
         step.append(_step(values) if len(values) < len(x) or len(x) <= 4096 else 0.0)
         share.append(int(counts[most]) / len(x))
         frequent.append(float(values[most]))
-    low, high = bulk(x)
-    median = x.median(0).values
-    _, spread = moments(x)
+    low, high = bulk_in_order(ordered)
+    median = ordered[(len(x) - 1) // 2]
+    _, spread = moments(x, (low, high))
     size = torch.where(spread > 0.0, spread, 1.0)
     return Survey(
         rows=len(x),
@@ -220,7 +221,7 @@ def survey(x: Tensor) -> Survey:
         most_frequent=frequent,
         offset=(median / size).tolist(),
         outliers=((x < low) | (x > high)).sum(0).tolist(),
-        farthest=((x - median).abs().amax(0) / size).tolist(),
+        farthest=(torch.maximum(median - ordered[0], ordered[-1] - median) / size).tolist(),
         dependences=_dependences(x),
     )
 
@@ -258,13 +259,15 @@ def _dependences(x: Tensor, most: int = 64) -> list[Dependence]:
     z = (x - x[0]) / torch.where(scale > 0.0, scale, 1.0)
     mean = z.mean(0)
     z = z - mean
+    products = z.mT @ z
     independent: list[int] = []
     found = []
     for column in range(x.shape[1]):
-        target, before = z[:, column], z[:, independent]
+        target = z[:, column]
         if float(target.abs().max()) == 0.0:
             continue
-        if independent:
+        if _may_depend(products, column, independent):
+            before = z[:, independent]
             weights = torch.linalg.lstsq(before, target.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
             rest = target - before @ weights
             if float(rest.std()) < 1e-4 * float(target.std()):
@@ -272,6 +275,19 @@ def _dependences(x: Tensor, most: int = 64) -> list[Dependence]:
                 continue
         independent.append(column)
     return found
+
+
+def _may_depend(products: Tensor, column: int, independent: list[int]) -> bool:
+    """Whether a linear function of the ``independent`` columns may come within a hundredth of ``column``'s spread.
+
+    From the ``products`` (D, D) of centred columns, which rounding leaves less exact than the columns themselves, but
+    have no rows to go through.
+    """
+    if not independent:
+        return False
+    inner, across = products[independent][:, independent], products[independent, column]
+    explained = across @ torch.linalg.solve_ex(inner, across).result
+    return not float(products[column, column] - explained) > 1e-4 * float(products[column, column])  # NaN may
 
 
 def _dependence(x: Tensor, scale: Tensor, column: int, independent: list[int], weights: Tensor) -> Dependence:

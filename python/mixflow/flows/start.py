@@ -65,11 +65,12 @@ def start(transform: Transform, x: Tensor, context: Tensor | None) -> dict[str, 
         x, _ = whitening(marginals(x, context if marginals.context else None)[0])
         generator = torch.Generator(x.device).manual_seed(0)
         x = x + _NOISE * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        for part in parts[lead + 2 :]:
+        for number, part in enumerate(parts[lead + 2 :], lead + 2):
             own = context if part.context else None
             with frozen_kept(part):
                 part.initialize(x, own)
-            x, _ = part(x, own)
+            if number + 1 < len(parts):  # no part wants the image of the last
+                x, _ = part(x, own)
     return plain
 
 

@@ -63,10 +63,13 @@ class Compose(Transform):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Initialise each transform on the data as the ones before it leave them."""
         with torch.no_grad():
-            for transform in self.each():
+            *before, last = self.each()
+            for transform in before:
                 with frozen_kept(transform):
                     transform.initialize(x, context if transform.context else None)
                 x, _ = transform(x, context)
+            with frozen_kept(last):  # no transform wants its image
+                last.initialize(x, context if last.context else None)
 
     def takes_any_dtype(self, forward: bool = True) -> bool:
         """As the first transform in that direction that has parameters."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..ops import cdf_transform
-from ..robust import bulk, clipped, moments
+from ..robust import bulk, clipped, in_order, moments
 
 __all__ = ["best_counts", "normal_quantiles", "normal_start", "predictive_mixture", "start_from", "wide_normal"]
 
@@ -61,8 +61,10 @@ def predictive_mixture(
 
     """
     counts = best_counts(x, components, family) if counts is None else counts
-    chosen = [parameter.clone() for parameter in wide_normal(x, components, family)]
-    for count in sorted(set(counts.tolist()) - {1}):
+    numbers = set(counts.tolist())
+    shape = x.shape[1], components
+    chosen = wide_normal(x, components, family) if 1 in numbers else tuple(x.new_empty(shape) for _ in range(3))
+    for count in sorted(numbers - {1}):
         columns = counts == count
         fitted = _repeated(likely_mixture(x[:, columns], count, family), components)
         for parameter, value in zip(chosen, fitted, strict=True):
@@ -141,36 +143,55 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
         rows_own: Tensor = log_prob.where(left_out, 0.0).unflatten(1, (folds, columns)).sum(1)
         return rows_own[seen]
 
-    low, high = bulk(x)
-    tailed, errors = ((x < low) | (x > high)).any(0), 2.0 + 20.0 * (rows - 2.0) ** -1.2 if folds > 1 else 0.5
+    tailed, errors = _tailed(x), 2.0 + 20.0 * (rows - 2.0) ** -1.2 if folds > 1 else 0.5
+    least = min(8, max(counts))  # components of such a column
     normal = score(wide_normal(learned, max(counts), family))
-    best = torch.where(tailed, min(8, max(counts)), torch.ones(columns, dtype=torch.long, device=x.device))
+    best = torch.where(tailed, least, torch.ones(columns, dtype=torch.long, device=x.device))
     gain = torch.where(tailed, -math.inf, x.new_zeros(columns))
     for count in counts:
-        difference = (score(likely_mixture(learned, count, family)) - normal).clamp(-_MOST_A_ROW, _MOST_A_ROW)
+        mixture = likely_mixture(learned, count, family, widen=count >= least)
+        difference = (score(mixture) - normal).clamp(-_MOST_A_ROW, _MOST_A_ROW)
         mean, error = difference.mean(0), difference.std(0) / len(difference) ** 0.5
-        better = (mean > gain) & torch.where(tailed, count >= min(8, max(counts)), mean > errors * error)
+        better = (mean > gain) & torch.where(tailed, count >= least, mean > errors * error)
         best, gain = torch.where(better, count, best), torch.where(better, mean, gain)
     return best
 
 
-def likely_mixture(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor, Tensor]:
-    """``logits``, ``loc`` and ``log_scale`` (D, K) of mixtures that the columns of ``x`` (N, D) are likely under."""
+def likely_mixture(x: Tensor, components: int, family: str, widen: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """``logits``, ``loc`` and ``log_scale`` (D, K) of mixtures that the columns of ``x`` (N, D) are likely under.
+
+    Columns with values outside their bulk also try wide components, except where ``widen`` is False.
+    """
     mixture = improved(x, *start_from(x, components, family), family)
-    low, high = bulk(x)
-    tailed = ((x < low) | (x > high)).any(0)
-    if components == 1 or not tailed.any():
+    if components == 1 or not widen:
+        return mixture
+    tailed = _tailed(x)
+    if not tailed.any():
         return mixture
     # Far out, squares of distances need the range of float64.
     columns, rows = x[:, tailed].double(), x[:_ROWS_TO_IMPROVE, tailed].double()
-    tried = [tuple(parameter[tailed].double() for parameter in mixture)]
-    tried += [improved(columns, *start, family, 2 * _STEPS) for start in _widening(columns, components)]
+    tried = [tuple(parameter[tailed].double() for parameter in mixture), *_widened(columns, components, family)]
     scores = [cdf_transform(rows, *one, family=family, base="uniform")[1].mean(0) for one in tried]
     scores[0] = scores[0] - _SAFETY  # rows farther out than all of these would lie beyond its widest component
     best = torch.stack(scores).argmax(0)
     for index, parameter in enumerate(mixture):
         parameter[tailed] = torch.stack([one[index] for one in tried])[best, torch.arange(len(best))].to(x)
     return mixture
+
+
+def _tailed(x: Tensor) -> Tensor:
+    """Which columns (D,) of ``x`` (N, D) have values outside their bulk."""
+    low, high = bulk(x)
+    return ((x < low) | (x > high)).any(0)
+
+
+def _widened(x: Tensor, components: int, family: str) -> list[tuple[Tensor, ...]]:
+    """``logits``, ``loc`` and ``log_scale`` (D, K) of a mixture for each start of :func:`_widening`."""
+    starts = _widening(x, components)
+    loc, log_scale = (torch.cat(parameters) for parameters in zip(*starts, strict=True))
+    # All at once, as columns: a step on few rows takes as long for one as for three.
+    mixtures = improved(x.repeat(1, len(starts)), loc, log_scale, family, 2 * _STEPS)
+    return list(zip(*(parameter.chunk(len(starts)) for parameter in mixtures), strict=True))
 
 
 def _widening(x: Tensor, components: int) -> list[tuple[Tensor, Tensor]]:
@@ -182,11 +203,11 @@ def _widening(x: Tensor, components: int) -> list[tuple[Tensor, Tensor]]:
     one row.
     """
     _, spread = moments(x)
-    median = x.median(0).values
+    median = in_order(x)[(len(x) - 1) // 2]
     around = _geometric(0.3 * spread, (x - median).abs().amax(0), components)
     starts = [(median.unsqueeze(-1) + torch.zeros_like(around), around)]
     for side in (1.0, -1.0):
-        distance = ((x - x.amin(0)) if side > 0.0 else (x.amax(0) - x)).sort(0).values
+        distance = in_order(x - x.amin(0) if side > 0.0 else x.amax(0) - x)
         nearest = torch.maximum(distance[len(x) // 50], 1e-6 * spread)
         log_scale = _geometric(nearest, distance[-1], components)
         end = x.amin(0) if side > 0.0 else x.amax(0)
@@ -223,7 +244,7 @@ def start_from(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor]
     per_cell = max(1, min(_ROWS, len(x)) // components)
     count = per_cell * components
     quantiles = (torch.arange(count, device=x.device, dtype=torch.float64) + 0.5) / count
-    rows = clipped(x).sort(dim=0).values[(quantiles * len(x)).long()]
+    rows = in_order(clipped(x))[(quantiles * len(x)).long()]
     cells = rows.unflatten(0, (components, per_cell))
     median = 0.5 * (cells[:, (per_cell - 1) // 2] + cells[:, per_cell // 2])
     centre, spread = rows.mean(0), rows.std(0, correction=0)
@@ -272,16 +293,26 @@ def improved(
     """
     x, prior, logits = x[:_ROWS_TO_IMPROVE], log_scale, torch.zeros_like(loc)
     for _ in range(steps):
-        parameters = [parameter.detach().requires_grad_() for parameter in (logits, loc, log_scale)]
-        with torch.enable_grad():
-            _, log_prob = cdf_transform(x, *parameters, family=family, base="uniform")
-            by_logits, by_loc, by_log_scale = torch.autograd.grad(log_prob.sum(), parameters)
+        by_logits, by_loc, by_log_scale = _by_parameters(x, (logits, loc, log_scale), family)
         count = (by_logits + len(x) * logits.softmax(-1)).clamp_min(0.0)
         spread = (count + by_log_scale).clamp_min(0.0)
         logits = (count + 1.0).log()
         loc = loc + torch.exp(2.0 * log_scale) * by_loc / (count + 2.0)
         log_scale = log_scale + 0.5 * torch.log((spread + 2.0 * torch.exp(2.0 * (prior - log_scale))) / (count + 2.0))
     return logits, loc, log_scale
+
+
+def _by_parameters(x: Tensor, mixture: tuple[Tensor, Tensor, Tensor], family: str) -> list[Tensor]:
+    """The gradients of the summed log density of ``x`` (N, D) by the three parameters (D, K) of ``mixture``.
+
+    The op that autograd would come to, called at once: the log density itself is not wanted.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    given = [value.detach().to(wide) for value in (x, *mixture)]
+    seeds = given[0].new_zeros(()), given[0].new_ones(())  # of the value and of the log density
+    wanted = [False, True, True, True]  # not by x
+    found = torch.ops.mixflow.map_backward(*seeds, *given, family, "uniform", False, wanted)
+    return [gradient.to(x.dtype) for gradient in found[1:]]
 
 
 def normal_start(components: int, family: str) -> tuple[Tensor, Tensor]:

@@ -200,7 +200,7 @@ class _Gradients:
         """Scale the gradients to a norm of ``most`` if theirs is larger, and note the norm before."""
         torch.linalg.vector_norm(self.gradients, out=self.norm)
         if most < math.inf:
-            self.gradients.mul_((most / (self.norm + 1e-6)).clamp_(max=1.0))
+            self.gradients.div_((self.norm / most).clamp_(min=1.0))
 
 
 class Parameters:

@@ -14,8 +14,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests --pyargs mixflow
 
-# On a machine with a CUDA device and nvcc: a build for it, tests, sanitizer, benchmark, in eight minutes. Nothing is
-# fetched or installed: PYTHON is one that has torch.
+# On a machine with a CUDA device and nvcc: a build for it, tests, sanitizer, benchmark, steps of training, in eight
+# minutes. Nothing is fetched or installed: PYTHON is one that has torch.
 gpu:
 	$(PYTHON) tools/gpu.py
 
@@ -26,8 +26,10 @@ bench: $(VENV)/.installed
 bench-flows: $(VENV)/.installed
 	$(BIN)/python bench/flows.py $(DATA)
 
-# The training loop on two moons that people write by hand, against the spline flows of zuko and nflows where installed.
+# What people wait for: steps of training, fits, scoring and sampling, in one minute. Then the training loop on two moons
+# that people write by hand, against the spline flows of zuko and nflows where installed.
 bench-jobs: $(VENV)/.installed
+	$(BIN)/mixflow bench --threads 1 --only jobs
 	$(BIN)/python bench/jobs.py
 
 # Fits with defaults on awkward data of every kind, and on tables of your own if DATA names some: the table in the docs.

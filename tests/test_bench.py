@@ -55,6 +55,8 @@ def test_a_run_prints_a_table_and_writes_json_and_picture(tmp_path, capsys):
         "Throughput by N: forward + ladj, logistic",
         "Cost by K: forward + ladj, logistic",
         "Peak memory beyond the outputs: forward + backward, gaussian, per feature",
+        "As real code calls it, one thread",
+        "Against the formula it replaces, one thread",
     ],
 )
 def test_every_kind_of_case_runs(only, capsys):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import mixflow
+from mixflow import captured
 from mixflow.bench import command
 from mixflow.bench.cases import CASES, COMPARISONS
+from mixflow.flows import RECIPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +65,8 @@ def test_an_unknown_step_is_refused(gpu, card, tmp_path, capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--only", "bild", "--out", str(tmp_path)])
     assert (
-        "--only: expected some of build, info, tests, card, sanitizer, benchmark; got bild" in capsys.readouterr().err
+        "--only: expected some of build, info, tests, card, sanitizer, benchmark, training; got bild"
+        in capsys.readouterr().err
     )
 
 
@@ -105,13 +108,15 @@ def test_the_report_ends_with_the_tables(gpu, card, works, tmp_path, monkeypatch
             gpu.Step("tests", 1, [python(f"print('1 passed'); raise SystemExit({int(not works)})")]),
             gpu.Step("sanitizer", 1, [[]], missing="it is not here"),
             gpu.Step("benchmark", 1, [python("print('a table')")]),
+            gpu.Step("training", 1, [python("print('another table')")]),
         ]
 
     monkeypatch.setattr(gpu, "all_steps", steps)
     assert gpu.main(["--out", str(tmp_path)]) == int(not works)
     report = (tmp_path / "report.txt").read_text()
     assert report.startswith("A card, 80 GiB, torch ")
-    assert report.endswith("a table\n")
+    assert report.endswith("another table\n")
+    assert "\na table\n" in report
     assert capsys.readouterr().out.endswith(report + "\n")
     assert ("the end of" in report) != works
     assert "sanitizer      skipped, it is not here" in report
@@ -119,7 +124,7 @@ def test_the_report_ends_with_the_tables(gpu, card, works, tmp_path, monkeypatch
 
 
 def test_the_steps_name_what_is_there(gpu, card, tmp_path, monkeypatch):
-    build, info, tests, _, sanitizer, benchmark = gpu.all_steps(tmp_path, (9, 0))
+    build, info, tests, _, sanitizer, benchmark, training = gpu.all_steps(tmp_path, (9, 0))
     assert build.environment["CUDAARCHS"] == "90"
     monkeypatch.setattr(mixflow, "show_config", lambda: {"cuda_usable": False})
     with pytest.raises(AssertionError, match="it has no CUDA kernels"):
@@ -130,6 +135,39 @@ def test_the_steps_name_what_is_there(gpu, card, tmp_path, monkeypatch):
     assert len(chosen) == 2 * len(COMPARISONS["cuda"])
     assert set(chosen) <= set(CASES)
     assert benchmark.commands[0].count("--only") == len(gpu.BENCHMARKS)
+    devices = []
+    monkeypatch.setattr(gpu, "print_training", devices.append)
+    assert gpu.main(training.commands[0][2:]) == 0
+    assert devices == ["cuda"]
+
+
+def test_steps_of_training_are_timed_for_every_flow_in_both_ways(gpu, monkeypatch, capsys):
+    ways = []
+    fit = mixflow.fit
+
+    def noted(flow, data, **options):
+        ways.append((flow.recipe.name, options["batch_size"], captured._is_disabled.get()))
+        return fit(flow, data, **options)
+
+    monkeypatch.setattr(mixflow, "fit", noted)
+    gpu.print_training("cpu", batches=[16, 24], steps=2, epochs=2)
+    assert ways == [(flow, rows, way) for flow in RECIPES for rows in (16, 24) for way in (False, True)]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in said if ", N = " in line] == [flow for flow in RECIPES for _ in range(2)]
+    assert said[2].split("  ")[0] == "case"
+
+
+def test_rates_are_of_the_epochs_after_the_first_and_unequal_weights_are_told(gpu, monkeypatch):
+    def fit(flow, data, **options):
+        with torch.no_grad():  # as if plain steps led elsewhere
+            flow.data_to_base.transforms[1].loc.add_(0.25 if captured._is_disabled.get() else 0.0)
+        seconds = 4.0 if captured._is_disabled.get() else 1.0
+        return SimpleNamespace(seconds=[100.0, seconds, 2 * seconds, 3 * seconds], notes=["Data: few.", "Steps: so."])
+
+    monkeypatch.setattr(mixflow, "fit", fit)
+    rates = gpu.training_rates("univariate", 8, "cpu", steps=4)
+    assert (rates.captured, rates.plain, rates.off, rates.note) == (2.0, 0.5, pytest.approx(0.25), "Steps: so.")
+    assert list(rates.cells().values()) == ["univariate, N = 8", "2", "0", "4.00", "off by 2.5e-01"]
 
 
 def test_the_sanitizer_gets_some_tests_of_every_direction(gpu):

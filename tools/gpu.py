@@ -3,8 +3,9 @@
     tools/gpu.py [--seconds 460] [--out build/gpu] [--only STEP ...]
 
 In this order: a build for the device at hand; the tests of the ops with their tensors on it; the tests of what a card
-adds; some of the former under compute-sanitizer; the benchmark. Nothing is fetched. nvcc is to be there, and for the
-Python that runs this torch, numpy, safetensors, tqdm, pybind11 and cmake, with what the tests import.
+adds; some of the former under compute-sanitizer; the benchmark; steps of training a second, captured as CUDA graphs
+and kernel by kernel. Nothing is fetched. nvcc is to be there, and for the Python that runs this torch, numpy,
+safetensors, tqdm, pybind11 and cmake, with what the tests import.
 
 Time that a step leaves goes to those after it. One that fails or takes too long ends nothing. Logs and report.txt are
 in --out; the tables come last. The exit status is 1 if any step failed.
@@ -13,16 +14,19 @@ in --out; the tables come last. The exit status is 1 if any step failed.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 460
@@ -47,6 +51,15 @@ SANITIZED += ["-k", "(oracle or solves) and gaussian and normal and float32 and 
 # Without this, a build that has no kernels after all would have all its tests skipped.
 INFO = "import mixflow; told = mixflow.show_config(); print(told); assert told['cuda_usable'], 'it has no CUDA kernels'"
 BENCHMARKS = ("Forward: ", "Inverse: ", "Forward and backward: ")
+TABLES = ("benchmark", "training")  # the steps whose logs are tables
+
+# Of the flows whose steps of training are timed, by their recipes' names, the arguments.
+TRAINED: dict[str, dict[str, int]] = {
+    "univariate": {},
+    **{name: {"features": 5} for name in ("gaussianization", "coupling", "autoregressive", "gaussian_mixture")},
+}
+BATCHES = (256, 4096, 65_536)  # rows
+STEPS, EPOCHS = 32, 4  # steps of an epoch, and epochs, of which the first is not timed: steps are captured in it
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,7 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
             missing="" if sanitizer else "compute-sanitizer is not there; it comes with the CUDA toolkit",
         ),
         Step("benchmark", 110, [bench], built),
+        Step("training", 60, [[python, __file__, "--training"]], built),
     ]
 
 
@@ -197,8 +211,69 @@ def build_with_cmake(out: Path) -> None:
     subprocess.run(["cmake", "--install", folder], check=True)
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Steps of training a second, captured as CUDA graphs and kernel by kernel.
+
+    ``off`` is the largest difference of two weights after the same steps, None where all are equal. ``note`` says how
+    the steps were taken that were to be captured.
+    """
+
+    flow: str
+    rows: int
+    captured: float
+    plain: float
+    off: float | None
+    note: str
+
+    def cells(self) -> dict[str, str]:
+        """What the table shows, by heading."""
+        return {
+            "case": f"{self.flow}, N = {self.rows:,}",
+            "steps/s, captured": f"{self.captured:,.0f}",
+            "steps/s, plain": f"{self.plain:,.0f}",
+            "times as fast": f"{self.captured / self.plain:.2f}",
+            "weights": "equal" if self.off is None else f"off by {self.off:.1e}",
+        }
+
+
+def training_rates(flow: str, rows: int, device: str, steps: int = STEPS, epochs: int = EPOCHS) -> Rates:
+    """Fit a flow twice to the same batches of ``rows`` rows that lie on ``device``, and compare weights and times."""
+    import torch
+
+    import mixflow
+
+    start = mixflow.flows.RECIPES[flow](**TRAINED[flow], seed=0)
+    data = torch.randn(steps * rows, start.features, generator=torch.Generator().manual_seed(0))
+    start.initialize(data[:4096])
+
+    def fitted() -> tuple[dict[str, Any], float, list[str]]:
+        trained = copy.deepcopy(start)
+        options = {"batch_size": rows, "epochs": epochs, "validation": 0, "initialize": False, "progress": False}
+        history = mixflow.fit(trained, data.to(device), device=device, **options)
+        return trained.state_dict(), steps / statistics.median(history.seconds[1:]), history.notes
+
+    weights, captured, notes = fitted()
+    with mixflow.captured.disabled():
+        others, plain, _ = fitted()
+    off = None
+    if not all(torch.equal(value, others[name]) for name, value in weights.items()):
+        off = max(float((value - others[name]).abs().max()) for name, value in weights.items() if value.numel())
+    note = next((note for note in notes if note.startswith("Steps: ")), "")
+    return Rates(flow, rows, captured, plain, off, note)
+
+
+def print_training(device: str, batches: Sequence[int] = BATCHES, steps: int = STEPS, epochs: int = EPOCHS) -> None:
+    """Print the table of :func:`training_rates`, and below it how steps were taken."""
+    from mixflow.bench.report import table
+
+    found = [training_rates(flow, rows, device, steps, epochs) for flow in TRAINED for rows in batches]
+    notes = dict.fromkeys(f"  {row.flow}: {row.note}" for row in found if row.note)
+    print("\n".join(["Steps of training", "", table(found), *notes]))
+
+
 def report(outcomes: Sequence[Outcome], device: str) -> str:
-    """What became of the steps, the ends of what failed, and the benchmark's tables."""
+    """What became of the steps, the ends of what failed, and the tables."""
     lines = [device, "", *(f"{o.name:<14} {o.status}, {o.detail}" for o in outcomes), ""]
     for outcome in outcomes:
         said = outcome.log.read_text(errors="replace").splitlines()
@@ -206,9 +281,9 @@ def report(outcomes: Sequence[Outcome], device: str) -> str:
             lines += [f"== the end of {outcome.log}", *said[-TAIL:], ""]
         elif outcome.name == "info":
             lines += [*said[1:], ""]
-        elif outcome.name != "benchmark":
+        elif outcome.name not in TABLES:
             lines += [f"{outcome.name}: {said[-1]}"]
-    tables = [o.log.read_text(errors="replace") for o in outcomes if o.name == "benchmark" and o.status != "skipped"]
+    tables = [o.log.read_text(errors="replace") for o in outcomes if o.name in TABLES and o.status != "skipped"]
     return "\n".join([*lines, "", *tables])
 
 
@@ -218,10 +293,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="default: %(default)s")
     parser.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; may be repeated")
     parser.add_argument("--with-cmake", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--training", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     out = options.out.resolve()
     if options.with_cmake:
         build_with_cmake(out)
+        return 0
+    if options.training:
+        print_training("cuda")
         return 0
     missing = [name for name in ("torch", "numpy", "pybind11") if not has(name)]
     if missing:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import memory, practice, verify
+from . import jobs, memory, practice, verify
 from .baselines import BASE_OF
 from .inputs import LAYOUTS, Inputs, Settings
 from .rivals import RIVALS, Absent, Limit, Rival
-from .timing import Contender, race
+from .timing import Contender, alone, race
 from .works import FORWARD, FORWARD_BACKWARD, INVERSE, INVERSE_BACKWARD, Call, Work
 
-__all__ = ["CASES", "LIMITS", "MIXFLOW", "Case", "MemoryRow", "RateRow", "Row", "number"]
+__all__ = ["CASES", "LIMITS", "MIXFLOW", "Case", "MemoryRow", "RateRow", "Row", "TimeRow", "number"]
 
 MIXFLOW = "mixflow"
 
@@ -84,7 +84,40 @@ class MemoryRow:
         }
 
 
-Row = RateRow | MemoryRow
+@dataclass(frozen=True)
+class TimeRow:
+    """The time of a job of mixflow against that of a part of the job in the same run, in seconds.
+
+    ``ratio`` says how many times as long the job takes: the median over the rounds, ``ratio_range`` its extremes.
+    """
+
+    case: str
+    seconds: float
+    contender: str
+    contender_seconds: float
+    ratio: float
+    ratio_range: tuple[float, float]
+    target: float | None = None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the job takes no longer than the target says; None without one."""
+        return None if self.target is None else self.ratio <= self.target
+
+    def cells(self) -> dict[str, str]:
+        """What the table shows, by heading."""
+        return {
+            "case": self.case,
+            "mixflow ms": number(1e3 * self.seconds),
+            "contender": self.contender,
+            "contender ms": number(1e3 * self.contender_seconds),
+            "times as long": f"{self.ratio:.2f}",
+            "target": "-" if self.target is None else f"at most {self.target:g}",
+            "reached": _yes_or_no(self.reached),
+        }
+
+
+Row = RateRow | MemoryRow | TimeRow
 
 
 @dataclass(frozen=True)
@@ -127,6 +160,28 @@ def rate_row(
         ratio_range=(float(ratios.min()), float(ratios.max())),
         target=target,
         note=note,
+    )
+
+
+def time_row(
+    case: str,
+    contenders: Sequence[Contender],
+    seconds: NDArray[np.float64],
+    ours: int,
+    other: int,
+    target: float | None,
+) -> TimeRow:
+    """The row of one pair of a race as :func:`rate_row` takes it, in seconds of a call."""
+    ratios = seconds[:, ours] / seconds[:, other]
+    median = np.median(seconds, axis=0) * contenders[ours].elements
+    return TimeRow(
+        case=case,
+        seconds=float(median[ours]),
+        contender=contenders[other].name,
+        contender_seconds=float(median[other]),
+        ratio=float(np.median(ratios)),
+        ratio_range=(float(ratios.min()), float(ratios.max())),
+        target=target,
     )
 
 
@@ -353,6 +408,30 @@ def in_practice(group: str, pair: practice.Pair) -> Case:
     return Case(group, pair.name, measure)
 
 
+# -- whole jobs ----------------------------------------------------------------------------------------------
+
+
+def whole(group: str, job: jobs.Job, row: Callable[..., Row]) -> Case:
+    """Case: a job against others; ``row`` makes a row of each pair, :func:`rate_row` or :func:`time_row`."""
+
+    def measure(settings: Settings) -> list[Row]:
+        elements, own, others = job.build(settings)
+        calls = {MIXFLOW: own, **others}
+        there = [alone(name, call, elements) for name, call in calls.items() if not isinstance(call, Absent)]
+        seconds = race(there, settings)
+        absent = [
+            RateRow(job.name, _rate(seconds[:, 0]), name, target=job.targets[name], note=str(reason))
+            for name, reason in others.items()
+            if isinstance(reason, Absent)
+        ]
+        return [
+            *(row(job.name, there, seconds, 0, i, job.targets[there[i].name]) for i in range(1, len(there))),
+            *absent,
+        ]
+
+    return Case(group, job.name, measure, device="cpu")
+
+
 # -- all of it -----------------------------------------------------------------------------------------------
 
 LOG, COMPILED_LOG = "eager log-space", "compiled log-space"
@@ -402,6 +481,8 @@ ALL_WORKS = (FORWARD, FORWARD_BACKWARD, INVERSE, INVERSE_BACKWARD)
 FAMILIES = tuple(BASE_OF)
 
 CASES = [
+    *(whole("Jobs against their parts, one thread", job, time_row) for job in jobs.AGAINST_PARTS),
+    *(whole("Jobs against others, one thread", job, rate_row) for job in jobs.AGAINST_OTHERS),
     *(in_practice("As real code calls it, one thread", pair) for pair in practice.LAYOUTS),
     *(in_practice("Against the formula it replaces, one thread", pair) for pair in practice.STEPS),
     *(

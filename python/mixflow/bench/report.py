@@ -78,6 +78,10 @@ def table(rows: Sequence[Row]) -> str:
 def write_json(path: PathLike, settings: Settings, results: Results) -> None:
     """All figures, with what is needed to read them."""
     groups = {group: [asdict(row) | {"reached": row.reached} for row in rows] for group, rows in results.items()}
-    document = {"machine": machine(settings), "unit": "million elements per second; memory in MiB", "groups": groups}
+    document = {
+        "machine": machine(settings),
+        "unit": "million elements per second; times in seconds, memory in MiB",
+        "groups": groups,
+    }
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n")

@@ -16,7 +16,7 @@ from .baselines import Parameters
 from .inputs import Inputs, Settings
 from .works import Call, Formula, Work
 
-__all__ = ["RIVALS", "Absent", "Limit", "Rival", "compiled"]
+__all__ = ["RIVALS", "Absent", "Limit", "Rival", "compiled", "require"]
 
 
 class Absent(Exception):
@@ -92,7 +92,7 @@ def _compiled_bisections(settings: Settings, work: Work, family: str) -> Call:
 
 
 def _scipy(settings: Settings, work: Work, family: str) -> Call:
-    _require("scipy")
+    require("scipy")
     if settings.device.type != "cpu":
         raise Absent("scipy runs on the CPU")
 
@@ -104,7 +104,7 @@ def _scipy(settings: Settings, work: Work, family: str) -> Call:
 
 
 def _zuko(settings: Settings, work: Work, family: str) -> Call:
-    _require("zuko")
+    require("zuko")
 
     def formula(x: Tensor, parameters: Parameters, family: str) -> Any:
         transform = baselines.zuko_transform(parameters)
@@ -178,7 +178,8 @@ def _special_functions(settings: Settings, work: Work) -> tuple[float, str]:
     return count / rate, f"{units} / {count} special functions an element"
 
 
-def _require(package: str) -> None:
+def require(package: str) -> None:
+    """Raise :class:`Absent` where ``package`` is not installed."""
     try:
         __import__(package)
     except ModuleNotFoundError:

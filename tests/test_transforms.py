@@ -625,3 +625,28 @@ def test_bad_constructions_name_the_argument(bad):
     error, message, construct = BAD_CONSTRUCTIONS[bad]
     with pytest.raises(error, match=message):
         construct()
+
+
+def test_a_map_of_another_class_has_the_density_of_its_own_map():
+    class Shifted(transforms.MixtureCDF):
+        def _forward(self, x, context):
+            return super()._forward(x + 1.0, context)
+
+    x = torch.randn(5, 1)
+    own, shifted = transforms.MixtureCDF(1, 3), Shifted(1, 3)
+    torch.testing.assert_close(shifted.log_density(x), own.log_density(x + 1.0))
+    torch.testing.assert_close(mixflow.flows.Flow(shifted).log_prob(x), own.log_density(x + 1.0))
+
+
+@pytest.mark.parametrize("base", mixflow.BASES)
+@pytest.mark.parametrize("case", ["mixture", "coupling", "autoregressive"])
+def test_a_log_density_is_that_of_the_image_and_the_ladj(case, base):
+    transform = build(case).double()
+    x, context = inputs(transform, 20)
+    if isinstance(transform, transforms.MixtureCDF):
+        transform.base = base
+    elif base == "uniform":
+        transform = transforms.Compose(transform, transforms.Rebase(transform.features, "normal", "uniform"))
+    z, ladj = transform(x, context)
+    expected = mixflow.reference.BASES[base].log_prob(z).sum(-1) + ladj
+    torch.testing.assert_close(transform.log_density(x, context, base), expected, rtol=1e-9, atol=1e-9)

@@ -262,13 +262,13 @@ class Training:
             self._record(first, sizes, outcomes.tolist())
 
     def _record(self, first: int, sizes: list[tuple[int, float]], outcomes: list[list[float]]) -> None:
-        for step, ((rows, weight), (mean, part, stop, norm)) in enumerate(zip(sizes, outcomes, strict=True), first):
+        for step, ((rows, weight), (loss, outside, stop, norm)) in enumerate(zip(sizes, outcomes, strict=True), first):
             if stop:
                 raise KeyboardInterrupt
-            self._require_finite("the loss", -mean, step)
+            self._require_finite("the loss", loss, step)
             self._require_finite("the norm of the gradient", norm, step)
-            self.weight += part * weight
-            self.total += mean * weight
+            self.weight += (1.0 - outside) * weight
+            self.total -= loss * weight
             self.bar.update(rows)
 
     def _rate(self, step: int) -> float:

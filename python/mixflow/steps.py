@@ -111,7 +111,7 @@ class Steps:
         device = self.gradients.flat.device
         # Half precision would overflow in sums.
         self.dtype = torch.promote_types(self.gradients.flat.dtype, torch.float32)
-        self.part = torch.zeros((), dtype=self.dtype, device=device)
+        self.minus_part = torch.zeros((), dtype=self.dtype, device=device)  # of a row in the loss
         self.run: Any = self._step
         if can_capture(device):
             several = "several processes share each batch" if group.size > 1 else ""
@@ -133,11 +133,11 @@ class Steps:
             rate: the learning rate.
 
         Returns:
-            (4,): the batch's mean log_prob, the part of its weight inside the support, 1 if the training is to stop,
-            and the norm of the gradient before it was clipped.
+            (4,): the loss, which is the batch's mean negative log_prob; the part of its weight outside the support; 1
+            if the training is to stop; and the norm of the gradient before it was clipped.
 
         """
-        self.part.fill_(1.0 / total if total else 0.0)
+        self.minus_part.fill_(-1.0 / total if total else 0.0)
         if isinstance(self.options["lr"], Tensor):
             self.options["lr"].fill_(rate)
         else:
@@ -150,10 +150,11 @@ class Steps:
         gradients = self.gradients
         gradients.flat.zero_()
         if len(x):
-            log_prob, inside = self._log_prob(x, context, weight)
-            torch.autograd.backward(log_prob, -self.part)
-            torch.mul(log_prob.detach(), self.part, out=gradients.log_prob)
-            torch.mul(self.part, inside, out=gradients.weight)
+            log_prob, outside = self._log_prob(x, context, weight)
+            torch.autograd.backward(log_prob, self.minus_part)
+            torch.mul(log_prob.detach(), self.minus_part, out=gradients.loss)
+            if outside is not None:
+                torch.mul(outside, -self.minus_part, out=gradients.outside)
         if self.mixtures is not None and self.group.rank == 0:
             self.mixtures.add_prior()
         if self.group.interrupted:
@@ -163,28 +164,29 @@ class Steps:
         with nullcontext() if self.mixtures is None else self.mixtures.careful():
             self.optimizer.step()
 
-    def _log_prob(self, x: Tensor, context: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | float]:
-        """The weighted sum of log_prob over the rows of this process, and the sum of their weights."""
+    def _log_prob(self, x: Tensor, context: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weighted sum of log_prob over the rows of this process, and the weight of those outside the support."""
         if weight is not None:  # rows that do not count may hold anything
             counts = spread(weight != 0.0, self.flow.event_shape)
             x = torch.where(counts, x, self.flow.data_to_base.inside(x))
         log_prob = self.flow.log_prob(x, context)
         if weight is not None:
             weight = weight.to(self.dtype)
+        outside = None
         if self.limited:  # the density is 0 there, whatever the weights
-            inside = self.flow.supports(x)
-            log_prob = log_prob.masked_fill(~inside, 0.0)
-            weight = inside.to(self.dtype) if weight is None else weight * inside
+            beyond = ~self.flow.supports(x)
+            log_prob = log_prob.masked_fill(beyond, 0.0)
+            outside = (beyond if weight is None else beyond * weight).sum(dtype=self.dtype)
         if weight is None:
-            return log_prob.sum(dtype=self.dtype), float(len(x))
-        return (log_prob.to(self.dtype) * weight).sum(), weight.sum()
+            return log_prob.sum(dtype=self.dtype), outside
+        return (log_prob.to(self.dtype) * weight).sum(), outside
 
 
 class _Gradients:
     """The gradients of ``parameters`` in one flat tensor, and four numbers after them, ``outcome``.
 
-    These are the batch's mean log_prob, the part of its weight that lies inside the support, a call to stop, and the
-    norm of the gradients. One tensor is zeroed, summed over the processes, measured and scaled at once; the parameters'
+    These are the loss, the part of the batch's weight that lies outside the support, a call to stop, and the norm of
+    the gradients. One tensor is zeroed, summed over the processes, measured and scaled at once; the parameters'
     ``grad`` are views.
     """
 
@@ -192,7 +194,7 @@ class _Gradients:
         sizes = [parameter.numel() for parameter in parameters]
         self.flat = torch.zeros(sum(sizes) + 4, dtype=parameters[0].dtype, device=parameters[0].device)
         self.gradients, self.outcome = self.flat[:-4], self.flat[-4:]
-        self.log_prob, self.weight, self.stop, self.norm = self.outcome
+        self.loss, self.outside, self.stop, self.norm = self.outcome
         for parameter, part in zip(parameters, self.gradients.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
 

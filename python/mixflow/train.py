@@ -292,8 +292,7 @@ def _train(
 ) -> None:
     """Take the steps; whatever ends them, the best weights are in place then."""
     flow, settings = run.flow, run.settings
-    with seeded(settings["seed"] % 2**32, start.x.device):
-        limited = flow.data_to_base.outside(torch.ones(flow.event_shape, device=start.x.device)) is not None
+    limited = flow.data_to_base.is_limited
     try:
         with group.hold_interrupts(), _progress_bar(run, split.train, progress and group.rank == 0) as bar:
             training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, parameters)

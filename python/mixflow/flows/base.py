@@ -150,6 +150,14 @@ class Flow(nn.Module):
         """
         rows = self._rows("x", x, forward=True)
         context, unknown = self._known_context(context)
+        if unknown is None and can_be_looked_at(rows) and not self.data_to_base.is_limited:
+            log_prob = self._log_density(rows, context)
+            if is_known_finite(log_prob):  # so every row is, and there is nothing to mask
+                return log_prob
+        return self._careful_log_prob(rows, context, unknown)
+
+    def _careful_log_prob(self, rows: Tensor, context: Tensor | None, unknown: Tensor | None) -> Tensor:
+        """The log density of rows of which some may be odd, and of contexts some of which are ``unknown``."""
         finite = is_known_finite(rows)
         nothing, missing = self._outside(rows, finite), None if finite else rows.isnan()
         # The map has no slope at infinity or outside the support, and NaN spreads. A point of the support in their

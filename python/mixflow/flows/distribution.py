@@ -56,7 +56,7 @@ class FlowDistribution(Distribution):
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         """All real events, or those inside the flow's support."""
-        if self.flow.data_to_base.outside(torch.ones(self.event_shape)) is None:
+        if not self.flow.data_to_base.is_limited:
             return constraints.independent(constraints.real, len(self.event_shape))
         return _Inside(self.flow)
 

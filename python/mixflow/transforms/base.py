@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
-from ..ops import is_known_finite
+from ..ops import can_be_looked_at, is_known_finite
 from ..reference import BASES
 from ..robust import moments
 
@@ -131,6 +131,9 @@ class Transform(nn.Module):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = remembers_arguments(cls.__init__)  # type: ignore[method-assign]
+        if "_forward" in vars(cls) and "_log_density" not in vars(cls):
+            # A shortcut that a base class knows is one of the map that it has.
+            cls._log_density = Transform._log_density  # type: ignore[method-assign]
 
     @remembers_arguments
     def __init__(self, features: int | Sequence[int], context: int = 0, *, output: Sequence[int] | None = None) -> None:
@@ -165,6 +168,11 @@ class Transform(nn.Module):
     def takes_any_dtype(self, forward: bool = True) -> bool:
         """Whether that direction takes any floating-point dtype, not that of the parameters alone."""
         return own_tensor(self) is None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the domain of the map is not all numbers."""
+        return self.outside(torch.ones(self.event_shape)) is not None
 
     def outside(self, x: Tensor) -> Tensor | None:
         """Which elements of ``x`` (..., D) lie outside the open domain of the map; None if that is all numbers."""
@@ -268,8 +276,10 @@ def density_where_finite(z: Tensor, event: torch.Size, log_density: Callable[[Te
 
     The density of a number so far out is below the smallest number of its dtype.
     """
-    if is_known_finite(z):
-        return log_density(z)
+    if can_be_looked_at(z):
+        log_prob = log_density(z)
+        if is_known_finite(log_prob):
+            return log_prob
     overflows = z.isinf()
     return log_density(z.masked_fill(overflows, 0.0)).masked_fill(any_of_event(overflows, event), -math.inf)
 

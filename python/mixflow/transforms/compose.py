@@ -56,9 +56,7 @@ class Compose(Transform):
         self.transforms = nn.ModuleList(transforms)
         # Transforms whose domain is not all numbers, as far as they come before any that takes a context.
         free = itertools.takewhile(lambda transform: not transform.context, transforms)
-        self._limited = [
-            number for number, one in enumerate(free) if one.outside(torch.ones(one.event_shape)) is not None
-        ]
+        self._limited = [number for number, transform in enumerate(free) if transform.is_limited]
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Initialise each transform on the data as the ones before it leave them."""
@@ -77,6 +75,11 @@ class Compose(Transform):
             if own_tensor(transform) is not None:
                 return transform.takes_any_dtype(forward)
         return True
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the domain of one of the transforms is not all numbers."""
+        return bool(self._limited)
 
     def outside(self, x: Tensor) -> Tensor | None:
         """The elements of ``x`` outside the domain of the first transform; whole events for that of a later one."""

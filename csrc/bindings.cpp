@@ -48,8 +48,8 @@ void check_parameters(const Call& call) {
     throw std::invalid_argument("base: index out of range");
 }
 
-// `device` is -1 for the CPU, with `stream` the number of threads; else a CUDA device index and stream handle. What a
-// CUDA kernel needs of memory comes from allocate(bytes), which returns an address.
+// `device` is -1 for the CPU, with `stream` the largest number of threads; else a CUDA device index and stream handle.
+// What a CUDA kernel needs of memory comes from allocate(bytes), which returns an address.
 void execute(Call& call, int device, int64_t stream, [[maybe_unused]] const py::object& allocate = py::none()) {
   check_parameters(call);
   call.on_gpu = device >= 0;
@@ -62,7 +62,7 @@ void execute(Call& call, int device, int64_t stream, [[maybe_unused]] const py::
   py::gil_scoped_release release;
   if (device < 0) {
     try {
-      return run_on_cpu(problem, static_cast<int>(stream));
+      return run_on_cpu(problem, worthwhile_threads(problem, static_cast<int>(stream)));
     } catch (const std::bad_alloc&) {
       py::gil_scoped_acquire acquire;
       PyErr_Format(PyExc_MemoryError, "logits: not enough memory to work with %d components", problem.components);
@@ -155,6 +155,21 @@ void interval_backward(int family, bool is_double, const py::sequence& operands,
   execute(call, device, stream, allocate);
 }
 
+int worthwhile(const std::string& op, bool is_double, int components, int64_t sets, int64_t elements, int threads) {
+  const std::pair<const char*, Op> ops[] = {{"forward", Op::forward},
+                                            {"forward_with_slopes", Op::forward_with_slopes},
+                                            {"backward", Op::backward},
+                                            {"inverse", Op::inverse},
+                                            {"inverse_backward", Op::inverse_backward},
+                                            {"interval", Op::interval},
+                                            {"interval_backward", Op::interval_backward}};
+  for (const auto& [name, value] : ops)
+    if (op == name)
+      return worthwhile_threads(value, is_double ? Dtype::float64 : Dtype::float32, components, sets, elements,
+                                threads);
+  throw std::invalid_argument("op: expected the name of an op; got " + op);
+}
+
 void special(const std::string& name, bool is_double, int64_t size, uintptr_t input, uintptr_t output) {
   auto names = special_function_names();
   auto found = std::find(names.begin(), names.end(), name);
@@ -173,17 +188,24 @@ py::buffer_info view(const char* name, const py::buffer& buffer, ssize_t axes, s
   return info;
 }
 
-void permute(const py::buffer& keys, int64_t count, const py::buffer& positions, const py::buffer& result) {
+// `positions` are an array, or the first of as many as the result has places.
+void permute(const py::buffer& keys, int64_t count, const py::object& positions, const py::buffer& result) {
   py::buffer_info key = view("keys", keys, 1, sizeof(uint32_t), false);
-  py::buffer_info from = view("positions", positions, 1, sizeof(int64_t), false);
   py::buffer_info to = view("result", result, 1, sizeof(int64_t), true);
-  if (key.size != kRounds || from.size != to.size)
-    throw std::invalid_argument("keys, positions, result: expected 12 keys, and a result for each position");
+  py::buffer_info from;
+  int64_t first = 0;
+  if (py::isinstance<py::int_>(positions))
+    first = positions.cast<int64_t>();
+  else
+    from = view("positions", positions.cast<py::buffer>(), 1, sizeof(int64_t), false);
+  if (key.size != kRounds || (from.ptr != nullptr && from.size != to.size))
+    throw std::invalid_argument("keys, result: expected 12 keys, and a place for each position");
   if (count < 0 || count > kMaxPermuted) throw std::invalid_argument("count: expected 0 to 2^62");
   Permutation permutation{static_cast<uint64_t>(count), {}};
   std::copy_n(static_cast<const uint32_t*>(key.ptr), kRounds, permutation.keys);
   py::gil_scoped_release release;
-  if (!permute_on_cpu(permutation, static_cast<const int64_t*>(from.ptr), from.size, static_cast<int64_t*>(to.ptr)))
+  if (!permute_on_cpu(permutation, first, static_cast<const int64_t*>(from.ptr), to.size,
+                      static_cast<int64_t*>(to.ptr)))
     throw std::out_of_range("positions: expected integers from 0 to " + std::to_string(count - 1));
 }
 
@@ -235,6 +257,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("device"), py::arg("stream"), py::arg("allocate"));
   m.def("special", &special, py::arg("name"), py::arg("is_double"), py::arg("size"), py::arg("input"),
         py::arg("output"));
+  m.def("worthwhile_threads", &worthwhile, py::arg("op"), py::arg("is_double"), py::arg("components"), py::arg("sets"),
+        py::arg("elements"), py::arg("threads"));
   m.def("permute", &permute, py::arg("keys"), py::arg("count"), py::arg("positions"), py::arg("result"));
   m.def("take_rows", &take_rows, py::arg("table"), py::arg("rows"), py::arg("result"));
   m.def(

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import mixflow
-from mixflow import flows, learning, sources, split
+from mixflow import _core, flows, learning, sources, split
 from mixflow.parallel import Group
 from mixflow.sources import Loader, Rows, Subset, check_weights, is_loader, shuffled
 from mixflow.tables import write_table
@@ -40,6 +40,59 @@ def equal_weights(one, other):
 
 
 # -- order ---------------------------------------------------------------------------------------------------
+
+
+def feistel(values, bits, keys):
+    low = bits // 2
+    left, right = (values >> low).astype(np.uint32), (values & ((1 << low) - 1)).astype(np.uint32)
+    mask, other = np.uint32((1 << (bits - low)) - 1), np.uint32((1 << low) - 1)
+    for key in keys:
+        mixed = right + key
+        mixed *= np.uint32(0x85EBCA6B)
+        mixed ^= mixed >> np.uint32(13)
+        mixed *= np.uint32(0xC2B2AE35)
+        mixed ^= mixed >> np.uint32(16)
+        mixed &= mask
+        mixed ^= left
+        left, right, mask, other = right, mixed, other, mask
+    return (left.astype(np.int64) << low) | right
+
+
+def plainly_shuffled(positions, count, *key):
+    """What shuffled computes, in numpy: models that were trained, and runs that are resumed, depend on every bit."""
+    keys = np.random.SeedSequence(key).generate_state(12)
+    bits = max(2, (count - 1).bit_length())
+    rows = feistel(positions, bits, keys)
+    while len(outside := np.flatnonzero(rows >= count)):
+        rows[outside] = feistel(rows[outside], bits, keys)
+    return rows
+
+
+@pytest.mark.parametrize("key", [(0,), (3, 1), (2**40 + 1, 12, 5)])
+def test_shuffled_is_the_network_written_in_numpy(key):
+    for count in (*range(1, 71), 4097, 65_535, 131_073, 262_144, 300_007):
+        positions = np.arange(count)
+        assert np.array_equal(shuffled(positions, count, *key), plainly_shuffled(positions, count, *key))
+    for count in (2**31 + 1, 2**32 - 5, 2**33 + 7, 2**61 + 1, 2**62 - 1, 2**62):
+        positions = np.linspace(0, count - 1, 5001).astype(np.int64).clip(0, count - 1)
+        assert np.array_equal(shuffled(positions, count, *key), plainly_shuffled(positions, count, *key))
+
+
+@pytest.mark.parametrize("count", [1, 5, 2047, 2048, 2049, 10_007])
+def test_any_part_of_an_order_can_be_had_alone(count):
+    whole = plainly_shuffled(np.arange(count), count, 7, 2)
+    cuts = sorted({0, 1, count // 3, count // 2, max(0, count - 1), count})
+    for start, stop in itertools.combinations_with_replacement(cuts, 2):
+        assert np.array_equal(shuffled(range(start, stop), count, 7, 2), whole[start:stop])
+        assert np.array_equal(shuffled(np.arange(start, stop), count, 7, 2), whole[start:stop])
+    assert np.array_equal(shuffled(range(count - 1, -1, -2), count, 7, 2), whole[::-2])
+    assert np.array_equal(shuffled(np.arange(count)[::-3], count, 7, 2), whole[::-3])
+
+
+@pytest.mark.parametrize("positions", [range(3, 6), range(-1, 2), np.array([0, 5]), np.array([-1]), [2**62]])
+def test_positions_outside_the_range_are_refused(positions):
+    with pytest.raises(IndexError, match="positions: expected integers from 0 to 4"):
+        shuffled(positions, 5, 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 65, 1000, 70_001])
@@ -90,6 +143,66 @@ def test_an_epoch_meets_every_row_once_in_an_order_of_its_own(size, monkeypatch)
     for batch, *parts in zip(epochs[0], *shards, strict=True):
         assert torch.equal(torch.cat([part.x for part in parts]), batch.x)
         assert {part.rows for part in parts} == {batch.rows}
+
+
+# -- rows by number ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [*range(1, 21), 31, 64, 200])
+def test_rows_are_taken_as_index_select_takes_them(columns, dtype):
+    wide = torch.arange(900 * (columns + 2), dtype=dtype).reshape(900, columns + 2)
+    numbers = np.random.default_rng(0).integers(0, 300, 1000)
+    for values in (
+        wide[:300, :columns].contiguous(),
+        wide[::3, 1 : columns + 1],  # rows apart from each other
+        wide[0, :columns].expand(300, columns),
+        wide[:300, :columns].t().contiguous().t(),  # numbers of a row apart from each other
+    ):
+        rows = Rows("data", values, columns, LIKE)
+        assert rows.values.data_ptr() == values.data_ptr()  # not a copy
+        for some in (numbers, numbers[:1], numbers[:0], numbers[::-2]):
+            expected = values.index_select(0, torch.from_numpy(some.copy()))
+            assert torch.equal(rows.take(some), expected)
+            assert rows.take(some).is_contiguous()
+
+
+def test_labels_of_any_shape_are_taken_as_integers():
+    labels = np.arange(24).reshape(6, 2, 2)
+    rows = Rows("context", labels, None, LIKE)
+    assert torch.equal(rows.take_shaped(np.array([5, 0])), torch.from_numpy(labels[[5, 0]]))
+
+
+@pytest.mark.parametrize("number", [-1, 5, 2**40, -(2**63)])
+@pytest.mark.parametrize("columns", [1, 3, 9])
+def test_a_number_that_is_no_rows_is_refused(number, columns):
+    for values in (torch.zeros(5, columns), torch.zeros(columns, 5).t()):
+        rows = Rows("data", values, columns, LIKE)
+        with pytest.raises(IndexError):
+            rows.take(np.array([0, 4, number, 1]))
+
+
+CORE_REFUSES = {
+    "narrow result": lambda: _core.take_rows(np.zeros((5, 2)), np.array([0]), np.zeros((1, 1))),
+    "short result": lambda: _core.take_rows(np.zeros((5, 2)), np.array([0, 1]), np.zeros((1, 2))),
+    "result of another width": lambda: _core.take_rows(np.zeros((5, 2)), np.array([0]), np.zeros((1, 2), "f4")),
+    "rows apart in the result": lambda: _core.take_rows(np.zeros((5, 2)), np.arange(2), np.zeros((4, 2))[::2]),
+    "numbers of a row apart": lambda: _core.take_rows(np.zeros((2, 5)).T, np.array([0]), np.zeros((1, 2))),
+    "a vector": lambda: _core.take_rows(np.zeros(5), np.array([0]), np.zeros((1, 1))),
+    "32-bit numbers": lambda: _core.take_rows(np.zeros((5, 1)), np.array([0], np.int32), np.zeros((1, 1))),
+    "every other number": lambda: _core.take_rows(np.zeros((5, 1)), np.arange(4)[::2], np.zeros((2, 1))),
+    "few keys": lambda: _core.permute(np.zeros(11, np.uint32), 5, 0, np.zeros(5, np.int64)),
+    "wide keys": lambda: _core.permute(np.zeros(12, np.uint64), 5, 0, np.zeros(5, np.int64)),
+    "short order": lambda: _core.permute(np.zeros(12, np.uint32), 5, np.arange(5), np.zeros(4, np.int64)),
+    "too many": lambda: _core.permute(np.zeros(12, np.uint32), 2**62 + 1, 0, np.zeros(5, np.int64)),
+    "less than none": lambda: _core.permute(np.zeros(12, np.uint32), -1, 0, np.zeros(5, np.int64)),
+}
+
+
+@pytest.mark.parametrize("case", CORE_REFUSES)
+def test_the_core_refuses_arrays_beyond_which_it_would_read_or_write(case):
+    with pytest.raises(ValueError, match="expected"):
+        CORE_REFUSES[case]()
 
 
 # -- precision -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "cost.h"
 #include "kernels.h"
 
 #if defined(MIXFLOW_OPENMP_OF_TORCH)
@@ -31,15 +32,16 @@ using RunPiece = decltype(&baseline::run_piece);
 
 struct Capability {
   const char* name;
+  double slowness;
   RunPiece run;
   decltype(&baseline::run_special) run_special;
   decltype(&baseline::bare_loop) bare_loop;
   decltype(&baseline::permute) permute;
   decltype(&baseline::take_rows) take_rows;
 };
-#define MIXFLOW_CAPABILITY(ARCH)                                                               \
-  Capability {                                                                                 \
-    #ARCH, ARCH::run_piece, ARCH::run_special, ARCH::bare_loop, ARCH::permute, ARCH::take_rows \
+#define MIXFLOW_CAPABILITY(ARCH)                                                                               \
+  Capability {                                                                                                 \
+    #ARCH, slowness::ARCH, ARCH::run_piece, ARCH::run_special, ARCH::bare_loop, ARCH::permute, ARCH::take_rows \
   }
 
 struct Build {
@@ -120,12 +122,14 @@ void write_gradients(const Problem& problem, int64_t outer, const double* sums) 
 bool is_forked_child = false;
 [[maybe_unused]] const int fork_is_noticed = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
 
+// On all of the threads, or on the calling one alone: libgomp ends the threads that a smaller team leaves over, and
+// starts them anew for the next larger team, which is torch's.
 template <class F>
 void parallel_for(int64_t count, int threads, F f) {
 #if defined(_OPENMP)
   if (threads > 1 && count > 1 && has_openmp() && !is_forked_child) {
     std::exception_ptr error;  // an exception must not leave the parallel region
-#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(std::min<int64_t>(threads, count)))
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t i = 0; i < count; ++i) {
       try {
         f(i);
@@ -241,8 +245,9 @@ void run_special_on_cpu(int function, Dtype dtype, int64_t size, const void* inp
   chosen().run_special(function, dtype, size, input, output);
 }
 
-bool permute_on_cpu(const Permutation& permutation, const int64_t* positions, int64_t size, int64_t* result) {
-  return chosen().permute(permutation, positions, size, result);
+bool permute_on_cpu(const Permutation& permutation, int64_t first, const int64_t* positions, int64_t size,
+                    int64_t* result) {
+  return chosen().permute(permutation, first, positions, size, result);
 }
 
 int64_t take_rows_on_cpu(const Table& table, const int64_t* rows, int64_t size, char* result) {
@@ -255,6 +260,16 @@ double run_bare_loop(Dtype dtype, int components, int64_t elements, int threads)
     results[i] = chosen().bare_loop(dtype, components, std::min(kChunkLength, elements - i * kChunkLength));
   });
   return std::accumulate(results.begin(), results.end(), 0.0);
+}
+
+int worthwhile_threads(Op op, Dtype dtype, int components, int64_t sets, int64_t elements, int threads) {
+  double work = chosen().slowness * estimated_nanoseconds(op, dtype, components, sets, elements);
+  return work < kParallelNanoseconds ? 1 : threads;
+}
+
+int worthwhile_threads(const Problem& problem, int threads) {
+  return worthwhile_threads(problem.op, problem.dtype, problem.components, problem.outer.size, problem.inner.size,
+                            threads);
 }
 
 void run_on_cpu(const Problem& problem, int threads) {

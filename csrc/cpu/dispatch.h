@@ -16,15 +16,20 @@ std::vector<std::string> cpu_capabilities();
 std::string cpu_capability();
 bool has_openmp();  // otherwise all runs on one thread
 
-// Runs on at most `threads` threads. The result does not depend on their number.
+// `threads`, or 1 if there is too little work for more, by the estimate in cost.h.
+int worthwhile_threads(const Problem& problem, int threads);
+int worthwhile_threads(Op op, Dtype dtype, int components, int64_t sets, int64_t elements, int threads);
+
+// Runs on `threads` threads. The result does not depend on their number.
 void run_on_cpu(const Problem& problem, int threads);
 
 // A special function, by its index in the registry, over contiguous numbers: for the tests that measure its error.
 void run_special_on_cpu(int function, Dtype dtype, int64_t size, const void* input, void* output);
 
-// Where a permutation sends `positions`; `result` may be the same memory. Returns false, with a result of no meaning,
-// where a position is not below the permutation's count.
-bool permute_on_cpu(const Permutation& permutation, const int64_t* positions, int64_t size, int64_t* result);
+// Where a permutation sends `positions`, whose memory `result` may share; or, where they are null, those from `first`
+// on. Returns false, with a result of no meaning, where a position is not below the permutation's count.
+bool permute_on_cpu(const Permutation& permutation, int64_t first, const int64_t* positions, int64_t size,
+                    int64_t* result);
 
 // The rows of these numbers, one after the other, on the calling thread. A number that is no row's ends it, unread:
 // what it returns, the number of rows copied, is then less than `size`.

@@ -17,13 +17,13 @@ struct Piece {
 // What one instruction set's build offers: a piece of a problem; a special function (an index into
 // MIXFLOW_SPECIAL_FUNCTIONS) over `size` contiguous numbers; the arithmetic that no forward op can do without, for
 // benchmarks; and, in cpu/rows.cpp, what dispatch.h describes of permutations and rows.
-#define MIXFLOW_DECLARE(ARCH)                                                                 \
-  namespace ARCH {                                                                            \
-  void run_piece(const Problem&, const Piece&);                                               \
-  void run_special(int function, Dtype dtype, int64_t size, const void* input, void* output); \
-  double bare_loop(Dtype dtype, int components, int64_t elements);                            \
-  bool permute(const Permutation&, const int64_t* positions, int64_t size, int64_t* result);  \
-  int64_t take_rows(const Table&, const int64_t* rows, int64_t size, char* result);           \
+#define MIXFLOW_DECLARE(ARCH)                                                                               \
+  namespace ARCH {                                                                                          \
+  void run_piece(const Problem&, const Piece&);                                                             \
+  void run_special(int function, Dtype dtype, int64_t size, const void* input, void* output);               \
+  double bare_loop(Dtype dtype, int components, int64_t elements);                                          \
+  bool permute(const Permutation&, int64_t first, const int64_t* positions, int64_t size, int64_t* result); \
+  int64_t take_rows(const Table&, const int64_t* rows, int64_t size, char* result);                         \
   }
 MIXFLOW_DECLARE(baseline)
 MIXFLOW_DECLARE(avx2)

@@ -16,7 +16,7 @@ __version__: str
 BUILD: str
 
 # operands: input, logits, loc, log_scale, output, ladj
-# device: -1 for the CPU, with stream the number of threads; else a CUDA device index and stream handle
+# device: -1 for the CPU, with stream the largest number of threads; else a CUDA device index and stream handle
 def map(
     inverse: bool,
     family: int,
@@ -81,14 +81,16 @@ def interval_backward(
     allocate: Callable[[int], int],
 ) -> None: ...
 
+# How many of at most so many threads an op takes, for sets of parameters that serve so many elements each.
+# op: forward, forward_with_slopes, backward, inverse, inverse_backward, interval or interval_backward
+def worthwhile_threads(op: str, is_double: bool, components: int, sets: int, elements: int, threads: int) -> int: ...
+
 # A special function of the core over contiguous numbers, for the tests that measure its error.
 def special(name: str, is_double: bool, size: int, input: int, output: int) -> None: ...
 
-# Where the permutation of range(count) that 12 keys name sends positions; result may be positions. IndexError for a
-# position outside.
-def permute(
-    keys: NDArray[np.uint32], count: int, positions: NDArray[np.int64], result: NDArray[np.int64]
-) -> None: ...
+# Where the permutation of range(count) that 12 keys of 32 bits name sends positions: an array, or the first of as many
+# as result has places. result may be positions. IndexError for a position outside.
+def permute(keys: NDArray[Any], count: int, positions: NDArray[np.int64] | int, result: NDArray[np.int64]) -> None: ...
 
 # The rows of a table (n, columns) with these numbers; any dtype, the same in both. IndexError for a number outside,
 # which is found before anything is read there.

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from . import _core
 from .files import PathLike
 from .parallel import Group
 from .tables import map_table
@@ -32,6 +33,7 @@ from .tables import map_table
 __all__ = ["Batch", "Data", "Loader", "Part", "Rows", "Subset", "check_weights", "is_loader", "shuffled"]
 
 CHUNK = 1 << 16  # rows that are in memory at a time, beside what the caller holds there
+TAKEN = 1 << 17  # numbers that are taken at a time, or one batch: they are still in the L2 cache when they are used
 
 Array: TypeAlias = NDArray[Any]
 Data: TypeAlias = Tensor | ArrayLike | PathLike | Iterable[Any]
@@ -78,7 +80,7 @@ def is_loader(data: object) -> bool:
 # -- order ---------------------------------------------------------------------------------------------------
 
 
-def shuffled(positions: NDArray[np.int64], count: int, *key: int) -> NDArray[np.int64]:
+def shuffled(positions: NDArray[np.int64] | range, count: int, *key: int) -> NDArray[np.int64]:
     """Where the pseudo-random permutation of ``range(count)`` that ``key`` names sends ``positions``.
 
     A Feistel network over the next power of two, walked until the result is below ``count`` (Black and Rogaway,
@@ -86,9 +88,12 @@ def shuffled(positions: NDArray[np.int64], count: int, *key: int) -> NDArray[np.
     no memory beyond ``positions``, and any part of the permutation can be had alone.
 
     Args:
-        positions: integers in ``range(count)``.
+        positions: integers in ``range(count)``; a range of step 1 takes no memory.
         count: how many integers are permuted, at most 2^62.
         key: integers from 0 on; different ones give unrelated permutations.
+
+    Raises:
+        IndexError: a position outside ``range(count)``.
 
     Example:
         >>> import numpy as np
@@ -99,27 +104,12 @@ def shuffled(positions: NDArray[np.int64], count: int, *key: int) -> NDArray[np.
     """
     # Twelve rounds: with eight, the permutations of a handful of rows are visibly not all as likely.
     keys = np.random.SeedSequence(key).generate_state(12)
-    bits = max(2, (count - 1).bit_length())
-    rows = _feistel(positions, bits, keys)
-    while len(outside := np.flatnonzero(rows >= count)):
-        rows[outside] = _feistel(rows[outside], bits, keys)
+    rows = np.empty(len(positions), np.int64)
+    if isinstance(positions, range) and positions.step == 1:
+        _core.permute(keys, count, positions.start, rows)
+    else:
+        _core.permute(keys, count, np.ascontiguousarray(positions, np.int64), rows)
     return rows
-
-
-def _feistel(values: NDArray[np.int64], bits: int, keys: NDArray[Any]) -> NDArray[np.int64]:
-    low = bits // 2
-    left, right = (values >> low).astype(np.uint32), (values & ((1 << low) - 1)).astype(np.uint32)
-    mask, other = np.uint32((1 << (bits - low)) - 1), np.uint32((1 << low) - 1)
-    for key in keys:
-        mixed = right + key
-        mixed *= np.uint32(0x85EBCA6B)
-        mixed ^= mixed >> np.uint32(13)
-        mixed *= np.uint32(0xC2B2AE35)
-        mixed ^= mixed >> np.uint32(16)
-        mixed &= mask
-        mixed ^= left
-        left, right, mask, other = right, mixed, other, mask
-    return (left.astype(np.int64) << low) | right
 
 
 # -- rows by number ------------------------------------------------------------------------------------------
@@ -179,15 +169,26 @@ class Rows:
         held = held.reshape(len(held), -1)
         self.values = held if isinstance(held, np.ndarray) and _is_mapped(held) else self._tensor(held)
         self.digest = self._read_once()
+        self._table = _as_table(self.values)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """The rows with the numbers ``rows``, in that order: (len(rows), columns), torch.float32 or torch.float64."""
+        """The rows with the numbers ``rows``, in that order: (len(rows), columns), torch.float32 or torch.float64.
+
+        Raises:
+            IndexError: a number that is no row's.
+
+        """
+        rows = np.ascontiguousarray(rows, np.int64)
         if isinstance(self.values, Tensor):
-            return self.values.index_select(0, torch.from_numpy(rows).to(self.values.device))
-        return self._tensor(self.values[rows])
+            if self._table is not None:
+                taken = self.values.new_empty(len(rows), self.values.shape[1])
+                _core.take_rows(self._table, rows, taken.numpy())
+                return taken
+            return self.values.index_select(0, _send(torch.from_numpy(rows), self.values.device))
+        return _send(_to_tensor(self.values[rows], torch.device("cpu"), self.keeps_integers), self.device)
 
     def _tensor(self, values: Tensor | Array) -> Tensor:
         return _to_tensor(values, self.device, self.keeps_integers)
@@ -222,6 +223,9 @@ def _require_shape(name: str, values: Tensor | Array, columns: int | torch.Size 
 
 def _require_finite(name: str, values: Tensor, first: int = 0) -> None:
     """ValueError for a number in ``values`` (n, D), rows from number ``first`` on, that is not finite."""
+    # Numpy looks at them in one pass and on one thread, torch in five passes, each of which waits for all threads.
+    if type(values) is Tensor and values.is_cpu and np.isfinite(values.numpy()).all():
+        return
     finite = values.isfinite()
     if finite.all():
         return
@@ -378,6 +382,20 @@ def _is_mapped(array: Array) -> bool:
     return False
 
 
+def _as_table(values: Tensor | Array) -> Array | None:
+    """The memory of ``values`` (N, columns) if the core can take rows from it: each in one piece, on the CPU."""
+    if type(values) is not Tensor or not values.is_cpu:
+        return None
+    return values.numpy() if values.stride(1) == 1 or values.shape[1] == 1 else None
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """``values``, of the CPU, on ``device``. From pinned memory a GPU fetches them while the caller goes on."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def _to_tensor(values: Tensor | Array, device: torch.device, keeps_integers: bool = False) -> Tensor:
     """``values`` on ``device``, as torch.float32 where that holds them all, else as torch.float64.
 
@@ -431,15 +449,14 @@ class Subset:
 
     def batches(self, size: int, group: Group, epoch: int | None = None) -> Iterator[Batch]:
         """This process's shard of every batch of ``size`` rows, shuffled anew for each ``epoch`` if one is given."""
-        step = size * max(1, CHUNK // size)
+        numbers = self.x.shape.numel() + (0 if self.context is None else self.context.shape.numel())
+        step = size * max(1, min(CHUNK, TAKEN // max(1, numbers)) // size)
         for start in range(0, len(self), step):
-            positions = np.arange(start, min(start + step, len(self)))
-            if epoch is not None:
-                assert self.seed is not None
-                positions = shuffled(positions, len(self), self.seed, epoch + 1)
+            positions = self._positions(start, min(start + step, len(self)), epoch)
             batches = [positions[first : first + size] for first in range(0, len(positions), size)]
             shards = [batch[group.shard(len(batch))] for batch in batches]
-            x, context, _ = self._take(np.concatenate(shards), weighted=False)
+            own = positions if group.size == 1 else np.concatenate(shards)
+            x, context, _ = self._take(own, weighted=False)
             lengths = [len(shard) for shard in shards]
             contexts = [None] * len(shards) if context is None else context.split(lengths)
             weights, totals = self._weigh(batches, group)
@@ -465,6 +482,13 @@ class Subset:
         starts = range(0, len(self), CHUNK)
         chunks = (self._weights(np.arange(start, min(start + CHUNK, len(self)))) for start in starts)
         return sum((chunk.sum().item() for chunk in chunks), 0.0)
+
+    def _positions(self, start: int, stop: int, epoch: int | None) -> NDArray[np.int64]:
+        """The positions ``start`` to ``stop`` of the subset, or of its order in ``epoch``."""
+        if epoch is None:
+            return np.arange(start, stop)
+        assert self.seed is not None
+        return shuffled(range(start, stop), len(self), self.seed, epoch + 1)
 
     def _weigh(self, batches: list[NDArray[np.int64]], group: Group) -> tuple[Sequence[Tensor | None], list[float]]:
         """This process's weights for each of ``batches``, and the sum of the weights of all processes."""

@@ -6,7 +6,8 @@
 //   - an element computed alone has the bits that it has in the batch;
 //   - the same call on contiguous operands, with contiguous results, gives the same bits, sums of gradients among them;
 //   - elements without an incoming gradient change nothing, whatever they and their parameters are;
-//   - the inverse ends before the limit on its evaluations.
+//   - the inverse ends before the limit on its evaluations;
+//   - a permutation of rows meets each of them once, its parts are those of the whole, and rows are copied as they are.
 //
 //   fuzz [--cases N | --seconds S] [--first I] [--seed S] [--callers C] [--threads T]
 //
@@ -75,10 +76,58 @@ void check_alone(Random& random, const Case& from, const Outputs& whole) {
             "an element alone differs from itself in the batch");
 }
 
+void check_order(Random& random) {
+  int64_t count = 1 + random.below(random.chance(0.5) ? 70 : 9000);
+  Permutation permutation{static_cast<uint64_t>(count), {}};
+  for (uint32_t& key : permutation.keys) key = static_cast<uint32_t>(random.next());
+  std::vector<int64_t> whole(count), sorted, positions(random.below(3000)), part(positions.size());
+  require(permute_on_cpu(permutation, 0, nullptr, count, whole.data()), "an order was refused");
+  sorted = whole;
+  std::sort(sorted.begin(), sorted.end());
+  for (int64_t i = 0; i < count; ++i) require(sorted[i] == i, "an order does not meet each row once");
+  for (int64_t& position : positions) position = random.below(count);
+  int64_t size = static_cast<int64_t>(positions.size());
+  require(permute_on_cpu(permutation, 0, positions.data(), size, part.data()), "positions were refused");
+  for (int64_t i = 0; i < size; ++i) require(part[i] == whole[positions[i]], "a part of an order differs");
+  require(permute_on_cpu(permutation, 0, positions.data(), size, positions.data()) && positions == part,
+          "an order in place differs");
+  int64_t first = random.below(count);
+  part.resize(random.below(count - first + 1));
+  require(permute_on_cpu(permutation, first, nullptr, static_cast<int64_t>(part.size()), part.data()) &&
+              std::equal(part.begin(), part.end(), whole.begin() + first),
+          "a stretch of an order differs");
+  int64_t outside = random.of({int64_t{-1}, count, std::numeric_limits<int64_t>::min()});
+  require(!permute_on_cpu(permutation, 0, &outside, 1, &outside), "a position outside was not refused");
+}
+
+void check_rows(Random& random) {
+  int64_t width = random.of({1, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 100});
+  int64_t count = 1 + random.below(300), stride = width + random.of({0, 0, 1, 12});
+  std::vector<char> data((count - 1) * stride + width);
+  for (char& byte : data) byte = static_cast<char>(random.next());
+  std::vector<int64_t> rows(random.below(200));
+  for (int64_t& row : rows) row = random.below(count);
+  int64_t size = static_cast<int64_t>(rows.size());
+  std::vector<char> taken(size * width);
+  require(take_rows_on_cpu({data.data(), count, stride, width}, rows.data(), size, taken.data()) == size,
+          "rows were refused");
+  for (int64_t i = 0; i < size; ++i)
+    require(std::equal(taken.begin() + i * width, taken.begin() + (i + 1) * width, data.begin() + rows[i] * stride),
+            "a row was not copied as it is");
+  if (size == 0) return;
+  int64_t bad = random.below(size);
+  rows[bad] = random.of({int64_t{-1}, count, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()});
+  require(take_rows_on_cpu({data.data(), count, stride, width}, rows.data(), size, taken.data()) == bad,
+          "a number that is no row's was not refused");
+}
+
 // Whether the case was run: batches with too many axes that cannot be merged are refused.
 bool check_case(Random& random, int callers, int threads) {
   Case made = make_case(random);
   bool diagnosed = made.op == Op::inverse && !made.is_affine;
+  Random apart = random;
+  check_order(apart);
+  check_rows(apart);
   if (!made.is_affine && random.chance(0.1)) check_refusal(random, made);
   Random layouts = random;
   Outputs expected(made, diagnosed, &layouts);

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mixflow
-from mixflow import History, flows, learning, steps
+from mixflow import History, flows, learning, steps, threads
 from mixflow.checkpoint import weights
 from mixflow.sources import shuffled
 
@@ -589,3 +589,43 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert equal_weights(flow, again)
     assert repeated == history
     assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
+
+
+class Watching(mixflow.transforms.Affine):
+    """Notes how many threads torch takes, and how many the core may take."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.seen = set()
+
+    def _forward(self, x, context):
+        self.seen.add((torch.get_num_threads(), mixflow.ops.most_threads))
+        return super()._forward(x, context)
+
+
+@pytest.mark.parametrize(("numbers", "expected"), [(threads.NUMBERS, (1, 2)), (1, (2, 0))])
+def test_steps_and_scores_take_further_threads_only_where_batches_are_large(monkeypatch, numbers, expected):
+    monkeypatch.setattr(threads, "NUMBERS", numbers)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        flow = flows.Flow(Watching())
+        mixflow.fit(flow, draw(300), epochs=1, progress=False, initialize=False)
+        assert flow.data_to_base.seen == {expected}
+        assert (torch.get_num_threads(), mixflow.ops.most_threads) == (2, 0)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_networks_take_further_threads_where_their_products_are_long():
+    def matrix(size):
+        return lambda inputs, outputs: torch.nn.Sequential(
+            torch.nn.Linear(inputs, size), torch.nn.Linear(size, size), torch.nn.Linear(size, outputs)
+        )
+
+    x = draw(20)[:, None].expand(20, 2)
+    small, large = (flows.coupling(2, layers=1, network=matrix(size), seed=0).train() for size in (8, 2048))
+    assert not threads.are_worthwhile(small, x, None, 256)
+    assert threads.are_worthwhile(large, x, None, 256)
+    assert large.training
+    assert threads.are_worthwhile(small, x, None, threads.NUMBERS)

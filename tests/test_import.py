@@ -74,7 +74,7 @@ mixflow.load("model").sample(3)
 FORK = """
 import os, numpy as np, torch, mixflow
 torch.set_num_threads(2)
-arguments = torch.randn(100_000), torch.zeros(3), torch.randn(3), torch.zeros(3)
+arguments = torch.randn(2**21), torch.zeros(3), torch.randn(3), torch.zeros(3)  # long enough for two threads
 expected = mixflow.cdf_transform(*arguments)  # starts the threads, which a fork leaves behind
 child = os.fork()
 if child == 0:  # where torch's own operations on many elements would wait for them forever
@@ -116,7 +116,7 @@ def test_the_openmp_runtime_is_torch_s_own():
     work = "torch.set_num_threads(2); torch.zeros(1 << 20).exp()"
     expected = run(code.format(f"import torch; {work}"))
     assert expected.endswith(" True\n") or sys.platform != "linux"
-    op = "mixflow.cdf_transform(torch.zeros(1 << 17), *[torch.zeros(3)] * 3)"
+    op = "mixflow.cdf_transform(torch.zeros(1 << 21), *[torch.zeros(3)] * 3)"
     assert run(code.format(f"import mixflow, torch; {work}; {op}")) == expected
 
 

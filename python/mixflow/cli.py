@@ -7,7 +7,8 @@ import inspect
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,6 +28,8 @@ from .tables import ROWS, Table, check_extension, count_rows, iter_table, map_ta
 from .train import History, fit
 
 __all__ = ["main"]
+
+_BLOCK = 4096  # numbers that are added up in float64 before the sums of such blocks are added exactly
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,28 +137,50 @@ def _score(arguments: argparse.Namespace) -> int:
     flow = load(arguments.model)
     rows = 0
 
-    def scores(write: Callable[[np.ndarray[Any, Any]], None] | None) -> Iterator[float]:
+    def scores(write: Callable[[np.ndarray[Any, Any]], None] | None) -> Iterator[np.ndarray[Any, Any]]:
         nonlocal rows
         for table in iter_table(arguments.data, flow.notes.get("columns")):
             with torch.no_grad():
                 log_prob = flow.log_prob(_rows_for(flow, arguments.data, table))
+            values = _array(log_prob)
             if write:
-                write(_array(log_prob.unsqueeze(-1)))
-            rows += len(log_prob)
-            bar.update(len(log_prob))
-            yield from log_prob.tolist()
+                write(values[:, None])
+            rows += len(values)
+            bar.update(len(values))
+            yield values
 
-    with _bar(count_rows(arguments.data)) as bar:
-        # Number by number, not chunk by chunk: the mean must not depend on where the chunks end.
-        if arguments.out:
-            with table_writer(arguments.out, ["log_prob"]) as write:
-                total = math.fsum(scores(write))
-        else:
-            total = math.fsum(scores(None))
+    writer = table_writer(arguments.out, ["log_prob"]) if arguments.out else nullcontext()
+    with _bar(count_rows(arguments.data)) as bar, writer as write:
+        total = _sum(scores(write))
     if arguments.out:
         print(f"saved {rows} values to {arguments.out}")
     print(f"mean log_prob: {total / rows:.6f}")
     return 0
+
+
+def _sum(chunks: Iterable[np.ndarray[Any, Any]]) -> float:
+    """The sum of all numbers in ``chunks`` (n,), the same to the last bit wherever one chunk ends and the next begins.
+
+    NaN and infinity count, and errors are raised, as if ``math.fsum`` were given number by number.
+    """
+    return math.fsum(map(_sum_of_block, _blocks(chunks)))
+
+
+def _blocks(chunks: Iterable[np.ndarray[Any, Any]]) -> Iterator[np.ndarray[Any, Any]]:
+    """The numbers in ``chunks`` (n,) as float64, in blocks of one length that are counted from the first number."""
+    rest = np.empty(0)
+    for chunk in chunks:
+        rest = np.concatenate([rest, chunk])
+        whole = len(rest) // _BLOCK * _BLOCK
+        yield from rest[:whole].reshape(-1, _BLOCK)
+        rest = rest[whole:]
+    yield rest
+
+
+def _sum_of_block(values: np.ndarray[Any, Any]) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(values.sum())
+    return total if math.isfinite(total) else math.fsum(values.tolist())
 
 
 def _bar(rows: int | None) -> tqdm[NoReturn]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from .flows import like, seeded
 from .parallel import Group
 from .sources import CHUNK, Batch, Loader, Subset
 from .steps import Parameters, Steps
+from .threads import are_worthwhile, one_thread
 
 __all__ = ["Diverged", "Rounding", "Training", "stage"]
 
@@ -97,6 +98,7 @@ class Training:
     weight: float = 0.0  # of the rows of this epoch, as far as they have been read
     total: float = 0.0  # their summed log_prob
     unread: list[tuple[int, float, Tensor]] = field(default_factory=list)  # rows, weight and outcome of steps
+    takes_all: dict[int, bool] = field(default_factory=dict)  # whether batches of a size take all threads
     sent: list[Any] = field(default_factory=list)  # what is on its way to the host
 
     def __post_init__(self) -> None:
@@ -214,10 +216,19 @@ class Training:
         return self.total / self.weight if self.weight else math.nan
 
     def _take_step(self, batch: Batch) -> None:
-        x = self._drawn(self.train, batch, len(self.run.history.lr), self.step)
-        outcome = self.descent.take(x, batch.context, batch.weight, batch.total, self._rate(self.step))
+        with self._threads_for(batch):
+            x = self._drawn(self.train, batch, len(self.run.history.lr), self.step)
+            outcome = self.descent.take(x, batch.context, batch.weight, batch.total, self._rate(self.step))
         self.step += 1
         self.unread.append((batch.rows, batch.total, outcome))
+
+    def _threads_for(self, batch: Batch) -> AbstractContextManager[None]:
+        """One thread or all of them, as the size of the batch asks for: looked into once for each size, about."""
+        size = len(batch.x).bit_length()
+        if size not in self.takes_all:
+            x = self.run.flow.shaped(batch.x)
+            self.takes_all[size] = are_worthwhile(self.run.flow, x, batch.context, len(x))
+        return one_thread(not self.takes_all[size])
 
     def _drawn(self, source: Subset | Loader, batch: Batch, *key: int) -> Tensor:
         """This process's events of ``batch``, rounded values drawn from their intervals."""
@@ -297,13 +308,10 @@ class Training:
             sums[0] += batch.rows / self.group.size
             if not len(x):
                 continue
-            log_prob = self.run.flow.log_prob(x, batch.context).double()
-            weight = torch.ones_like(log_prob) if batch.weight is None else batch.weight
-            if self.limited:
-                weight = weight * self.run.flow.supports(x)
-            log_prob = log_prob.masked_fill(weight == 0.0, 0.0)
-            sums[1] += (log_prob * weight).sum()
-            sums[2] += weight.sum()
+            with self._threads_for(batch):
+                log_prob, weight = self._scores(x, batch)
+                sums[1] += (log_prob * weight).sum()
+                sums[2] += weight.sum()
             if number == 0:
                 parts.append(log_prob[: 2 * FEW_HELD_OUT])
         rows, total, weights_in_all = self.group.sum_(sums).tolist()
@@ -312,6 +320,14 @@ class Training:
         if not weights_in_all:
             raise ValueError("validation: expected a row of positive weight inside the support, got none")
         return total / weights_in_all, torch.cat(parts) if parts else own.new_zeros(0, dtype=torch.float64)
+
+    def _scores(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The log_prob of events ``x`` of ``batch``, and the weights that they count with, 0 outside the support."""
+        log_prob = self.run.flow.log_prob(x, batch.context).double()
+        weight = torch.ones_like(log_prob) if batch.weight is None else batch.weight
+        if self.limited:
+            weight = weight * self.run.flow.supports(x)
+        return log_prob.masked_fill(weight == 0.0, 0.0), weight
 
     def _require_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):

@@ -464,12 +464,15 @@ def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
     return grad if _same(grad.shape, shape) else grad.sum_to_size(shape)
 
 
+most_threads = 0  # for the core, which decides for each call, where torch itself is to take one; 0 where it is not
+
+
 def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Sequence[Any], *extra: Any) -> None:
     """Hand addresses, shapes and strides to the core, to run where the tensors lie; a tuple is handed on as it is."""
     x = tensors[0]
     operands = [t if type(t) is tuple else (t.data_ptr(), t.shape, t.stride()) for t in tensors]
     if x.is_cpu:
-        device, stream = -1, torch.get_num_threads()
+        device, stream = -1, most_threads or torch.get_num_threads()
     elif _core.cuda_architectures():
         device, stream = x.device.index, torch.cuda.current_stream(x.device).cuda_stream
     else:

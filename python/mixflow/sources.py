@@ -29,6 +29,7 @@ from . import _core
 from .files import PathLike
 from .parallel import Group
 from .tables import map_table
+from .threads import one_thread
 
 __all__ = ["Batch", "Data", "Loader", "Part", "Rows", "Subset", "check_weights", "is_loader", "shuffled"]
 
@@ -456,10 +457,11 @@ class Subset:
             batches = [positions[first : first + size] for first in range(0, len(positions), size)]
             shards = [batch[group.shard(len(batch))] for batch in batches]
             own = positions if group.size == 1 else np.concatenate(shards)
-            x, context, _ = self._take(own, weighted=False)
             lengths = [len(shard) for shard in shards]
+            with one_thread():
+                x, context, _ = self._take(own, weighted=False)
+                weights, totals = self._weigh(batches, group)
             contexts = [None] * len(shards) if context is None else context.split(lengths)
-            weights, totals = self._weigh(batches, group)
             parts = zip(batches, x.split(lengths), contexts, weights, totals, strict=True)
             for batch, own_x, own_context, own_weight, total in parts:
                 yield Batch(own_x, own_context, own_weight, len(batch), total)

@@ -8,13 +8,14 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoint import Contents, Run, read_file
@@ -31,6 +32,7 @@ from .sources import Data, Loader, Subset
 from .split import Split, open_split
 from .steps import Parameters, optimizer_for, own_stream, trained, trained_alone
 from .survey import Survey, survey
+from .threads import one_thread
 from .transforms import Dequantize, MixtureCDF
 
 __all__ = ["History", "fit"]
@@ -159,29 +161,12 @@ def fit(
     set_from_data = not flow.fitted if initialize is None else bool(initialize)
     settings |= {"initialize": set_from_data, "resolution": _check_resolution(resolution, flow.features)}
 
-    undo = _undo(flow)
+    undo, history = _undo(flow), History()
     flow.to(own.device)
-    is_set = flow.fitted or set_from_data
-    history = History()
     with ExitStack() as at_the_end:
         try:
-            start = _Start(split, group, settings, flow)
-            if set_from_data:
-                start.follow_rows()
-            settings |= {"base": flow.base, "flow": " ".join(repr(flow).split()), "data": split.digest}
-            group.require_same(settings)
-            held = start.held(is_set)
-            if not trained(flow, held):
-                held = [False] * flow.features  # there is nothing else to train
-            moved = trained(flow, held)
-            parameters = Parameters(flow, moved, held)
-            at_the_end.callback(parameters.release)
-            optimizer = optimizer_for(parameters.all, settings["lr"], settings["weight_decay"])
-            run = Run(flow, optimizer, history, _weights(flow), _weights(flow), settings)
-            contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
-            if contents is not None and checkpoint is not None:
-                run.check(checkpoint, contents)
-            plain = start.set(run, contents)
+            with one_thread():
+                prepared = _prepare(flow, split, group, settings, history, checkpoint, resume, at_the_end)
         except KeyboardInterrupt:
             undo()
             history.interrupt()
@@ -189,9 +174,51 @@ def fit(
         except BaseException:
             undo()
             raise
-        with trained_alone(flow, moved), own_stream(own.device):
-            _train(run, group, split, start, plain, parameters, checkpoint, progress)
-    return run.history
+        with trained_alone(flow, prepared.moved), own_stream(own.device):
+            _train(prepared, group, split, checkpoint, progress)
+    return prepared.run.history
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that the steps need: the run, the rows it starts from, plain densities to compare with, what is moved."""
+
+    run: Run
+    start: _Start
+    plain: dict[str, dict[str, Tensor]]
+    moved: list[nn.Parameter]
+    parameters: Parameters
+
+
+def _prepare(
+    flow: Flow,
+    split: Split,
+    group: Group,
+    settings: dict[str, Any],
+    history: History,
+    checkpoint: PathLike | None,
+    resume: bool,
+    at_the_end: ExitStack,
+) -> _Prepared:
+    """What is done before the first step."""
+    is_set = flow.fitted or settings["initialize"]
+    start = _Start(split, group, settings, flow)
+    if settings["initialize"]:
+        start.follow_rows()
+    settings |= {"base": flow.base, "flow": " ".join(repr(flow).split()), "data": split.digest}
+    group.require_same(settings)
+    held = start.held(is_set)
+    if not trained(flow, held):
+        held = [False] * flow.features  # there is nothing else to train
+    moved = trained(flow, held)
+    parameters = Parameters(flow, moved, held)
+    at_the_end.callback(parameters.release)
+    optimizer = optimizer_for(parameters.all, settings["lr"], settings["weight_decay"])
+    run = Run(flow, optimizer, history, _weights(flow), _weights(flow), settings)
+    contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
+    if contents is not None and checkpoint is not None:
+        run.check(checkpoint, contents)
+    return _Prepared(run, start, start.set(run, contents), moved, parameters)
 
 
 # -- the parts of a run --------------------------------------------------------------------------------------
@@ -280,24 +307,16 @@ class _Start:
         return notes
 
 
-def _train(
-    run: Run,
-    group: Group,
-    split: Split,
-    start: _Start,
-    plain: dict[str, dict[str, Tensor]],
-    parameters: Parameters,
-    checkpoint: PathLike | None,
-    progress: bool,
-) -> None:
+def _train(prepared: _Prepared, group: Group, split: Split, checkpoint: PathLike | None, progress: bool) -> None:
     """Take the steps; whatever ends them, the best weights are in place then."""
+    run, start = prepared.run, prepared.start
     flow, settings = run.flow, run.settings
     limited = flow.data_to_base.is_limited
     try:
         with group.hold_interrupts(), _progress_bar(run, split.train, progress and group.rank == 0) as bar:
-            training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, parameters)
+            training = Training(run, group, split.train, split.valid, bar, start.rounding, limited, prepared.parameters)
             try:
-                training.begin(plain)
+                training.begin(prepared.plain)
                 while len(run.history.lr) < settings["epochs"] and not _out_of_patience(
                     run.history, settings["patience"]
                 ):

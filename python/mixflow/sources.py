@@ -424,7 +424,7 @@ class Subset:
     Attributes:
         x: the data.
         context: the context, row by row; None for a flow without.
-        weight: the weights that :func:`check_weights` has seen, row by row; None where all rows count alike.
+        weight: the weights that :func:`check_weights` has seen, row by row, on the CPU; None where all rows count alike.
         start: the first position.
         stop: one past the last.
         seed: names the permutation that all subsets of a run share; None for the rows' own order.
@@ -499,12 +499,13 @@ class Subset:
         # Every process reads the weights of all: two processes then have the sum of one, bit for bit.
         weights = self._weights(np.concatenate(batches)).split([len(batch) for batch in batches])
         totals: list[float] = torch.stack([weight.sum() for weight in weights]).tolist()
-        return [weight[group.shard(len(weight))] for weight in weights], totals
+        return [_send(weight[group.shard(len(weight))], self.x.device) for weight in weights], totals
 
     def _take(self, positions: NDArray[np.int64], weighted: bool = True) -> Part:
         rows = self._numbers(positions)
         context = None if self.context is None else self.context.take_shaped(rows)
-        return self.x.take(rows), context, self._weights(positions) if weighted and self.weight else None
+        weight = _send(self._weights(positions), self.x.device) if weighted and self.weight else None
+        return self.x.take(rows), context, weight
 
     def _weights(self, positions: NDArray[np.int64]) -> Tensor:
         assert self.weight is not None
@@ -606,7 +607,9 @@ class Loader:
         nothing = self.like.new_empty(0, columns), None if self.context == 0 else self.like.new_empty(0, 1)
         while True:
             x, context, weight = next(each, (*nothing, None))
-            counts = torch.tensor([len(x), 0, 0], dtype=torch.float64, device=self.like.device)
+            # A process alone knows how many rows there are, and need not wait for the device to be told.
+            device = self.like.device if group.size > 1 or weight is not None else torch.device("cpu")
+            counts = torch.tensor([len(x), 0, 0], dtype=torch.float64, device=device)
             if weight is not None:
                 counts[1], counts[2] = weight.sum(), len(x)
             rows, total, weighted = group.sum_(counts).tolist()

@@ -128,7 +128,8 @@ def _open(
     x = Rows(name, data, flow.event_shape, own, flow.notes.get("columns"))
     weight = None
     if weights is not None:
-        weight = check_weights(_as_many("weights", Rows("weights", weights, 1, own), name, x))
+        here = torch.empty(0, device="cpu")  # where their sums are known without waiting for a GPU
+        weight = check_weights(_as_many("weights", Rows("weights", weights, 1, here), name, x))
     if not flow.context:
         return x, None, weight
     if context is None:

@@ -1,6 +1,7 @@
 """The command line as a user runs it: a process, files, an exit status and what is said."""
 
 import functools
+import math
 import os
 import re
 import signal
@@ -217,12 +218,55 @@ def test_transport_between_models_of_different_dtypes(several, tmp_path):
 def test_scores_do_not_depend_on_chunks(fitted, tmp_path, capsys, monkeypatch):
     folder, _ = fitted
     said = []
+    monkeypatch.setattr(cli, "_BLOCK", 64)
     for rows in (7, 300, 1000):
         monkeypatch.setattr(cli, "iter_table", functools.partial(iter_table, rows=rows))
         out = tmp_path / f"scores{rows}.npy"
         assert main(["score", str(folder / "model.safetensors"), str(folder / "data.csv"), "--out", str(out)]) == 0
         said.append((out.read_bytes(), capsys.readouterr().out.splitlines()[-1]))
     assert said[0] == said[1] == said[2]
+
+
+def chunks_of(values, size):
+    return np.split(values, range(size, len(values), size))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [0, 1, 4095, 4096, 4097, 30_000])
+def test_a_sum_is_the_same_to_the_last_bit_for_all_chunks(dtype, n):
+    generator = np.random.default_rng(n)
+    values = (generator.normal(-3, 1, n) * 10.0 ** generator.integers(-6, 6, n)).astype(dtype)
+    sums = [cli._sum(chunks_of(values, size)) for size in (1, 97, 4095, 4096, 4097, 8192, 30_000)]
+    sums.append(cli._sum([values[:0], values[:1], values[1:1], values[1:]]))
+    assert len(set(sums)) == 1
+    # Each number of a block is rounded at most 24 times: numpy adds 128 of them in 8 sums of 16 (15), adds these in
+    # pairs (3), and so the 32 sums of 128 (5); the sums of blocks are added exactly, and the last is rounded once.
+    assert abs(sums[0] - math.fsum(values)) <= 24 * 2.0**-53 * math.fsum(np.abs(values))
+
+
+ODD_SUMS = {
+    "nan": [math.nan],
+    "nothing": [-math.inf, -math.inf],
+    "nan and nothing": [-math.inf, math.nan],
+    "both infinities": [math.inf, -math.inf],
+    "overflow": [-1.7e308, -1.7e308],
+    "overflow on the way": [-1.7e308, -1.7e308, 1.7e308],
+}
+
+
+@pytest.mark.parametrize("case", ODD_SUMS)
+@pytest.mark.parametrize("apart", [1, 5000])
+def test_sums_that_are_not_finite_are_those_of_fsum(case, apart):
+    values = np.zeros(20_000)
+    values[: apart * len(ODD_SUMS[case]) : apart] = ODD_SUMS[case]
+
+    def outcome(total):
+        try:
+            return repr(total())
+        except (ValueError, OverflowError) as error:
+            return repr(error)
+
+    assert outcome(lambda: cli._sum(chunks_of(values, 7000))) == outcome(lambda: math.fsum(values))
 
 
 def test_samples_are_drawn_in_chunks(fitted, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mixflow import tables
 from mixflow.tables import TableError, count_rows, iter_table, map_table, read_table, table_writer, write_table
 
 VALUES = np.array([[0.1, -2.0], [1e-300, 12345678.9], [3.0, 1 / 3]])
@@ -25,6 +26,29 @@ def test_round_trip_is_exact(tmp_path, ending, dtype):
     assert table.named == (ending != ".npy")
     assert table.columns == (["width", 'a "quoted", name'] if table.named else ["x1", "x2"])
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+NUMBERS = {
+    "zeros": [0.0, -0.0],
+    "thirds": [1 / 3, -2 / 3],
+    "few digits": [0.1, 2.5, 7.0, 1e300, 6e4],
+    "near the change to exponents": [1e-5, 9.9999e-5, 1e-4, 1.0001e-4, 9.999e15, 1e16, 1.5e16],
+    "largest and smallest": [1.7976931348623157e308, 5e-324, 3.4028235e38, 1e-45, -1.1754944e-38],
+    "not finite": [np.inf, -np.inf, np.nan],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("case", NUMBERS)
+@pytest.mark.parametrize("width", [1, 2])
+def test_numbers_in_csv_are_written_as_str_writes_them(tmp_path, monkeypatch, dtype, case, width):
+    monkeypatch.setattr(tables, "_NUMBERS", 4)  # so that the text of these few is put together from parts
+    with np.errstate(over="ignore"):
+        values = np.array(NUMBERS[case]).astype(dtype)
+    path = tmp_path / "table.csv"
+    write_table(path, ["x", "y"][:width], np.stack([values] * width, axis=1))
+    lines = [",".join([str(value)] * width) for value in values]
+    assert path.read_bytes().decode() == "\n".join(["x,y"[: 2 * width - 1], *lines, ""])
 
 
 GOOD_CSV = {
@@ -73,6 +97,14 @@ def test_parquet_columns_are_chosen_by_name(tmp_path):
         read_table(path)
     with pytest.raises(TableError, match="data row 2, column 'y': expected a finite number, got nan"):
         read_table(path, ["y"])
+
+
+def test_parquet_files_hold_no_dictionary_of_the_numbers(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "table.parquet"
+    write_table(path, ["x", "y"], VALUES)
+    columns = parquet.ParquetFile(path).metadata.row_group(0)
+    assert [columns.column(number).has_dictionary_page for number in range(2)] == [False, False]
 
 
 def test_files_without_names_are_matched_by_their_number_of_columns(tmp_path):

@@ -424,7 +424,8 @@ class Subset:
     Attributes:
         x: the data.
         context: the context, row by row; None for a flow without.
-        weight: the weights that :func:`check_weights` has seen, row by row, on the CPU; None where all rows count alike.
+        weight: the weights that :func:`check_weights` has seen, row by row, on the CPU; None where all rows count the
+            same.
         start: the first position.
         stop: one past the last.
         seed: names the permutation that all subsets of a run share; None for the rows' own order.

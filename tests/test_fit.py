@@ -629,3 +629,12 @@ def test_networks_take_further_threads_where_their_products_are_long():
     assert threads.are_worthwhile(large, x, None, 256)
     assert large.training
     assert threads.are_worthwhile(small, x, None, threads.NUMBERS)
+
+
+def test_a_compiled_embedding_is_fitted_without_a_warning():
+    torch.compiler.reset()
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.SiLU(), torch.nn.Linear(4, 2))
+    flow = flows.coupling(2, layers=1, context=2, embedding=torch.compile(network, backend="eager"), seed=0)
+    data, context = draw(200).reshape(100, 2), draw(300, 1).reshape(100, 3)
+    history = mixflow.fit(flow, data, context=context, epochs=1, progress=False)
+    assert len(history.lr) == 1

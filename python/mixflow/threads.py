@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from . import ops
 from .flows import Flow, seeded
-from .transforms import MixtureCDF
 
 __all__ = ["are_worthwhile", "one_thread"]
 
@@ -69,14 +70,28 @@ def are_worthwhile(flow: Flow, x: Tensor, context: Tensor | None, rows: int) -> 
     """
     if x.device.type != "cpu" or rows * flow.features >= NUMBERS:
         return True
-    modules = [module for module in flow.modules() if not isinstance(module, MixtureCDF)]
-    matrices = sum(parameter.ndim > 1 for module in modules for parameter in module.parameters(recurse=False))
     few = x[:FEW]
-    if not matrices or not len(few):
+    if not len(few):
         return False
     was_training = flow.training
     flow.eval()  # so that nothing is learned from these rows
-    with torch.no_grad(), seeded(0), one_thread(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), seeded(0), one_thread(), _Products() as products:
         flow.log_prob(few, None if context is None else context[:FEW])
     flow.train(was_training)
-    return bool(counter.get_total_flops() / matrices * rows / len(few) >= PRODUCT)
+    return bool(products.operations * rows >= PRODUCT * len(few) * products.count > 0)
+
+
+class _Products(TorchDispatchMode):
+    """Counts products of matrices and convolutions, and their floating-point operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.operations = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operations_of = flop_registry.get(func._overloadpacket)
+        if operations_of is not None:
+            self.count += 1
+            self.operations += operations_of(*args, **(kwargs or {}), out_val=result)
+        return result

@@ -52,7 +52,7 @@ def test_a_run_prints_a_table_and_writes_json_and_picture(tmp_path, capsys):
         "One call of 64 elements: forward + backward, logistic",
         "float64 against float32: inverse + ladj, gaussian",
         "A Gaussian component against a logistic one: forward + ladj",
-        "Throughput by N: forward + ladj, logistic",
+        "Throughput by N, one thread: forward + ladj, logistic",
         "Cost by K: forward + ladj, logistic",
         "Peak memory beyond the outputs: forward + backward, gaussian, per feature",
         "As real code calls it, one thread",

@@ -336,12 +336,13 @@ def each_against_line(target: float) -> Pairing:
 def sizes(family: str) -> Callable[[Settings], list[Variant]]:
     def variants(settings: Settings) -> list[Variant]:
         most = _memory(settings) // (8 * settings.dtype.itemsize)  # x, z, ladj, and room for others
+        one = replace(settings, threads=1)  # of which short calls take no more anyway
         result = []
         for n in (10**5, 10**6, 10**7, 10**8):
             n = n // 1000 if settings.quick else n
             calls = math.ceil(n / most)
             label = f"N = {n:,}" + (f" in {calls} calls" if calls > 1 else "")
-            result.append(Variant(label, settings, FORWARD, family, n // calls, calls))
+            result.append(Variant(label, one, FORWARD, family, n // calls, calls))
         return result
 
     return variants
@@ -530,7 +531,7 @@ CASES = [
     ),
     *(
         among_itself(
-            "Throughput by N",
+            "Throughput by N, one thread",
             f"{FORWARD.name}, {f}, shared",
             sizes(f),
             each_against_fastest(target),

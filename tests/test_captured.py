@@ -20,7 +20,7 @@ class Checking(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in WAITING:
-            raise RuntimeError(f"{func} waits")
+            raise RuntimeError(f"{func} is a synchronizing operation")
         return func(*args, **(kwargs or {}))
 
 

@@ -599,7 +599,7 @@ class Watching(mixflow.transforms.Affine):
         self.seen = set()
 
     def _forward(self, x, context):
-        self.seen.add((torch.get_num_threads(), mixflow.ops.most_threads))
+        self.seen.add((torch.get_num_threads(), mixflow.ops.limit.threads))
         return super()._forward(x, context)
 
 
@@ -612,7 +612,7 @@ def test_steps_and_scores_take_further_threads_only_where_batches_are_large(monk
         flow = flows.Flow(Watching())
         mixflow.fit(flow, draw(300), epochs=1, progress=False, initialize=False)
         assert flow.data_to_base.seen == {expected}
-        assert (torch.get_num_threads(), mixflow.ops.most_threads) == (2, 0)
+        assert (torch.get_num_threads(), mixflow.ops.limit.threads) == (2, 0)
     finally:
         torch.set_num_threads(before)
 
@@ -638,3 +638,31 @@ def test_a_compiled_embedding_is_fitted_without_a_warning():
     data, context = draw(200).reshape(100, 2), draw(300, 1).reshape(100, 3)
     history = mixflow.fit(flow, data, context=context, epochs=1, progress=False)
     assert len(history.lr) == 1
+
+
+def test_weights_learn_the_same_however_they_lie_in_memory():
+    def network(turned):
+        def build(inputs, outputs):
+            layers = torch.nn.Sequential(torch.nn.Linear(inputs, 8), torch.nn.SiLU(), torch.nn.Linear(8, outputs))
+            for layer in layers[::2] if turned else []:
+                layer.weight = torch.nn.Parameter(layer.weight.detach().T.contiguous().T)
+            return layers
+
+        return build
+
+    learned = []
+    for turned in (False, True):
+        flow = flows.coupling(2, layers=2, components=3, network=network(turned), seed=0)
+        mixflow.fit(flow, draw(400).reshape(200, 2), epochs=3, progress=False, validation=0)
+        learned.append(flow.state_dict())
+    for name, value in learned[0].items():
+        torch.testing.assert_close(learned[1][name], value)
+
+
+def test_mixtures_that_share_parameters_are_named():
+    first, second = (mixflow.transforms.MixtureCDF(1, 3) for _ in range(2))
+    second.logits = first.logits
+    flow = flows.Flow(mixflow.transforms.Compose(first, second))
+    history = mixflow.fit(flow, draw(200), epochs=1, progress=False)
+    note = "Mixtures with parameters of others (data_to_base.transforms.1): trained without a prior on their scales."
+    assert history.notes[-1] == note

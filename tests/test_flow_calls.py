@@ -672,3 +672,24 @@ def test_torch_export_takes_a_flow_and_its_gradients(name):
     expected = dict(zip(dict(flow.named_parameters()), gradients_of(flow, flow(x, context).sum()), strict=True))
     for key, parameter in program.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[key])
+
+
+def test_missing_values_do_not_reach_what_a_network_learns_of_its_inputs():
+    def network(inputs, outputs):
+        return nn.Sequential(nn.Linear(inputs, 4), nn.BatchNorm1d(4), nn.Linear(4, outputs))
+
+    flow = flows.coupling(3, layers=2, network=network, seed=0).train()
+    x = torch.randn(20, 3)
+    x[0] = torch.nan
+    assert flow.log_prob(x)[0].isnan()
+    assert all(buffer.isfinite().all() for buffer in flow.buffers())
+
+
+def test_a_flow_with_a_base_of_its_own_has_one_density():
+    class Twice(flows.Flow):
+        def _base_log_prob(self, z, context):
+            return super()._base_log_prob(z, context) - 7.0
+
+    flow = Twice(mixflow.transforms.MixtureCDF(1, 3))
+    x, log_prob = flow.sample_and_log_prob(5, seed=0)
+    torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=1e-4, atol=1e-4)

@@ -627,15 +627,24 @@ def test_bad_constructions_name_the_argument(bad):
         construct()
 
 
+class Shift:
+    def _forward(self, x, context):
+        return super()._forward(x + 1.0, context)
+
+
 def test_a_map_of_another_class_has_the_density_of_its_own_map():
     class Shifted(transforms.MixtureCDF):
         def _forward(self, x, context):
             return super()._forward(x + 1.0, context)
 
-    x = torch.randn(5, 1)
-    own, shifted = transforms.MixtureCDF(1, 3), Shifted(1, 3)
-    torch.testing.assert_close(shifted.log_density(x), own.log_density(x + 1.0))
-    torch.testing.assert_close(mixflow.flows.Flow(shifted).log_prob(x), own.log_density(x + 1.0))
+    class Mixed(Shift, transforms.MixtureCDF):
+        pass
+
+    x, own = torch.randn(5, 1), transforms.MixtureCDF(1, 3)
+    for kind in (Shifted, Mixed):
+        shifted = kind(1, 3)
+        torch.testing.assert_close(shifted.log_density(x), own.log_density(x + 1.0))
+        torch.testing.assert_close(mixflow.flows.Flow(shifted).log_prob(x), own.log_density(x + 1.0))
 
 
 @pytest.mark.parametrize("base", mixflow.BASES)

@@ -185,6 +185,8 @@ class Graphs:
             with CudaGraph().checked():
                 self._run(*inputs)
         except RuntimeError as error:
+            if "synchroniz" not in str(error):
+                raise
             self._stay_plain(f"a step waits for the GPU ({_first_line(error)})")
             torch.set_rng_state(drawn_so_far[0])  # what was drawn before it failed is drawn again
             if drawn_so_far[1] is not None:

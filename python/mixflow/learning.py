@@ -30,12 +30,10 @@ READ_EVERY = 32  # steps between looks at the losses
 # Held-out rows, up to which an epoch must beat the start by more than chance: with more, chance is smaller than
 # matters.
 FEW_HELD_OUT = 1000
-
 MOST_A_ROW = 20.0  # nats that a single row may speak for or against an epoch then
 START = "the start"
-SCORING = (
-    2**32 - 1
-)  # in the place of an epoch's number: held-out rows are drawn from their intervals the same each time
+# In the place of an epoch's number: held-out rows are drawn from their intervals the same each time.
+SCORING = 2**32 - 1
 
 
 class Diverged(ArithmeticError):

@@ -9,8 +9,10 @@ say of itself is in `_Op`; the ones there are come last in this file.
 
 from __future__ import annotations
 
+import cmath
 import functools
 import math
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, TypeVar, cast
@@ -464,7 +466,13 @@ def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
     return grad if _same(grad.shape, shape) else grad.sum_to_size(shape)
 
 
-most_threads = 0  # for the core, which decides for each call, where torch itself is to take one; 0 where it is not
+class _Limit(threading.local):
+    """How many threads the core may take, where torch itself is to take fewer; 0 where both may take as many."""
+
+    threads = 0
+
+
+limit = _Limit()
 
 
 def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Sequence[Any], *extra: Any) -> None:
@@ -472,7 +480,7 @@ def _run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Sequenc
     x = tensors[0]
     operands = [t if type(t) is tuple else (t.data_ptr(), t.shape, t.stride()) for t in tensors]
     if x.is_cpu:
-        device, stream = -1, most_threads or torch.get_num_threads()
+        device, stream = -1, limit.threads or torch.get_num_threads()
     elif _core.cuda_architectures():
         device, stream = x.device.index, torch.cuda.current_stream(x.device).cuda_stream
     else:
@@ -508,7 +516,7 @@ def is_known_finite(tensor: Tensor) -> bool:
 
     A sum that overflows gives False for finite numbers. So False must only cost time.
     """
-    return can_be_looked_at(tensor) and math.isfinite(tensor.detach().sum().item())
+    return can_be_looked_at(tensor) and cmath.isfinite(tensor.detach().sum().item())
 
 
 def _are_plain_seeds(grads: Sequence[Tensor | None]) -> bool:

@@ -46,7 +46,8 @@ class _OneCall:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         (self._options,) = optimizer.param_groups
-        self._tensors: list[list[Tensor]] = []  # parameters, gradients, first and second moments, none, counts
+        # Parameters, gradients, first and second moments, nothing for the largest second moments, and counts of steps.
+        self._tensors: list[list[Tensor]] = []
 
     def step(self) -> None:
         """As ``Optimizer.step``; the first step is that, and makes the state."""
@@ -196,7 +197,9 @@ class _Gradients:
         self.gradients, self.outcome = self.flat[:-4], self.flat[-4:]
         self.loss, self.outside, self.stop, self.norm = self.outcome
         for parameter, part in zip(parameters, self.gradients.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
+            # AdamW walks the memory of both side by side, so a gradient must lie as its parameter does.
+            like = torch.empty_like(parameter)
+            parameter.grad = part.as_strided(like.shape, like.stride())
 
     def clip_(self, most: float) -> None:
         """Scale the gradients to a norm of ``most`` if theirs is larger, and note the norm before."""
@@ -218,6 +221,8 @@ class Parameters:
 
     Attributes:
         all: the parameters for an optimizer.
+        left_out: the names of mixtures that are trained as networks are, without a prior and with steps of any length:
+            those that share a parameter with another one, or that compute one from others.
 
     """
 
@@ -225,13 +230,16 @@ class Parameters:
         like, is_moved = moved[0], {id(parameter) for parameter in moved}
         own: dict[int, nn.Parameter] = {}
         self.mixtures: list[tuple[str, MixtureCDF]] = []
+        self.left_out: list[str] = []
         for name, module in flow.named_modules():
             if not isinstance(module, MixtureCDF):
                 continue
             three = [module._parameters.get(kind) for kind in KINDS]
             known = [p for p in three if p is not None and p.dtype == like.dtype and p.device == like.device]
             ids = {id(parameter) for parameter in known}
-            if len(ids) == len(KINDS) and ids & is_moved and not ids & own.keys():
+            if len(ids) < len(KINDS) or ids & own.keys():
+                self.left_out.append(name)
+            elif ids & is_moved:
                 own |= {id(parameter): parameter for parameter in known}
                 self.mixtures.append((name, module))
         others = [parameter for parameter in moved if id(parameter) not in own]

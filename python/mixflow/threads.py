@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from . import ops
 from .flows import Flow, seeded
+from .transforms import MixtureCDF
 
 __all__ = ["are_worthwhile", "one_thread"]
 
@@ -47,12 +48,12 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
     if not wanted or before == 1:
         yield
         return
-    torch.set_num_threads(1)
-    ops.most_threads = before
     try:
+        torch.set_num_threads(1)
+        ops.limit.threads = before
         yield
     finally:
-        ops.most_threads = 0
+        ops.limit.threads = 0
         torch.set_num_threads(before)
 
 
@@ -70,14 +71,19 @@ def are_worthwhile(flow: Flow, x: Tensor, context: Tensor | None, rows: int) -> 
     """
     if x.device.type != "cpu" or rows * flow.features >= NUMBERS:
         return True
-    few = x[:FEW]
-    if not len(few):
+    few, others = x[:FEW], [module for module in flow.modules() if not isinstance(module, MixtureCDF)]
+    has_matrices = any(parameter.ndim > 1 for module in others for parameter in module.parameters(recurse=False))
+    if not has_matrices or not len(few):
         return False
     was_training = flow.training
     flow.eval()  # so that nothing is learned from these rows
-    with torch.no_grad(), seeded(0), one_thread(), _Products() as products:
-        flow.log_prob(few, None if context is None else context[:FEW])
-    flow.train(was_training)
+    try:
+        with torch.no_grad(), seeded(0), one_thread(), _Products() as products:
+            flow.log_prob(few, None if context is None else context[:FEW])
+    except Exception:  # a network may refuse so few rows; what is wrong in truth, the step itself will find
+        return False
+    finally:
+        flow.train(was_training)
     return bool(products.operations * rows >= PRODUCT * len(few) * products.count > 0)
 
 

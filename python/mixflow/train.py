@@ -218,7 +218,12 @@ def _prepare(
     contents = group.share(lambda: _open_checkpoint(checkpoint, resume))
     if contents is not None and checkpoint is not None:
         run.check(checkpoint, contents)
-    return _Prepared(run, start, start.set(run, contents), moved, parameters)
+    plain = start.set(run, contents)
+    names = ", ".join(parameters.left_out)
+    note = f"Mixtures with parameters of others ({names}): trained without a prior on their scales."
+    if names and note not in run.history.notes:
+        run.history.notes.append(note)
+    return _Prepared(run, start, plain, moved, parameters)
 
 
 # -- the parts of a run --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ParamSpec, SupportsIndex, TypeVar
+from typing import Any, ParamSpec, SupportsIndex, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,15 @@ from ..ops import can_be_looked_at, from_numpy, is_known_finite
 from ..parts import plain
 from ..reference import BASES
 from ..transforms import MixtureCDF, Transform
-from ..transforms.base import any_of_event, base_log_prob, check_name, check_transform, own_tensor, spread
+from ..transforms.base import (
+    any_of_event,
+    base_log_prob,
+    check_name,
+    check_transform,
+    density_where_finite,
+    own_tensor,
+    spread,
+)
 from .start import start, supported_counts, use_counts
 
 __all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe", "seeded"]
@@ -150,7 +158,9 @@ class Flow(nn.Module):
         """
         rows = self._rows("x", x, forward=True)
         context, unknown = self._known_context(context)
-        if unknown is None and can_be_looked_at(rows) and not self.data_to_base.is_limited:
+        # Networks that are trained may learn from what they see, which must then be finite.
+        seen = not self.training or is_known_finite(rows)
+        if unknown is None and can_be_looked_at(rows) and seen and not self.data_to_base.is_limited:
             log_prob = self._log_density(rows, context)
             if is_known_finite(log_prob):  # so every row is, and there is nothing to mask
                 return log_prob
@@ -375,7 +385,12 @@ class Flow(nn.Module):
 
     def _log_density(self, rows: Tensor, context: Tensor | None) -> Tensor:
         """The log density (...) of ``rows`` (..., D) that lie inside the support."""
-        return self.data_to_base.log_density(rows, context, self.base)
+        transform = self.data_to_base
+        if type(self)._base_log_prob is Flow._base_log_prob:
+            return transform.log_density(rows, context, self.base)
+        z, ladj = transform(rows, context)
+        log_prob = density_where_finite(z, transform.output_shape, lambda z: self._base_log_prob(z, context))
+        return log_prob + cast(Tensor, ladj)
 
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Log density (...) of ``z`` (..., D) under the base."""

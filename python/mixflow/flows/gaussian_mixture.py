@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..checks import check_integer
 from ..conditioners import Network, context_network
 from ..ops import cdf_transform_inverse
 from ..transforms import Affine, Compose, Support
-from ..transforms.base import density_where_finite, full_precision
+from ..transforms.base import full_precision
 from ..transforms.compose import frozen_kept
 from .base import Flow
 from .expectation import cholesky, mixture
@@ -126,11 +126,6 @@ class GaussianMixture(Flow):
         flat = lower.new_zeros(*lower.shape[:-1], self.features**2).index_copy(-1, row * self.features + column, lower)
         factor = flat.unflatten(-1, (self.features, self.features)) + torch.diag_embed(log_diagonal.exp())
         return [logits, loc, log_diagonal, factor]
-
-    def _log_density(self, rows: Tensor, context: Tensor | None) -> Tensor:
-        z, ladj = self.data_to_base(rows, context)
-        log_prob = density_where_finite(z, self.event_shape, lambda z: self._base_log_prob(z, context))
-        return log_prob + cast(Tensor, ladj)
 
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         logits, loc, log_diagonal, factor = self._parameters_for(context)

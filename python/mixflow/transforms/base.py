@@ -82,6 +82,9 @@ def remembers_arguments(build: Callable[..., None]) -> Callable[..., None]:
     return remembering
 
 
+_MAP = "forward", "_forward", "_log_density"
+
+
 class Transform(nn.Module):
     """The contract of all transforms.
 
@@ -131,8 +134,9 @@ class Transform(nn.Module):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = remembers_arguments(cls.__init__)  # type: ignore[method-assign]
-        if "_forward" in vars(cls) and "_log_density" not in vars(cls):
-            # A shortcut that a base class knows is one of the map that it has.
+        # A shortcut that a class knows is one of its own map: not of the map that a class before it has.
+        first = {name: next(i for i, of in enumerate(cls.__mro__) if name in vars(of)) for name in _MAP}
+        if min(first["forward"], first["_forward"]) < first["_log_density"]:
             cls._log_density = Transform._log_density  # type: ignore[method-assign]
 
     @remembers_arguments
@@ -156,10 +160,30 @@ class Transform(nn.Module):
         return self._inverse(*self._checked("z", z, context, forward=False))
 
     def log_density(self, x: Tensor, context: Tensor | None = None, base: str = "normal") -> Tensor:
-        """The log density (...) at ``x`` in nats, if the image of ``x`` follows ``base``: that of ``z``, plus ladj.
+        """The log density at ``x`` if the image of ``x`` follows a base: that of ``z``, plus ladj.
 
-        A transform that knows it without ``z`` overrides ``_log_density``.
+        A transform that knows it without ``z`` overrides ``_log_density``. Forward hooks see nothing of this call.
+
+        Args:
+            x: (..., D).
+            context: (..., C); None for a transform without.
+            base: one of ``mixflow.BASES``.
+
+        Returns:
+            (...), in nats.
+
+        Raises:
+            TypeError: as :meth:`forward`.
+            ValueError: as :meth:`forward`, or the base is unknown.
+
+        Example:
+            >>> import torch
+            >>> from mixflow.transforms import Affine
+            >>> f"{Affine(1, scale=2.0).log_density(torch.zeros(1)):.4f}"  # of a normal of standard deviation 2
+            '-1.6121'
+
         """
+        check_name("base", base, list(BASES))
         return self._log_density(*self._checked("x", x, context, forward=True), base)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -175,7 +199,10 @@ class Transform(nn.Module):
         return self.outside(torch.ones(self.event_shape)) is not None
 
     def outside(self, x: Tensor) -> Tensor | None:
-        """Which elements of ``x`` (..., D) lie outside the open domain of the map; None if that is all numbers."""
+        """Which elements of ``x`` (..., D) lie outside the open domain of the map.
+
+        None, whatever ``x`` is, if the domain is all numbers.
+        """
         return None
 
     def inside(self, x: Tensor) -> Tensor:

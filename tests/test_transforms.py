@@ -647,6 +647,18 @@ def test_a_map_of_another_class_has_the_density_of_its_own_map():
         torch.testing.assert_close(mixflow.flows.Flow(shifted).log_prob(x), own.log_density(x + 1.0))
 
 
+@pytest.mark.parametrize("case", ["mixture", "compose"])
+def test_forward_hooks_see_the_calls_of_a_log_density(case):
+    transform, seen = build(case), []
+    x, _ = inputs(transform, 5)
+    expected = transform.log_density(x)
+    for module in transform.modules():
+        if isinstance(module, transforms.Transform):
+            module.register_forward_hook(lambda module, arguments, results: seen.append(type(module).__name__))
+    torch.testing.assert_close(transform.log_density(x), expected)
+    assert seen == {"mixture": ["MixtureCDF"], "compose": ["Affine", "MixtureCDF", "Compose"]}[case]
+
+
 @pytest.mark.parametrize("base", mixflow.BASES)
 @pytest.mark.parametrize("case", ["mixture", "coupling", "autoregressive"])
 def test_a_log_density_is_that_of_the_image_and_the_ladj(case, base):

@@ -162,7 +162,8 @@ class Transform(nn.Module):
     def log_density(self, x: Tensor, context: Tensor | None = None, base: str = "normal") -> Tensor:
         """The log density at ``x`` if the image of ``x`` follows a base: that of ``z``, plus ladj.
 
-        A transform that knows it without ``z`` overrides ``_log_density``. Forward hooks see nothing of this call.
+        A transform that knows it without ``z`` overrides ``_log_density``. A transform with forward hooks is called, so
+        that they run.
 
         Args:
             x: (..., D).
@@ -184,6 +185,9 @@ class Transform(nn.Module):
 
         """
         check_name("base", base, list(BASES))
+        if self._forward_hooks or self._forward_pre_hooks:
+            z, ladj = self(x, context)
+            return self._image_log_density(z, ladj, base)
         return self._log_density(*self._checked("x", x, context, forward=True), base)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -224,7 +228,9 @@ class Transform(nn.Module):
         raise NotImplementedError
 
     def _log_density(self, x: Tensor, context: Tensor | None, base: str) -> Tensor:
-        z, ladj = self._forward(x, context)
+        return self._image_log_density(*self._forward(x, context), base)
+
+    def _image_log_density(self, z: Tensor, ladj: Tensor, base: str) -> Tensor:
         return density_where_finite(z, self.output_shape, lambda z: base_log_prob(z, self.output_shape, base)) + ladj
 
     def _checked(self, name: str, value: Tensor, context: Tensor | None, forward: bool) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .checkpoint import Run, weights
 from .flows import like, seeded
 from .parallel import Group
-from .sources import CHUNK, Batch, Loader, Subset
+from .sources import CHUNK, Batch, Loader, Subset, send
 from .steps import Parameters, Steps
 from .threads import are_worthwhile, one_thread
 
@@ -62,10 +62,7 @@ class Rounding:
         """The ``rows`` that ``x`` (n, D) is, of ``of`` rows in all processes, drawn from their intervals."""
         seed = int(np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0])
         noise = torch.rand(of, len(self.widths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        drawn = (noise[rows] - 0.5) * self.widths
-        if x.device.type == "cuda":
-            drawn = drawn.pin_memory().to(x.device, non_blocking=True)
-        return x.double() + drawn
+        return x.double() + send((noise[rows] - 0.5) * self.widths, x.device)
 
 
 @dataclass

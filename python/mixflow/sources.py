@@ -31,7 +31,7 @@ from .parallel import Group
 from .tables import map_table
 from .threads import one_thread
 
-__all__ = ["Batch", "Data", "Loader", "Part", "Rows", "Subset", "check_weights", "is_loader", "shuffled"]
+__all__ = ["Batch", "Data", "Loader", "Part", "Rows", "Subset", "check_weights", "is_loader", "send", "shuffled"]
 
 CHUNK = 1 << 16  # rows that are in memory at a time, beside what the caller holds there
 TAKEN = 1 << 17  # numbers that are taken at a time, or one batch: they are still in the L2 cache when they are used
@@ -188,8 +188,8 @@ class Rows:
                 taken = self.values.new_empty(len(rows), self.values.shape[1])
                 _core.take_rows(self._table, rows, taken.numpy())
                 return taken
-            return self.values.index_select(0, _send(torch.from_numpy(rows), self.values.device))
-        return _send(_to_tensor(self.values[rows], torch.device("cpu"), self.keeps_integers), self.device)
+            return self.values.index_select(0, send(torch.from_numpy(rows), self.values.device))
+        return send(_to_tensor(self.values[rows], torch.device("cpu"), self.keeps_integers), self.device)
 
     def _tensor(self, values: Tensor | Array) -> Tensor:
         return _to_tensor(values, self.device, self.keeps_integers)
@@ -390,8 +390,16 @@ def _as_table(values: Tensor | Array) -> Array | None:
     return values.numpy() if values.stride(1) == 1 or values.shape[1] == 1 else None
 
 
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """``values``, of the CPU, on ``device``. From pinned memory a GPU fetches them while the caller goes on."""
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """``values``, of the CPU, on ``device``. From pinned memory a GPU fetches them while the caller goes on.
+
+    Example:
+        >>> import torch
+        >>> from mixflow.sources import send
+        >>> send(torch.zeros(2), torch.device("cpu"))
+        tensor([0., 0.])
+
+    """
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
@@ -500,12 +508,12 @@ class Subset:
         # Every process reads the weights of all: two processes then have the sum of one, bit for bit.
         weights = self._weights(np.concatenate(batches)).split([len(batch) for batch in batches])
         totals: list[float] = torch.stack([weight.sum() for weight in weights]).tolist()
-        return [_send(weight[group.shard(len(weight))], self.x.device) for weight in weights], totals
+        return [send(weight[group.shard(len(weight))], self.x.device) for weight in weights], totals
 
     def _take(self, positions: NDArray[np.int64], weighted: bool = True) -> Part:
         rows = self._numbers(positions)
         context = None if self.context is None else self.context.take_shaped(rows)
-        weight = _send(self._weights(positions), self.x.device) if weighted and self.weight else None
+        weight = send(self._weights(positions), self.x.device) if weighted and self.weight else None
         return self.x.take(rows), context, weight
 
     def _weights(self, positions: NDArray[np.int64]) -> Tensor:

@@ -232,11 +232,12 @@ class Parameters:
         self.mixtures: list[tuple[str, MixtureCDF]] = []
         self.left_out: list[str] = []
         for name, module in flow.named_modules():
-            if not isinstance(module, MixtureCDF):
+            if not isinstance(module, MixtureCDF) or is_moved.isdisjoint(map(id, module.parameters())):
                 continue
             three = [module._parameters.get(kind) for kind in KINDS]
             known = [p for p in three if p is not None and p.dtype == like.dtype and p.device == like.device]
             ids = {id(parameter) for parameter in known}
+            # Two views of one tensor cannot be of two places, and a parameter that is computed is no tensor to view.
             if len(ids) < len(KINDS) or ids & own.keys():
                 self.left_out.append(name)
             elif ids & is_moved:

@@ -337,8 +337,8 @@ def test_long_csv_files_of_every_dialect(tmp_path, rows, name, start, cell, end)
 def test_compressed_files_are_refused_by_name_and_by_content(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(b"a\n1\n2\n"))
     expected = {
-        "data.npy.gz": "expected a file ending in .csv, .csv.gz, .npy, .parquet; got '.gz'",
-        "data.csv": "not a csv file in UTF-8",
+        "data.npy.gz": "expected a file ending in .csv, .csv.gz, .tsv, .tsv.gz, .npy, .parquet; got '.gz'",
+        "data.csv": "expected text, got a file packed by gzip",
         "data.npy": "not a npy file",
     }
     with pytest.raises(TableError, match=expected[name]):

@@ -1,20 +1,18 @@
 """Tables: every kind of file comes back as written, and every defect is placed and named."""
 
-import builtins
-import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
-from mixflow import tables
 from mixflow.tables import TableError, count_rows, iter_table, map_table, read_table, table_writer, write_table
 
 VALUES = np.array([[0.1, -2.0], [1e-300, 12345678.9], [3.0, 1 / 3]])
 
 
-@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".npy", ".parquet", ".CSV"])
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".tsv", ".tsv.gz", ".npy", ".parquet", ".CSV"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_round_trip_is_exact(tmp_path, ending, dtype):
     values = VALUES.astype(dtype)
@@ -40,15 +38,21 @@ NUMBERS = {
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("case", NUMBERS)
-@pytest.mark.parametrize("width", [1, 2])
-def test_numbers_in_csv_are_written_as_str_writes_them(tmp_path, monkeypatch, dtype, case, width):
-    monkeypatch.setattr(tables, "_NUMBERS", 4)  # so that the text of these few is put together from parts
+def test_numbers_in_csv_have_the_digits_that_their_dtype_needs(tmp_path, dtype, case):
     with np.errstate(over="ignore"):
         values = np.array(NUMBERS[case]).astype(dtype)
     path = tmp_path / "table.csv"
-    write_table(path, ["x", "y"][:width], np.stack([values] * width, axis=1))
-    lines = [",".join([str(value)] * width) for value in values]
-    assert path.read_bytes().decode() == "\n".join(["x,y"[: 2 * width - 1], *lines, ""])
+    write_table(path, ["x", "y"], np.stack([values, -values], axis=1))
+    header, *lines = path.read_bytes().decode().split("\n")
+    assert (header, lines.pop()) == ("x,y", "")
+    for line, value in zip(lines, values, strict=True):
+        first, second = line.split(",")
+        np.testing.assert_array_equal(dtype(first), value)
+        np.testing.assert_array_equal(dtype(second), -value)
+        if np.isfinite(value):  # no shorter text has as many digits
+            assert len(first.partition("e")[0].strip("-0.").replace(".", "")) <= len(
+                np.format_float_scientific(value, trim="-").partition("e")[0].strip("-").replace(".", "")
+            )
 
 
 GOOD_CSV = {
@@ -86,24 +90,20 @@ def test_columns_are_chosen_by_name_and_the_others_may_hold_anything(tmp_path):
 
 
 def test_parquet_columns_are_chosen_by_name(tmp_path):
-    pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
     path = tmp_path / "table.parquet"
     columns = {"name": ["ox", "ant"], "x": [1, 2], "y": [0.5, None]}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     assert read_table(path, ["x"]).values.tolist() == [[1.0], [2.0]]
     with pytest.raises(TableError, match="column 'name': expected numbers, got string"):
         read_table(path)
-    with pytest.raises(TableError, match="data row 2, column 'y': expected a finite number, got nan"):
+    with pytest.raises(TableError, match="data row 2, column 'y': expected a finite number, got null, a missing value"):
         read_table(path, ["y"])
 
 
 def test_parquet_files_hold_no_dictionary_of_the_numbers(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "table.parquet"
     write_table(path, ["x", "y"], VALUES)
-    columns = parquet.ParquetFile(path).metadata.row_group(0)
+    columns = pyarrow.parquet.ParquetFile(path).metadata.row_group(0)
     assert [columns.column(number).has_dictionary_page for number in range(2)] == [False, False]
 
 
@@ -123,7 +123,7 @@ BAD_CSV = {
     "header only": (b"a,b\n", "no rows of data"),
     "ragged": (b"a,b\n1,2\n3\n", "line 3: expected 2 cells as in the first line, got 1"),
     "too wide": (b"a,b\n1,2,3\n", "line 2: expected 2 cells as in the first line, got 3"),
-    "blank line": (b"a,b\n1,2\n\n3,4\n", "line 3: expected 2 cells.*got a blank line"),
+    "blank line": (b"a,b\n1,2\n\n3,4\n", "line 3, column 'a': expected a finite number, got a blank cell"),
     "word": (b"a,b\n1,2\n3,four\n", "line 3, column 'b': expected a finite number, got 'four'"),
     "word without header": (b"1,2\n3,four\n", "line 2, column 'x2': expected a finite number, got 'four'"),
     "blank cell": (b"a,b\n1,\n", "line 2, column 'b': expected a finite number, got a blank cell"),
@@ -132,9 +132,8 @@ BAD_CSV = {
     "too large": (b"a,b\n1,1e999\n", "line 2, column 'b': expected a finite number, got '1e999'"),
     "underscore": (b"a,b\n1,1_0\n", "line 2, column 'b': expected a finite number, got '1_0'"),
     "after a long cell": (b'a,b\n"1\n",2\n3,x\n', "line 4, column 'b': expected a finite number, got 'x'"),
-    "latin-1": (b"caf\xe9\n1\n", "not a csv file in UTF-8"),
-    "zero byte": (b"a\n1\x00\n", "not a csv file in UTF-8|got '1"),
-    "open quote": (b'a,b\n1,"2\n', "not a csv file in UTF-8"),
+    "zero byte": (b"a\n1\x00\n", "expected text, got binary data"),
+    "open quote": (b'a,b\n1,"2\n', "not a table as text .unexpected end of data"),
 }
 
 
@@ -209,7 +208,7 @@ def test_damaged_binary_files_are_refused(tmp_path, ending, content):
 
 @pytest.mark.parametrize(("name", "found"), [("data.txt", "'.txt'"), ("data", "'no ending'")])
 def test_unknown_kinds_of_file(tmp_path, name, found):
-    message = f"expected a file ending in .csv, .csv.gz, .npy, .parquet; got {found}"
+    message = f"expected a file ending in .csv, .csv.gz, .tsv, .tsv.gz, .npy, .parquet; got {found}"
     with pytest.raises(TableError, match=message):
         read_table(tmp_path / name)
     with pytest.raises(TableError, match=message):
@@ -242,31 +241,14 @@ def test_names_must_fit_the_values(tmp_path, ending):
 
 
 def test_parquet_columns_must_have_different_names(tmp_path):
-    pytest.importorskip("pyarrow")
     with pytest.raises(ValueError, match=r"columns: expected different names .*got 'b' more than once"):
         write_table(tmp_path / "table.parquet", ["a", "b", "b"], np.ones((2, 3)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    real_import = builtins.__import__
-
-    def without_pyarrow(name, *args, **kwargs):
-        if name.partition(".")[0] == "pyarrow":
-            raise ModuleNotFoundError("No module named 'pyarrow'")
-        return real_import(name, *args, **kwargs)
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install mixflow\[parquet\]"):
-        write_table(tmp_path / "table.parquet", ["a"], VALUES[:, :1])
-    assert list(tmp_path.iterdir()) == []
-
-
 # -- chunks --------------------------------------------------------------------------------------------------
 
-ENDINGS = [".csv", ".csv.gz", ".npy", ".parquet"]
+ENDINGS = [".csv", ".csv.gz", ".tsv", ".npy", ".parquet"]
 
 
 def some(rows, columns=2):
@@ -294,7 +276,7 @@ def test_chunks_make_up_the_whole(tmp_path, ending, rows):
         whole = read_table(path, columns)
         assert np.array_equal(np.concatenate([chunk.values for chunk in chunks]), whole.values)
         assert all((chunk.columns, chunk.named) == (whole.columns, whole.named) for chunk in chunks)
-    assert count_rows(path) == (None if ending.startswith(".csv") else 10)
+    assert count_rows(path) == (10 if ending in (".npy", ".parquet") else None)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -351,15 +333,16 @@ def test_a_defect_is_placed_in_the_whole_file(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_chunk_at_a_time_is_in_memory(tmp_path, ending):
-    path = tmp_path / f"table{ending}"
-    write_table(path, ["a", "b"], some(100_000))
-    sum(len(table.values) for table in iter_table(path, rows=10_000))  # so that imports do not count
-    tracemalloc.start()
-    rows = sum(len(table.values) for table in iter_table(path, rows=200))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert rows == 100_000
-    assert peak < 100_000 * 2 * 8 / 4, "a quarter of the table"
+    peaks = {}
+    for count in (400_000, 1_000_000):  # the first is larger than what is read ahead of a text
+        path = tmp_path / f"table{count}{ending}"
+        write_table(path, ["a", "b"], some(count))
+        sum(len(table.values) for table in iter_table(path, rows=10_000))  # so that imports do not count
+        tracemalloc.start()
+        assert sum(len(table.values) for table in iter_table(path, rows=200)) == count
+        _, peaks[count] = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peaks[1_000_000] - peaks[400_000] < 600_000 * 2 * 8 / 4, "a quarter of what the table grew by"
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -378,9 +361,8 @@ def test_mapped_tables_hold_the_same_numbers(tmp_path, ending):
 def test_a_npy_file_is_mapped_as_it_is(tmp_path):
     path = tmp_path / "table.npy"
     values = some(10).astype(np.float32)
-    values[3, 1] = np.nan
     for order in ("C", "F"):
         np.save(path, np.asarray(values, order=order))
         mapped = map_table(path)
         assert mapped.values.dtype == np.float32
-        assert np.array_equal(mapped.values, values, equal_nan=True)
+        assert np.array_equal(mapped.values, values)

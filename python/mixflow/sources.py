@@ -11,6 +11,7 @@ become float32, which holds them all, and every other kind of number becomes flo
 from __future__ import annotations
 
 import hashlib
+import mmap
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -160,15 +161,18 @@ class Rows:
     ) -> None:
         self.name = name
         self.device = like.device
+        self.notes: list[str] = []
         if isinstance(values, (str, os.PathLike)):
-            values = map_table(values, names).values
+            table = map_table(values, names)
+            values, self.notes = table.values, table.notes
         held = _require_shape(name, _require_numbers(name, values), columns)
         if len(held) == 0:
             raise ValueError(f"{name}: expected at least one row, got none")
         self.shape = torch.Size(held.shape[1:])
         self.keeps_integers = columns is None  # of a context that an embedding takes
         held = held.reshape(len(held), -1)
-        self.values = held if isinstance(held, np.ndarray) and _is_mapped(held) else self._tensor(held)
+        self._map = _memory_map(held) if isinstance(held, np.ndarray) else None
+        self.values = self._tensor(held) if self._map is None else held
         self.digest = self._read_once()
         self._table = _as_table(self.values)
 
@@ -189,6 +193,7 @@ class Rows:
                 _core.take_rows(self._table, rows, taken.numpy())
                 return taken
             return self.values.index_select(0, send(torch.from_numpy(rows), self.values.device))
+        self._check_length()
         return send(_to_tensor(self.values[rows], torch.device("cpu"), self.keeps_integers), self.device)
 
     def _tensor(self, values: Tensor | Array) -> Tensor:
@@ -201,8 +206,14 @@ class Rows:
     def chunks(self) -> Iterator[Tensor]:
         """All rows, in order and in the dtype of :meth:`take`, ``CHUNK`` at a time."""
         for start in range(0, len(self), CHUNK):
+            self._check_length()
             part = self.values[start : start + CHUNK]
             yield part if isinstance(part, Tensor) else self._tensor(part)
+
+    def _check_length(self) -> None:
+        """ValueError if the mapped file was cut short: the system would end a process that reads beyond the end."""
+        if self._map is not None and self._map.size() < len(self._map):
+            raise ValueError(f"{self.name}: the file was cut short while it was read; read a copy of it")
 
     def _read_once(self) -> str:
         digest = hashlib.sha256()
@@ -374,13 +385,12 @@ def _is_sparse(values: object) -> bool:
     return hasattr(values, "tocoo") and hasattr(values, "toarray")
 
 
-def _is_mapped(array: Array) -> bool:
+def _memory_map(array: Array) -> mmap.mmap | None:
+    """The map of a file that ``array`` is a view of; None for memory."""
     base: object = array
     while isinstance(base, np.ndarray):
-        if isinstance(base, np.memmap):
-            return True
         base = base.base
-    return False
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def _as_table(values: Tensor | Array) -> Array | None:

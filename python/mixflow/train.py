@@ -300,6 +300,8 @@ class _Start:
         else:
             notes = [f"Data: {rows}{held_out}; {flow.features} column{'s' if flow.features > 1 else ''} ({columns})."]
             notes += self.seen.notes(self.names, self.x.dtype, widths)
+        if isinstance(train, Subset) and train.x.notes:
+            notes.insert(1, f"File: {'; '.join(train.x.notes)}.")
         if self.split.at_ends:
             notes.append(
                 f"Ends of the support: {self.split.at_ends:,} rows have a value there, where a density is zero. They "

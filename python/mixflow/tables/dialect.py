@@ -1,0 +1,302 @@
+"""How a text file writes its table: encoding, separator, decimal mark, header; found from its first lines."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from .table import Reading, TableError, default_names, listed
+from .text import DATE, MISSING, TRUTHS, grouped
+
+__all__ = ["Dialect", "find", "squeezed"]
+
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "space"}
+_ENCODINGS = {
+    "utf-16": "UTF-16",
+    "utf-16-le": "UTF-16",
+    "utf-16-be": "UTF-16",
+    "cp1252": "Windows-1252",
+    "latin-1": "Latin-1",
+}
+_BINARY = {
+    b"\x1f\x8b": "a file packed by gzip, whose name ends in .csv.gz or .tsv.gz",
+    b"PK": "a zip archive, as Excel's workbooks are; save the table as .csv",
+    b"PAR1": "a parquet file, whose name ends in .parquet",
+}
+_ROWS, _CELLS = 1000, 50_000  # that are looked at
+
+_PLAIN = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.IGNORECASE)
+_WITH_COMMA = re.compile(r"[+-]?(?:\d+,\d*|,\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
+_GROUPED = {mark: re.compile(grouped(mark)) for mark in ".,"}
+_INTEGER = re.compile(r"[+-]?\d+")
+_VALUES = (_PLAIN, _WITH_COMMA, *_GROUPED.values(), re.compile(DATE))
+
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one file writes its table.
+
+    Attributes:
+        encoding: a codec of Python's.
+        sep: the separator of cells; a space stands for any number of spaces and tabs.
+        decimal: the decimal mark.
+        skip: lines above the first row of data.
+        names: of all columns, by :func:`default_names` where the file has none.
+        named: whether the names are the file's own.
+        left_out: by position, what is said of columns that hold no data of their own, such as the numbers of the rows.
+        doubts: a cell such as 1,234 by its column's position, where nothing tells a decimal comma from thousands.
+        notes: what was assumed, a phrase each.
+
+    """
+
+    encoding: str
+    sep: str
+    decimal: str
+    skip: int
+    names: list[str]
+    named: bool
+    left_out: dict[int, str]
+    doubts: dict[int, str]
+    notes: list[str]
+
+
+def find(path: Path, head: bytes, is_whole: bool, separators: str, reading: Reading) -> Dialect:
+    """The dialect of a file that begins with the lines ``head``; ``reading`` has the last word.
+
+    Args:
+        path: the file, for messages.
+        head: the first bytes, a whole line at least.
+        is_whole: whether these are all bytes of the file.
+        separators: what may separate cells, the usual one of such files first.
+        reading: what the caller knows.
+
+    Raises:
+        TableError: no text, or no rows.
+
+    """
+    encoding = _encoding(path, head, is_whole)
+    text, above, comment, told = _preamble(_lines(head, is_whole, encoding))
+    sep = reading.sep or told or _separator(text, is_whole, separators, reading.decimal)
+    rows, skip = _rows(text, sep, is_whole)
+    if not rows:
+        raise TableError(f"{path}: empty")
+    first, body = rows[0], rows[1:]
+    if comment is not None and len(head_row := _rows(comment, sep, True)[0]) == 1 and len(head_row[0]) == len(first):
+        first, body, skip = head_row[0], rows, 0
+    if _lacks_a_name(rows, sep):
+        first = ["", *first]
+    body = [row for row in body if len(row) == len(first)]
+    header = _is_header(first, body) if reading.header is None else reading.header
+    if not header:
+        body = [first, *body]
+    names = [name.strip() for name in first] if header else default_names(len(first))
+    decimal, doubts = _decimal(body) if reading.decimal is None else (reading.decimal, {})
+    notes = [f"encoding {_ENCODINGS[encoding]}"] if encoding in _ENCODINGS else []
+    if sep != separators[0] and reading.sep is None and len(first) > 1:
+        notes.append(f"separator {_NAMES.get(sep, repr(sep))}")
+    if decimal == "," and reading.decimal is None:
+        notes.append("decimal comma")
+    if reading.header is None:
+        notes += _on_header(names, header)
+    left_out = _left_out(names, body) if header else {}
+    return Dialect(encoding, sep, decimal, above + skip * header, names, header, left_out, doubts, notes)
+
+
+def squeezed(text: bytes) -> bytes:
+    """``text`` with one space in place of each run of spaces and tabs, and none beside the ends of lines."""
+    return re.sub(rb" ?([\r\n]) ?", rb"\1", re.sub(rb"[ \t]+", b" ", text))
+
+
+# -- encoding and lines above the table ----------------------------------------------------------------------
+
+
+def _encoding(path: Path, head: bytes, is_whole: bool) -> str:
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in head:
+        # Digits and separators have a zero byte in UTF-16, all of them on the same side.
+        for side, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if head[side::2].count(0) > 0.45 * len(head) and 0 not in head[1 - side :: 2]:
+                return name
+        found = next((found for start, found in _BINARY.items() if head.startswith(start)), "binary data")
+        raise TableError(f"{path}: expected text, got {found}")
+    for name in ("utf-8", "cp1252"):
+        with suppress(UnicodeDecodeError):
+            codecs.getincrementaldecoder(name)().decode(head, is_whole)
+            return name
+    return "latin-1"
+
+
+def _lines(head: bytes, is_whole: bool, encoding: str) -> str:
+    """The whole lines in ``head``."""
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head, is_whole)
+    return text if is_whole else text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
+
+
+def _preamble(text: str) -> tuple[str, int, str | None, str | None]:
+    """The text below blank lines, comments and Excel's ``sep=;``; the number of such lines; the last comment; sep."""
+    above, comment, sep = 0, None, None
+    while line := re.match(r"(?:[ \t]*|#([^\r\n]*)|\"?sep=(.)\"?)(?:\r\n|\r|\n)", text):
+        text, above = text[line.end() :], above + 1
+        comment, sep = line[1] or comment, line[2] or sep
+    return text, above, comment, sep
+
+
+def _rows(text: str, sep: str, is_whole: bool) -> tuple[Rows, int]:
+    """The first rows, without blank lines, and the number of lines that the first of them takes."""
+    if sep == " ":
+        text = squeezed(text.encode()).decode().strip(" ")
+    rows: Rows = []
+    lines, cells = 0, 0
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep)
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+                cells += len(row)
+                lines = lines or reader.line_num
+            if len(rows) == _ROWS or cells > _CELLS:
+                return rows, lines
+    except csv.Error:  # a cell of more than 131,072 characters, for example behind a quote that is never closed
+        return rows, lines
+    return rows if is_whole or len(rows) < 3 else rows[:-1], lines  # the last may end within a quoted cell
+
+
+# -- separator and decimal mark ------------------------------------------------------------------------------
+
+
+def _separator(text: str, is_whole: bool, candidates: str, decimal: str | None) -> str:
+    """The separator that cuts all rows into equally many cells, of which the most columns are numbers or dates."""
+    ranks = {}
+    for order, sep in enumerate(candidates):
+        rows, _ = _rows(text, sep, is_whole)
+        if sep == decimal or not rows:
+            continue
+        body = rows[1:] or rows
+        width = len(rows[0]) + _lacks_a_name(rows, sep)
+        if any(len(row) != width for row in body):
+            continue
+        columns = list(zip(*body, strict=True))
+        words = sum(not all(map(_is_value, column)) for column in columns)
+        others = [other for other in candidates if other not in (sep, " ")]
+        uncut = sum(any(map(cell.__contains__, others)) for row in body for cell in row if not _is_value(cell))
+        # Any character can be said to separate the cells of one column. But where its numbers have decimal commas, the
+        # comma does not, and cuts them.
+        is_cut = candidates[0] in rows[0][0] and not _is_value(rows[0][0])
+        if width == 1 and order > 0 and (words or is_cut):
+            continue
+        ranks[sep] = (words == width, words, width == 1, uncut, order)
+    return min(ranks, key=ranks.__getitem__) if ranks else candidates[0]
+
+
+def _lacks_a_name(rows: Rows, sep: str) -> bool:
+    """Whether all rows have one cell more than the first: R's write.table gives the column of row names no name."""
+    return sep in " \t" and len(rows[0]) > 1 and len(rows) > 1 and all(len(row) == len(rows[0]) + 1 for row in rows[1:])
+
+
+def _decimal(body: Rows) -> tuple[str, dict[int, str]]:
+    """The decimal mark of all numbers, and the cells that leave it open."""
+    has_comma = has_point = False
+    doubts: dict[int, str] = {}
+    for position, column in enumerate(zip(*body, strict=True)):
+        if not all(map(_is_value, column)):
+            continue
+        for cell in map(str.strip, column):
+            if "," not in cell and "." not in cell:
+                continue
+            with_point, with_comma = (bool(_GROUPED[mark].fullmatch(cell)) for mark in ".,")
+            if with_point and cell.count(",") == 1 and "." not in cell:
+                doubts.setdefault(position, cell)
+            elif with_comma and cell.count(".") == 1 and "," not in cell:
+                continue  # 1.234 with nothing else to go by is read as most people mean it
+            else:
+                has_comma |= with_comma or bool(_WITH_COMMA.fullmatch(cell))
+                has_point |= with_point or bool(_PLAIN.fullmatch(cell))
+    if has_comma and not has_point:
+        return ",", {}
+    return ".", {} if has_point else doubts
+
+
+# -- names and columns without data --------------------------------------------------------------------------
+
+
+def _is_value(cell: str) -> bool:
+    """Whether a cell can be a number, a boolean or a date, or stands for a missing one."""
+    cell = cell.strip()
+    return cell in MISSING or cell in TRUTHS or any(kind.fullmatch(cell) for kind in _VALUES)
+
+
+def _is_header(first: Sequence[str], body: Rows) -> bool:
+    columns = [[cell.strip() for cell in column] for column in zip(*body, strict=True)] or [[] for _ in first]
+    are_values = [bool(column) and all(map(_is_value, column)) for column in columns]
+    words = [not _is_value(cell) for cell in first]
+    if any(word and values for word, values in zip(words, are_values, strict=True)):
+        return True
+    if any(words):  # above words alone; a fraction above numbers is then no name
+        fractions = ["." in cell and bool(_PLAIN.fullmatch(cell.strip())) for cell in first]
+        return not any(fraction and values for fraction, values in zip(fractions, are_values, strict=True))
+    if body and not first[0].strip() and _is_count(columns[0]):
+        first, columns = first[1:], columns[1:]
+    return _are_names([cell.strip() for cell in first], columns)
+
+
+def _are_names(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
+    """Whether the whole numbers ``first`` name the columns below: years, or 0, 1, 2, ... above long fractions."""
+    if not first or not all(map(_INTEGER.fullmatch, first)) or not all(columns):
+        return False
+    numbers = [int(cell) for cell in first]
+    if len({after - before for before, after in pairwise(numbers)}) > 1 or len(set(numbers)) < len(numbers):
+        return False
+    cells = [cell for column in columns for cell in column if cell not in MISSING]
+    if not cells:
+        return False
+    are_fractions = not any(map(_INTEGER.fullmatch, cells))
+    if all(1900 <= number <= 2100 for number in numbers) and (are_fractions or len(numbers) > 1):
+        return all(map(_is_outside, numbers, columns))
+    # A program that writes so many digits writes 0 as 0.0.
+    return are_fractions and len(numbers) > 1 and median(map(len, cells)) >= 9
+
+
+def _is_outside(number: int, column: Sequence[str]) -> bool:
+    values = [float(cell.replace(",", ".")) for cell in column if _PLAIN.fullmatch(cell) or _WITH_COMMA.fullmatch(cell)]
+    return bool(values) and not min(values) <= number <= max(values)
+
+
+def _is_count(column: Sequence[str]) -> bool:
+    """Whether the cells are different whole numbers, as those of rows are, sorted or not."""
+    return all(map(_INTEGER.fullmatch, column)) and len(set(column)) == len(column)
+
+
+def _on_header(names: Sequence[str], header: bool) -> list[str]:
+    if not header:
+        return [f"no header, so the columns are {listed(names)}"]
+    given = [name for name in names if name]
+    if all(map(_is_value, given)):
+        return [f"the first line as names ({listed(given)})"]
+    return []
+
+
+def _left_out(names: Sequence[str], body: Rows) -> dict[int, str]:
+    columns = [[cell.strip() for cell in column] for column in zip(*body, strict=True)]
+    left_out: dict[int, str] = {}
+    if len(names) < 2 or not columns:
+        return left_out
+    if names[0] in ("", "Unnamed: 0"):  # pandas writes the second name when it writes what it read as the first
+        words = not any(map(_is_value, columns[0]))
+        if words or _is_count(columns[0]):
+            left_out[0] = f"without the first column, which {'names' if words else 'counts'} the rows"
+    if not names[-1] and not any(columns[-1]):
+        left_out[len(names) - 1] = "without the last column, which is empty"
+    return left_out

@@ -1,0 +1,150 @@
+"""What a table is, how it is to be read, and what every kind of file has to provide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Append", "Opened", "Reading", "Table", "TableError", "choose", "default_names", "listed", "no_number"]
+
+Append: TypeAlias = Callable[[NDArray[Any]], None]  # writes one chunk of rows (n, D)
+
+SHOWN = 10  # names in a message
+
+
+class TableError(ValueError):
+    """A file that does not hold a table of finite numbers; the message says where and what was found."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a table is read. What is None is found from the file, where that is safe.
+
+    Attributes:
+        sep: the character between the cells of a .csv or .tsv file.
+        decimal: the decimal mark of a .csv or .tsv file, "." or ",".
+        header: whether the first line of a .csv or .tsv file holds names.
+        na: what happens to a row with a missing value: "error" refuses the file, "drop" leaves the row out, and "keep"
+            gives NaN in the value's place.
+
+    Raises:
+        ValueError: a value that is none of these.
+
+    """
+
+    sep: str | None = None
+    decimal: str | None = None
+    header: bool | None = None
+    na: Literal["error", "drop", "keep"] = "error"
+
+    def __post_init__(self) -> None:
+        """Refuse values that no table can be read by."""
+        if self.sep is not None and (len(self.sep) != 1 or not self.sep.isascii() or self.sep in '\0\r\n"'):
+            raise ValueError(f"sep: expected one ASCII character, neither a quote nor a line end; got {self.sep!r}")
+        if self.decimal not in (None, ".", ","):
+            raise ValueError(f"decimal: expected '.' or ',', got {self.decimal!r}")
+        if self.decimal is not None and self.decimal == self.sep:
+            raise ValueError(f"decimal: expected another character than sep, got {self.decimal!r} for both")
+        if self.na not in ("error", "drop", "keep"):
+            raise ValueError(f"na: expected 'error', 'drop' or 'keep', got {self.na!r}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of numbers.
+
+    Attributes:
+        columns: their names; ``x1``, ``x2``, ... where the file has none.
+        values: shape (N, D); float64 and all finite, except as :func:`map_table` and ``Reading.na`` say.
+        named: whether the names are the file's own.
+        notes: what was assumed about the file and what was left out of it, a phrase each. The chunks of one file share
+            the list, which is complete after the last of them.
+
+    """
+
+    columns: list[str]
+    values: NDArray[Any]
+    named: bool
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file about to be read.
+
+    Attributes:
+        columns: the names of the columns that are read.
+        named: whether the names are the file's own.
+        count: the number of rows in the file, if that is known.
+        chunks: the rows (n, D), float64, with NaN in place of missing values.
+        notes: what was assumed, see :class:`Table`; reading may add to it.
+        fault: the error for a row and one of ``columns``, both counted from 0, with a value there that is not finite.
+
+    """
+
+    columns: list[str]
+    named: bool
+    count: int | None
+    chunks: Iterator[NDArray[np.float64]]
+    notes: list[str]
+    fault: Callable[[int, int, float], TableError]
+
+
+def choose(
+    path: Path, names: Sequence[str], named: bool, columns: Sequence[str] | None, left_out: Sequence[int] = ()
+) -> list[int]:
+    """The positions of the columns to read, which must be distinct and have names.
+
+    Args:
+        path: the file, for messages.
+        names: of all columns in the file; by :func:`default_names` where the file has none.
+        named: whether the names are the file's own.
+        columns: the names that the caller wants, in this order; None for all but ``left_out``. A file without names is
+            taken to hold just these columns if their number is right.
+        left_out: the positions of columns that are read only if they are asked for.
+
+    """
+    if columns is None:
+        chosen = [position for position in range(len(names)) if position not in set(left_out)]
+        for position in chosen:
+            _check_name(path, names, position)
+        return chosen
+    if not named and len(columns) == len(names):
+        return list(range(len(names)))
+    for name in columns:
+        if names.count(name) != 1:
+            found = "no column" if name not in names else "more than one column"
+            raise TableError(f"{path}: {found} {name!r}; the columns are {listed(names)}")
+    return [names.index(name) for name in columns]
+
+
+def _check_name(path: Path, names: Sequence[str], position: int) -> None:
+    name = names[position]
+    advice = "give every column a name of its own, or choose columns with --column"
+    if not name:
+        raise TableError(f"{path}: column {position + 1} has no name; {advice}")
+    first = names.index(name)
+    if first != position:
+        raise TableError(f"{path}: columns {first + 1} and {position + 1} are both named {name!r}; {advice}")
+
+
+def no_number(place: str, name: str, found: str, is_missing: bool) -> TableError:
+    """The error for a cell that holds no finite number."""
+    advice = ", a missing value; --na drop leaves such rows out" if is_missing else ""
+    return TableError(f"{place}, column {name!r}: expected a finite number, got {found}{advice}")
+
+
+def default_names(count: int) -> list[str]:
+    """The names of columns that have none: x1, x2, ..."""
+    return [f"x{number}" for number in range(1, count + 1)]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message: the first few of many."""
+    more = len(names) - SHOWN
+    return ", ".join(map(str, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")

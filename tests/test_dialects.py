@@ -199,6 +199,12 @@ def test_what_may_be_data_is_data(tmp_path, case):
     assert table.notes == [f"no header, so the columns are {', '.join(names)}"]
 
 
+@pytest.mark.parametrize("first", ["ox,1.5", "ant,2"])
+def test_words_without_names(tmp_path, first):
+    path = written(tmp_path, f"{first}\nant,2.5\nbee,3.5\n")
+    assert read_table(path, ["x2"]).values.tolist() == [[float(first.partition(",")[2])], [2.5], [3.5]]
+
+
 def test_tab_separated_files_have_tabs_first(tmp_path):
     table = read_table(written(tmp_path, "a\tb\n1\t2\n", ".tsv"))
     assert (table.columns, table.notes) == (["a", "b"], [])
@@ -253,6 +259,7 @@ REFUSED = {
     "first column of fractions without name": (",a\n1.5,2\n2.5,3\n", "column 1 has no name"),
     "doubtful comma": ('a,b\n"1,234",2\n"5,678",3\n', r"column 'a': 1,234 can be read in two ways; say --decimal"),
     "American dates": ("t,b\n1/31/2020,2\n", "line 2, column 't': .* got '1/31/2020'; dates are read as 2020-01-31"),
+    "ragged among semicolons": ("a;b\n1,5;2\n3\n4;5\n", "line 3: expected 2 cells as in the first line, got 1"),
     "percent": ("a\n1\n5%\n", "line 3, column 'a': .* got '5%'; --column chooses"),
     "stray decimal comma": (
         "a;b\n1.5;2\n1,5;3\n",

@@ -510,6 +510,27 @@ def test_every_kind_of_data_gives_the_same_flow(tmp_path, columns):
         assert again.validation_log_prob == history.validation_log_prob
 
 
+def test_fit_says_what_it_left_out_of_a_file(tmp_path):
+    lines = [f"{number},{value!r}" for number, value in enumerate(draw().ravel().tolist())]
+    (tmp_path / "table.csv").write_text("\n".join([",length", *lines, ""]))
+    _, history = fit(tmp_path / "table.csv")
+    assert history.notes[1] == "File: without the first column, which counts the rows."
+    write_table(tmp_path / "plain.csv", ["length"], draw())
+    _, history = fit(tmp_path / "plain.csv")
+    assert not any(note.startswith("File") for note in history.notes)
+
+
+def test_a_mapped_file_that_is_cut_short_ends_nothing_but_the_fit(tmp_path):
+    data = mapped(tmp_path, draw(100_000))
+    rows = Rows("data", data, 1, torch.empty(0))
+    path = next(tmp_path.iterdir())
+    with path.open("r+b") as file:
+        file.truncate(4096)
+    for read in (lambda: rows.take(np.array([99_999])), lambda: list(rows.chunks())):
+        with pytest.raises(ValueError, match="data: the file was cut short while it was read; read a copy of it"):
+            read()
+
+
 class Counted(np.memmap):
     """A memory map that records how many rows each access asks for."""
 

@@ -37,7 +37,9 @@ _PLAIN = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)",
 _WITH_COMMA = re.compile(r"[+-]?(?:\d+,\d*|,\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 _GROUPED = {mark: re.compile(grouped(mark)) for mark in ".,"}
 _INTEGER = re.compile(r"[+-]?\d+")
-_VALUES = (_PLAIN, _WITH_COMMA, *_GROUPED.values(), re.compile(DATE))
+_VALUE = re.compile(
+    "|".join([*(kind.pattern for kind in (_PLAIN, _WITH_COMMA, *_GROUPED.values())), DATE]), re.IGNORECASE
+)
 
 Rows = list[list[str]]
 
@@ -154,7 +156,7 @@ def _preamble(text: str) -> tuple[str, int, str | None, str | None]:
     return text, above, comment, sep
 
 
-def _rows(text: str, sep: str, is_whole: bool) -> tuple[Rows, int]:
+def _rows(text: str, sep: str, is_whole: bool, most: int = _ROWS) -> tuple[Rows, int]:
     """The first rows, without blank lines, and the number of lines that the first of them takes."""
     if sep == " ":
         text = squeezed(text.encode()).decode().strip(" ")
@@ -167,7 +169,7 @@ def _rows(text: str, sep: str, is_whole: bool) -> tuple[Rows, int]:
                 rows.append(row)
                 cells += len(row)
                 lines = lines or reader.line_num
-            if len(rows) == _ROWS or cells > _CELLS:
+            if len(rows) == most or cells > _CELLS:
                 return rows, lines
     except csv.Error:  # a cell of more than 131,072 characters, for example behind a quote that is never closed
         return rows, lines
@@ -179,13 +181,15 @@ def _rows(text: str, sep: str, is_whole: bool) -> tuple[Rows, int]:
 
 def _separator(text: str, is_whole: bool, candidates: str, decimal: str | None) -> str:
     """The separator that cuts all rows into equally many cells, of which the most columns are numbers or dates."""
-    ranks = {}
+    ranks, fitting = {}, {candidates[0]: 0}
     for order, sep in enumerate(candidates):
-        rows, _ = _rows(text, sep, is_whole)
+        rows, _ = _rows(text, sep, is_whole, 100)
         if sep == decimal or not rows:
             continue
         body = rows[1:] or rows
         width = len(rows[0]) + _lacks_a_name(rows, sep)
+        if width > 1:
+            fitting[sep] = sum(len(row) == width for row in body)
         if any(len(row) != width for row in body):
             continue
         columns = list(zip(*body, strict=True))
@@ -198,7 +202,7 @@ def _separator(text: str, is_whole: bool, candidates: str, decimal: str | None) 
         if width == 1 and order > 0 and (words or is_cut):
             continue
         ranks[sep] = (words == width, words, width == 1, uncut, order)
-    return min(ranks, key=ranks.__getitem__) if ranks else candidates[0]
+    return min(ranks, key=ranks.__getitem__) if ranks else max(fitting, key=fitting.__getitem__)
 
 
 def _lacks_a_name(rows: Rows, sep: str) -> bool:
@@ -235,7 +239,7 @@ def _decimal(body: Rows) -> tuple[str, dict[int, str]]:
 def _is_value(cell: str) -> bool:
     """Whether a cell can be a number, a boolean or a date, or stands for a missing one."""
     cell = cell.strip()
-    return cell in MISSING or cell in TRUTHS or any(kind.fullmatch(cell) for kind in _VALUES)
+    return bool(_VALUE.fullmatch(cell)) or cell in MISSING or cell in TRUTHS
 
 
 def _is_header(first: Sequence[str], body: Rows) -> bool:
@@ -244,9 +248,10 @@ def _is_header(first: Sequence[str], body: Rows) -> bool:
     words = [not _is_value(cell) for cell in first]
     if any(word and values for word, values in zip(words, are_values, strict=True)):
         return True
-    if any(words):  # above words alone; a fraction above numbers is then no name
+    if any(words):  # above words alone: a word that comes again is no name, nor is a fraction above numbers
         fractions = ["." in cell and bool(_PLAIN.fullmatch(cell.strip())) for cell in first]
-        return not any(fraction and values for fraction, values in zip(fractions, are_values, strict=True))
+        again = any(word and cell.strip() in column for word, cell, column in zip(words, first, columns, strict=True))
+        return not again and not any(part and values for part, values in zip(fractions, are_values, strict=True))
     if body and not first[0].strip() and _is_count(columns[0]):
         first, columns = first[1:], columns[1:]
     return _are_names([cell.strip() for cell in first], columns)

@@ -13,7 +13,7 @@ import mixflow
 from mixflow import _core
 
 HEAVY = {"IPython", "matplotlib", "mixflow.bench", "mixflow.cli", "mixflow.plot", "pandas", "pyarrow", "scipy"}
-HEAVY |= {"sklearn", "torch._dynamo", "torch._inductor", "zuko"}
+HEAVY |= {"sklearn", "torch._dynamo", "torch._inductor", "torch.utils.flop_counter", "triton", "zuko"}
 
 
 def run(code, **environment):

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from . import ops
 from .flows import Flow, seeded
@@ -91,12 +90,16 @@ class _Products(TorchDispatchMode):
     """Counts products of matrices and convolutions, and their floating-point operations."""
 
     def __init__(self) -> None:
+        # Imported here, since it imports Triton where that is installed, which takes 0.15 seconds.
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()
+        self._formulas = flop_registry
         self.count, self.operations = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        operations_of = flop_registry.get(func._overloadpacket)
+        operations_of = self._formulas.get(func._overloadpacket)
         if operations_of is not None:
             self.count += 1
             self.operations += operations_of(*args, **(kwargs or {}), out_val=result)

@@ -153,8 +153,9 @@ class Flow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log density of ``x`` (..., D) in nats: shape (...), -inf outside the support, at its ends and at infinity.
 
-        Arguments are as in :meth:`transform`. A row that holds NaN, in ``x`` or its context, has the density NaN. Rows
-        whose density is left out of a loss, with ``torch.where``, add exactly nothing to any gradient.
+        Arguments are as in :meth:`transform`. A row that holds NaN, in ``x`` or its context, has the density NaN. A row
+        of finite numbers never has: it is -inf where they are so large that the map overflows. Rows whose density is
+        left out of a loss, with ``torch.where``, add exactly nothing to any gradient.
         """
         rows = self._rows("x", x, forward=True)
         context, unknown = self._known_context(context)

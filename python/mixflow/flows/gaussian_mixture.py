@@ -13,7 +13,7 @@ from ..checks import check_integer
 from ..conditioners import Network, context_network
 from ..ops import cdf_transform_inverse
 from ..transforms import Affine, Compose, Support
-from ..transforms.base import full_precision
+from ..transforms.base import full_precision, infinite_where_overflowed
 from ..transforms.compose import frozen_kept
 from .base import Flow
 from .expectation import cholesky, mixture
@@ -131,7 +131,9 @@ class GaussianMixture(Flow):
         logits, loc, log_diagonal, factor = self._parameters_for(context)
         with full_precision(z):
             batch = "..." if factor.dim() > 3 else ""  # onnxruntime refuses an ellipsis that stands for no axis
-            standard = torch.einsum(f"...kd,{batch}kde->...ke", z.unsqueeze(-2) - loc, factor)
+            centred = z.unsqueeze(-2) - loc
+            standard = torch.einsum(f"...kd,{batch}kde->...ke", centred, factor)
+        standard = infinite_where_overflowed(standard, centred)
         log_density = log_diagonal.sum(-1) - 0.5 * standard.square().sum(-1)
         log_weight = torch.log_softmax(logits, dim=-1)
         return torch.logsumexp(log_weight + log_density, dim=-1) - 0.5 * self.features * math.log(2.0 * math.pi)

@@ -25,6 +25,7 @@ __all__ = [
     "check_transform",
     "density_where_finite",
     "full_precision",
+    "infinite_where_overflowed",
     "own_tensor",
     "remembers_arguments",
     "spread",
@@ -315,6 +316,20 @@ def density_where_finite(z: Tensor, event: torch.Size, log_density: Callable[[Te
             return log_prob
     overflows = z.isinf()
     return log_density(z.masked_fill(overflows, 0.0)).masked_fill(any_of_event(overflows, event), -math.inf)
+
+
+def infinite_where_overflowed(image: Tensor, x: Tensor) -> Tensor:
+    """``image`` (..., D), sums of products of ``x`` (..., E), with inf in place of the NaN that an overflow leaves.
+
+    Infinity minus infinity is NaN, and so is zero times infinity. But NaN is the mark of a missing value, and a number
+    that has overflowed is far away and not missing. NaN stays NaN if it comes from ``x`` or from what ``x`` is
+    multiplied by.
+    """
+    if is_known_finite(image):
+        return image
+    # A square that overflows is that of a number so large that its products may; the square of NaN is NaN.
+    far = x.detach().square().sum(dim=-1, keepdim=True).isinf()
+    return image.masked_fill(image.isnan() & far, math.inf)
 
 
 def spread(rows: Tensor, event: torch.Size) -> Tensor:

@@ -14,7 +14,7 @@ from ..export import cayley, in_onnx_export
 from ..gaussian import gaussian
 from ..precise import KeepsPrecision
 from ..robust import clipped
-from .base import Transform, full_precision, spread_of
+from .base import Transform, full_precision, infinite_where_overflowed, spread_of
 
 __all__ = ["ActNorm", "Affine", "Permutation", "Rotation", "Whitening"]
 
@@ -203,8 +203,8 @@ class Whitening(KeepsPrecision, Transform):
             return x.to(self.factor.dtype), x.new_zeros(x.shape[:-1], dtype=self.factor.dtype)
         centred = x - self.loc
         with full_precision(x):
-            z = (centred @ self.factor.mT.to(centred.dtype)).to(self.factor.dtype)
-        return z, self._ladj().expand(x.shape[:-1])
+            z = infinite_where_overflowed(centred @ self.factor.mT.to(centred.dtype), centred)
+        return z.to(self.factor.dtype), self._ladj().expand(x.shape[:-1])
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self._is_identity:
@@ -285,7 +285,7 @@ class Rotation(Transform):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
-            return x @ self.matrix.mT, x.new_zeros(x.shape[:-1])
+            return infinite_where_overflowed(x @ self.matrix.mT, x), x.new_zeros(x.shape[:-1])
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         with full_precision(z):

@@ -151,3 +151,17 @@ def test_32_threads_at_once_agree_bit_for_bit(threads):
         torch.set_num_threads(before)
     assert len(results) == 32
     assert all(all(map(torch.equal, expected, result)) for each in results.values() for result in each)
+
+
+def test_reading_and_calling_a_model_imports_no_compiler(tmp_path):
+    """torch brings one, which takes half a second, and sympy for sizes that are symbols."""
+    for name, flow in {"one": mixflow.flows.univariate(2), "several": mixflow.flows.coupling(3, 2)}.items():
+        mixflow.save(flow, tmp_path / name)
+    code = f"""
+import sys, torch, mixflow
+for name, features in (("one", 1), ("several", 3)):
+    flow = mixflow.load({str(tmp_path)!r} + "/" + name)
+    flow.log_prob(flow.sample(3))
+print(*sys.modules)
+"""
+    assert not set(run(code).split()) & {"sympy", "torch._dynamo"}

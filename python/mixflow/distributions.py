@@ -14,6 +14,7 @@ from torch.distributions.transforms import _InverseTransform
 from torch.nn.functional import logsigmoid
 
 from . import reference
+from .checks import broadcast_shapes
 from .ops import cdf_transform, cdf_transform_inverse, check_mixture, components_last, discretized_log_prob
 
 __all__ = ["Mixture", "MixtureCDFTransform"]
@@ -82,7 +83,7 @@ class Mixture(Distribution):
         logits, loc, log_scale = components_last((logits, loc, log_scale), dim)
         check_mixture(logits, loc, log_scale, family)
         self.family, self._parameters = family, (logits, loc, log_scale)
-        batch_shape = torch.broadcast_shapes(*(p.shape[:-1] for p in self._parameters))
+        batch_shape = broadcast_shapes(*(p.shape[:-1] for p in self._parameters))
         super().__init__(batch_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Mixture:
@@ -147,7 +148,7 @@ class Mixture(Distribution):
 
     def _batched(self, value: Tensor) -> Tensor:
         """With the batch's axes, which after ``expand`` the parameters alone may not have."""
-        return value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        return value.expand(broadcast_shapes(value.shape, self.batch_shape))
 
     def log_prob(self, value: Value) -> Tensor:
         """The log-density in nats of a tensor or a number; -inf at infinity."""
@@ -252,7 +253,7 @@ class Mixture(Distribution):
             self._validate_sample(value)
             if not bool(((low <= value) & (value <= high)).all()):
                 raise ValueError("value: expected values between lower and upper; got some outside")
-        low = self._batched(low.expand(torch.broadcast_shapes(low.shape, value.shape)))
+        low = self._batched(low.expand(broadcast_shapes(low.shape, value.shape)))
         return discretized_log_prob(low, high, *self._parameters, family=self.family)
 
 
@@ -383,7 +384,7 @@ class MixtureCDFTransform(Transform):
 
     def forward_shape(self, shape: Any) -> torch.Size:
         """The shape of ``z`` for ``x`` of this shape."""
-        return torch.Size(torch.broadcast_shapes(shape, *(p.shape[:-1] for p in self._parameters)))
+        return torch.Size(broadcast_shapes(shape, *(p.shape[:-1] for p in self._parameters)))
 
     def inverse_shape(self, shape: Any) -> torch.Size:
         """The shape of ``x`` for ``z`` of this shape."""

@@ -9,6 +9,7 @@ to fit the weights in the file.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ _LAYOUTS = (  # of the description
     {"recipe": str, "arguments": dict, "notes": dict},
     {"transform": dict, "base": str, "notes": dict},
 )
+_SMALL = 1 << 24  # numbers that a flow may have before its sizes are compared with the file's
 _PLACE = "data_to_base"  # of a flow's transform, in the names of its weights
 
 
@@ -189,12 +191,29 @@ def _refuse_constant(name: str) -> NoReturn:
 def _rebuilt(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Flow:
     """The flow that ``description`` stands for, before the weights are put in; ValueError unless they fit."""
     with torch.random.fork_rng(devices=[]):
-        with torch.device("meta"):
+        if not _is_small(description):
+            # Without memory, until the sizes are known to be the file's. torch imports its compiler for that, which
+            # takes half a second.
+            with torch.device("meta"):
+                _check_tensors(_built(description, tensors), tensors)
+        with torch.device("cpu"):
             flow = _built(description, tensors)
         _check_tensors(flow, tensors)
-        # Once more, now that the sizes are known to be the file's: what is not a weight, such as a mask, needs values.
-        with torch.device("cpu"):
-            return _built(description, tensors)
+        return flow
+
+
+def _is_small(description: Mapping[str, Any]) -> bool:
+    """Whether the sizes in ``description`` allow no more than ``_SMALL`` numbers.
+
+    The largest tensor of a layer has up to three of the sizes for its axes: a network's units, features, and three or
+    four numbers for each component.
+    """
+    arguments = description.get("arguments", {})
+    found = [abs(size) for _, size in sizes(arguments)]
+    layers = arguments.get("layers", 1)
+    if "recipe" not in description or not isinstance(layers, int):
+        return False
+    return 4 * abs(layers) * len(found) * math.prod(sorted(found)[-3:]) <= _SMALL
 
 
 def _built(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Flow:

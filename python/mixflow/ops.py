@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _core, export, reference
+from .checks import broadcast_shapes
 
 __all__ = ["BASES", "FAMILIES", "cdf_transform", "cdf_transform_inverse", "discretized_log_prob"]
 
@@ -375,7 +376,7 @@ def _check(names: tuple[str, ...], tensors: Tensors, family: str, base: str = BA
     shape = tuple(x.shape) if names else ()
     for key in names[1:]:
         try:
-            shape = torch.broadcast_shapes(shape, arguments[key].shape)
+            shape = broadcast_shapes(shape, arguments[key].shape)
         except RuntimeError:
             raise ValueError(
                 f"{key}: expected a shape that broadcasts against {tuple(shape)}; got {tuple(arguments[key].shape)}"
@@ -385,7 +386,7 @@ def _check(names: tuple[str, ...], tensors: Tensors, family: str, base: str = BA
     for key in _PARAMETERS:
         batch = tuple(arguments[key].shape[:-1])
         try:
-            shape = torch.broadcast_shapes(shape, batch)
+            shape = broadcast_shapes(shape, batch)
         except RuntimeError:
             raise ValueError(
                 f"{key}: expected shape (..., K) whose batch axes broadcast against {tuple(shape)}; "
@@ -446,14 +447,14 @@ def _batch_shape(elements: Sequence[Tensor], parameters: Sequence[Tensor]) -> tu
         alike = alike and _same(element.shape, batch)
     if alike:
         return batch
-    return tuple(torch.broadcast_shapes(*(e.shape for e in elements), *(p.shape[:-1] for p in parameters)))
+    return tuple(broadcast_shapes(*(e.shape for e in elements), *(p.shape[:-1] for p in parameters)))
 
 
 def _parameter_shape(parameters: Sequence[Tensor]) -> tuple[int, ...]:
     first = parameters[0].shape
     for parameter in parameters[1:]:
         if not _same(parameter.shape, first):
-            return tuple(torch.broadcast_shapes(*(p.shape for p in parameters)))
+            return tuple(broadcast_shapes(*(p.shape for p in parameters)))
     return first
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal, constraints
 from torch.nn.functional import logsigmoid
 
+from ..checks import broadcast_shapes
 from ..distributions import Mixture
 from ..reference import BASES, Base
 from ..transforms import Affine, Compose, MixtureCDF, Transform
@@ -82,7 +83,7 @@ class FlowDistribution(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         log_prob = self.flow.log_prob(value, self.context)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return log_prob.expand(broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Samples (*sample_shape, *batch_shape, *event_shape), differentiable in the flow's parameters and context."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integer
+from ..checks import broadcast_shapes, check_integer
 from ..ops import can_be_looked_at, is_known_finite
 from ..reference import BASES
 from ..robust import moments
@@ -245,7 +245,7 @@ class Transform(nn.Module):
         self._check_tensor("context", context, torch.Size([self.context]), any_dtype=True)
         batch, given = value.shape[: value.ndim - len(event)], context.shape[:-1]
         try:
-            common = torch.broadcast_shapes(batch, given)
+            common = broadcast_shapes(batch, given)
         except RuntimeError:
             raise ValueError(
                 f"context: expected a batch shape that broadcasts against {tuple(batch)}, that of {name}; "

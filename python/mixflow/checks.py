@@ -23,7 +23,7 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
         torch.Size([4, 3])
 
     """
-    are_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    are_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if are_traced or not all(type(size) is int for shape in shapes for size in shape):
         return torch.Size(torch.broadcast_shapes(*shapes))
     try:

@@ -11,8 +11,8 @@ become float32, which holds them all, and every other kind of number becomes flo
 from __future__ import annotations
 
 import hashlib
-import mmap
 import math
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import importlib
 import random
 import re
 import resource
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import mixflow
-from mixflow import cli, tables, tensor_file
+from mixflow import tables, tensor_file
 from mixflow.cli import main
 from mixflow.tables import TableError, iter_table, read_table
 
@@ -98,8 +99,11 @@ def test_a_folder_that_cannot_be_written_to_is_said_at_once(fitted, tmp_path, ca
     def not_reached(*_, **__):
         raise AssertionError("the work was begun")
 
-    for name in ("load", "fit"):
-        monkeypatch.setattr(cli, name, not_reached if case != "fit's checkpoint" else getattr(cli, name))
+    if case != "fit's checkpoint":  # which fit itself opens
+        for command in ("fit", "sample", "score", "transport", "plot"):
+            module = importlib.import_module(f"mixflow.cli.{command}")
+            monkeypatch.setattr(module, "load", not_reached)
+        monkeypatch.setattr(importlib.import_module("mixflow.cli.fit"), "fit", not_reached)
     places = {"data": fitted / "data.npy", "model": fitted / "model.safetensors", "folder": tmp_path}
     assert main(WRITERS[case].format(out="/proc/out", **places).split()) == 2
     assert re.fullmatch(r"mixflow: error: (checkpoint: )?/proc/out\S*: cannot write here .*\n", capsys.readouterr().err)

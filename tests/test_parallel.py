@@ -170,7 +170,7 @@ def test_the_command_line_under_torchrun(tmp_path):
     fit = ["-m", "mixflow", "fit", "data.npy", "--epochs", "3", "--dtype", "float64"]
     result = torchrun(*fit, "--out", "two.safetensors", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert len(lines_with(result.stdout, "500 rows of x1")) == 1
+    assert len(lines_with(result.stdout, "- Data: 450 rows to learn from, 50 held out; 1 column (x1)")) == 1
     assert len(lines_with(result.stdout, "saved two.safetensors")) == 1
     alone = subprocess.run([sys.executable, *fit, "--out", "one.safetensors"], cwd=tmp_path, capture_output=True)
     assert alone.returncode == 0

@@ -1,11 +1,10 @@
-"""The command: options, the run, and where results go."""
+"""The command: the run, and where results go."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -16,27 +15,12 @@ from ..files import check_writable
 from . import report
 from .cases import CASES, Case, RateRow, Row
 from .inputs import Settings
+from .options import QUICK_SIZE
 
-__all__ = ["add_arguments", "run", "run_cases"]
+__all__ = ["run", "run_cases"]
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Elements of the main cases: enough to fill the device, and more than its caches hold.
 _SIZE = {"cpu": 2**20, "cuda": 2**24}
-_QUICK_SIZE = 2**12
-
-
-def add_arguments(parser: argparse.ArgumentParser, out: Path | None = None) -> None:
-    """Give ``parser`` the options of :func:`run`; ``out`` is the default of ``--out``."""
-    only = "only the cases whose table or name contains TEXT; may be repeated"
-    parser.add_argument("--only", action="append", metavar="TEXT", help=only)
-    sizes = f"2^20, on CUDA 2^24, with --quick {_QUICK_SIZE}"
-    parser.add_argument("--n", type=int, help=f"elements of the main cases (default: {sizes})")
-    parser.add_argument("--components", type=int, default=8, metavar="K", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: 2, or 1 on a machine with one)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="small and without torch.compile: to see that it works")
-    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help="write DEVICE.json and DEVICE.png here")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -108,11 +92,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if device.type == "cuda" and not mixflow.show_config()["cuda_usable"]:
         raise ValueError(f"device: expected one that can be used here, see mixflow info; got {arguments.device}")
     threads = min(2, os.cpu_count() or 1) if arguments.threads is None else arguments.threads
-    n = (_QUICK_SIZE if arguments.quick else _SIZE[device.type]) if arguments.n is None else arguments.n
+    n = (QUICK_SIZE if arguments.quick else _SIZE[device.type]) if arguments.n is None else arguments.n
     for name, value in (("n", n), ("components", arguments.components), ("threads", threads)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1; got {value}")
-    return Settings(n, arguments.components, _DTYPES[arguments.dtype], threads, device, arguments.quick)
+    return Settings(n, arguments.components, getattr(torch, arguments.dtype), threads, device, arguments.quick)
 
 
 def _chosen(only: list[str], device: str) -> list[Case]:

@@ -22,7 +22,8 @@ def open_parquet(path: Path, columns: Sequence[str] | None, reading: Reading, ro
     import pyarrow.parquet
 
     with _errors_of(path):
-        file = pyarrow.parquet.ParquetFile(path)
+        # A buffer of its own for each column: otherwise whole row groups are held.
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     schema, notes = file.schema_arrow, []
     index = _index(schema) if columns is None else []
     chosen = choose(path, schema.names, True, columns, index)

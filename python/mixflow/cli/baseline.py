@@ -1,0 +1,74 @@
+"""One Gaussian, fitted to the rows that a flow learned from and scored on the rows that it was judged by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from ..flows import Flow, like
+from ..gaussian import gaussian
+from ..parallel import Group
+from ..sources import CHUNK, Subset
+from ..split import open_split
+
+__all__ = ["one_gaussian"]
+
+_MOST_COLUMNS = 200  # beyond which the Gaussian takes seconds
+
+
+def one_gaussian(
+    flow: Flow, data: Any, context: Any, weights: Any, validation: float | None, seed: int
+) -> float | None:
+    """The mean log_prob in nats of one Gaussian on the rows that :func:`mixflow.fit` holds out of ``data``.
+
+    With a context, it is the Gaussian of columns and contexts together, given the contexts: its mean is linear in them,
+    its covariance does not depend on them.
+
+    Args:
+        flow: what was fitted; its features, context and notes tell how data are read.
+        data: (N, D), the argument of ``fit``, and so are the others.
+        context: (N, C) or None.
+        weights: (N,) or None.
+        validation: the fraction of rows held out.
+        seed: of the choice of these rows.
+
+    Returns:
+        None where no such number can be compared with the flow's: without held-out rows, for a flow with a support,
+        which leaves rows out of its score, for images, and for more than 200 columns.
+
+    """
+    columns = flow.features + flow.context
+    if (
+        flow.data_to_base.is_limited
+        or len(flow.event_shape) > 1
+        or flow.embedding is not None
+        or columns > _MOST_COLUMNS
+    ):
+        return None
+    own = torch.empty(0, dtype=like(flow).dtype)
+    split = open_split(flow, data, context, weights, validation, seed, own, None)
+    if not isinstance(split.valid, Subset):
+        return None
+    _, x, given = split.first(Group())
+    loc, covariance = gaussian(_joined(x, given))
+    total = weight = 0.0
+    for batch in split.valid.batches(CHUNK, Group()):
+        rows = _joined(batch.x, batch.context)
+        log_prob = _normal(loc, covariance).log_prob(rows)
+        if given is not None:
+            inner = slice(flow.features, None)
+            log_prob = log_prob - _normal(loc[inner], covariance[inner, inner]).log_prob(rows[:, inner])
+        weighted = log_prob if batch.weight is None else log_prob * batch.weight
+        total, weight = total + weighted.sum().item(), weight + batch.total
+    return total / weight
+
+
+def _joined(x: Tensor, context: Tensor | None) -> Tensor:
+    return x.double() if context is None else torch.cat([x.double(), context.double()], dim=-1)
+
+
+def _normal(loc: Tensor, covariance: Tensor) -> MultivariateNormal:
+    return MultivariateNormal(loc, covariance, validate_args=False)

@@ -1,0 +1,152 @@
+"""``mixflow sample``: new rows from a model."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..checks import check_integer, check_seed
+from ..files import check_space, check_writable
+from ..flows import Flow
+from ..model_file import load
+from ..tables import ROWS, TableError, check_extension, columns_of, count_rows, iter_table, table_writer
+from .shared import TABLE, Names, Notes, add_reading, array_of, listed, positions_of, progress_bar, reading_of, request
+
+__all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
+
+USAGE = "mixflow sample MODEL -n N --out FILE [options]"
+HELP = "draw new rows from a model"
+DETAILS = "FILE has the columns of the model, then those of its context."
+EXAMPLE = "mixflow sample weather.safetensors -n 1000 --context month=7,height=520 --out july.csv"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Give ``command`` the options of :func:`run`."""
+    group = command.add_argument_group("data")
+    group.add_argument("model", metavar="MODEL", help="a model file")
+    group.add_argument(
+        "-n", type=int, required=True, metavar="N", help="number of rows; of each context, if there is one"
+    )
+    group.add_argument(
+        "--context",
+        metavar="VALUES|FILE",
+        help="of a model with a context: its numbers separated by commas, as 1.5,-2 or NAME=1.5,NAME=-2, or a table "
+        "with a row for each context",
+    )
+    group.add_argument("--seed", type=int, help="makes the draws reproducible (default: others each time)")
+    add_reading(command.add_argument_group("how a context FILE is read"))
+    group = command.add_argument_group("output")
+    group.add_argument("--out", required=True, metavar="FILE", help=TABLE)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw, chunk by chunk, and write; returns 0."""
+    check_extension(arguments.out)
+    check_writable(arguments.out)
+    flow = load(arguments.model)
+    count, names = check_integer("n", arguments.n, 0), Names.of(flow)
+    _check_context(arguments, names)
+    contexts = count_rows(arguments.context) if _is_table(arguments.context) else 1
+    total = None if contexts is None else count * contexts
+    # "1," is the shortest that a number can be
+    check_space(arguments.out, 2 * (total or count) * len(names.written))
+    generator, notes, written = _generator(arguments.seed), Notes(arguments.context), 0
+    with table_writer(arguments.out, names.written) as write, progress_bar(total) as bar:
+        for context in _contexts(arguments, names, notes):
+            for drawn, given in _draws(flow, count, context, generator):
+                write(names.arranged(drawn, given))
+                written += len(drawn)
+                bar.update(len(drawn))
+    notes.tell()
+    print(f"saved {written} samples to {arguments.out}")
+    return 0
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(check_seed(seed))
+    return generator
+
+
+def _draws(
+    flow: Flow, count: int, context: NDArray[Any] | None, generator: torch.Generator
+) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None]]:
+    """``count`` samples (n, D) of each row of ``context`` (K, C), and that context (n, C), in chunks.
+
+    The samples of one context are together. Without a context, there are ``count`` samples in all.
+    """
+    together = max(1, ROWS // max(1, count))  # contexts
+    for first in range(0, 1 if context is None else len(context), together):
+        some = None if context is None else torch.from_numpy(context[first : first + together])
+        for start in range(0, max(count, 1), ROWS):
+            n = min(ROWS, count - start)
+            drawn = flow.sample(n, some, generator=generator)
+            given = None
+            if some is not None:
+                drawn, given = drawn.transpose(0, 1), some.repeat_interleave(n, dim=0).numpy()
+            yield array_of(drawn.reshape(-1, flow.features)), given
+
+
+# -- contexts ------------------------------------------------------------------------------------------------
+
+
+def _check_context(arguments: argparse.Namespace, names: Names) -> None:
+    if names.context and arguments.context is None:
+        raise ValueError(
+            f"{arguments.model}: expected --context, as the density depends on {listed(names.context)}; got none"
+        )
+    if not names.context and arguments.context is not None:
+        raise ValueError(f"--context: expected none, as {arguments.model} has no context; got {arguments.context!r}")
+
+
+def _is_table(context: str | None) -> bool:
+    try:
+        check_extension(context or "")
+    except TableError:
+        return False
+    return True
+
+
+def _contexts(arguments: argparse.Namespace, names: Names, notes: Notes) -> Iterator[NDArray[Any] | None]:
+    """The contexts to draw for, (n, C), in chunks; None, once, for a model without."""
+    if not names.context:
+        yield None
+    elif not _is_table(arguments.context):
+        yield _values(arguments.context, names.context)
+    else:
+        path, reading = arguments.context, reading_of(arguments)
+        wanted = names.context if names.given else columns_of(path, reading)
+        if len(wanted) != len(names.context):
+            raise ValueError(f"{path}: expected {len(names.context)} column(s) of contexts, got {listed(wanted)}")
+        for table in iter_table(path, request(path, wanted, reading), reading=reading):
+            notes.begin(table)
+            yield np.ascontiguousarray(table.values[:, positions_of(table, wanted)])
+
+
+def _values(text: str, names: Sequence[str]) -> NDArray[np.float64]:
+    """The context (1, C) that ``text`` holds: numbers in the order of ``names``, or NAME=number for each."""
+    cells = [cell.rpartition("=") for cell in text.split(",")]
+    pairs = {name.strip(): number for name, _, number in cells}
+    ordered = [number for _, _, number in cells]
+    if any(sign for _, sign, _ in cells):
+        ordered = [pairs.get(name, "") for name in names] if len(pairs) == len(cells) == len(names) else []
+    try:
+        numbers = [float(number) for number in ordered]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(names) or not all(map(math.isfinite, numbers)):
+        example = ",".join(f"{name}=1.5" for name in names)
+        raise ValueError(
+            f"--context: expected {len(names)} number(s) separated by commas, of {listed(names)}, or {example}, or a "
+            f"table; got {text!r}"
+        )
+    return np.array([numbers])

@@ -1,0 +1,153 @@
+"""``mixflow score``: log_prob of the rows of a table."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..files import check_writable
+from ..flows import Flow
+from ..model_file import load
+from ..tables import check_extension, count_rows, table_writer
+from .shared import TABLE, Part, Source, add_table, array_of, progress_bar, reading_of
+from .sums import Sum
+
+__all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
+
+USAGE = "mixflow score MODEL DATA [options]"
+HELP = "log_prob of the rows of a table under a model, in nats"
+DETAILS = "The last line is their mean."
+EXAMPLE = "mixflow score weather.safetensors new.csv --out scores.csv"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Give ``command`` the options of :func:`run`."""
+    group = add_table(command, [("model", "MODEL", "a model file")])
+    group.add_argument(
+        "--weight", metavar="NAME", help="a column of weights for the mean (default: all rows count alike)"
+    )
+    group = command.add_argument_group("output")
+    group.add_argument("--out", metavar="FILE", help=f"write each row's log_prob to {TABLE}")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score all rows, chunk by chunk, write what is asked for and print the mean; returns 0."""
+    if arguments.out:
+        check_extension(arguments.out)
+        check_writable(arguments.out)
+    flow = load(arguments.model)
+    # A dropped row keeps its place in --out.
+    reading = reading_of(arguments, "keep" if arguments.na == "drop" else None)
+    source = Source(arguments.data, flow, reading, arguments.weight)
+    scores = _Scores(source.names, arguments.weight)
+    writer = table_writer(arguments.out, ["log_prob"]) if arguments.out else nullcontext()
+    with progress_bar(count_rows(arguments.data)) as bar, writer as write:
+        for part in source:
+            log_prob = _log_prob(flow, part)
+            scores.add(log_prob, part)
+            if write:
+                write(log_prob[:, None])
+            bar.update(len(log_prob))
+        scores.check(arguments.data)
+    source.finish()
+    if scores.dropped:
+        place = f"; they are nan in {arguments.out}" if arguments.out else ""
+        print(f"{arguments.data}: without {scores.dropped} of {scores.rows} rows, which lack a value{place}")
+    if arguments.out:
+        print(f"saved {scores.rows} values to {arguments.out}")
+    print(scores.told())
+    return 0
+
+
+def _log_prob(flow: Flow, part: Part) -> NDArray[Any]:
+    with torch.no_grad():
+        log_prob = array_of(flow.log_prob(part.x, part.context))
+    log_prob[part.missing] = math.nan
+    return log_prob
+
+
+@dataclass
+class _Odd:
+    """Rows of one odd kind: how many, and the first of them."""
+
+    count: int = 0
+    first: int = 0
+    values: NDArray[Any] | None = None
+
+    def add(self, which: NDArray[np.bool_], before: int, values: NDArray[Any]) -> None:
+        found = np.flatnonzero(which)
+        if len(found) and not self.count:
+            self.first, self.values = before + int(found[0]) + 1, values[found[0]]
+        self.count += len(found)
+
+    def described(self, names: list[str], rows: int) -> str:
+        assert self.values is not None
+        shown = ", ".join(f"{name}={value:g}" for name, value in list(zip(names, self.values, strict=True))[:6])
+        return f"in {self.count} of {rows} rows, first in row {self.first}: {shown}" + ", ..." * (len(names) > 6)
+
+
+@dataclass
+class _Scores:
+    """The mean of the scores of rows that come in chunks, and what there is to say about odd ones.
+
+    Attributes:
+        names: of the columns and contexts.
+        weight: the name of the weights; None for rows that count alike.
+        rows: how many there were.
+        dropped: how many of them lack a value.
+
+    """
+
+    names: list[str]
+    weight: str | None
+    rows: int = 0
+    dropped: int = 0
+    total: Sum = field(default_factory=Sum)  # of the finite scores, weighted
+    weights: Sum = field(default_factory=Sum)  # of these
+    others: Sum = field(default_factory=Sum)  # weights of the rows whose score is -inf
+    unknown: _Odd = field(default_factory=_Odd)
+    outside: _Odd = field(default_factory=_Odd)
+
+    def add(self, log_prob: NDArray[Any], part: Part) -> None:
+        """Count the scores (n,) of the rows ``part``."""
+        weight = np.ones(len(log_prob)) if part.weight is None else part.weight
+        negative = np.flatnonzero(weight < 0.0)
+        if len(negative):
+            row = self.rows + negative[0] + 1
+            raise ValueError(f"--weight: expected weights of at least 0, got {weight[negative[0]]:g} in row {row}")
+        nothing, seen = np.isneginf(log_prob), ~part.missing
+        self.unknown.add(np.isnan(log_prob) & seen, self.rows, part.values)
+        self.outside.add(nothing, self.rows, part.values)
+        counts = seen & ~nothing & (weight > 0.0)
+        self.total.add(log_prob[counts].astype(np.float64) * weight[counts])
+        self.weights.add(weight[counts])
+        self.others.add(weight[nothing])
+        self.rows += len(log_prob)
+        self.dropped += int(part.missing.sum())
+
+    def check(self, path: str) -> None:
+        """ValueError if there is no mean: a score that is no number, or no weight at all."""
+        if self.unknown.count:
+            raise ValueError(f"{path}: log_prob is nan {self.unknown.described(self.names, self.rows)}")
+        if self.dropped == self.rows:
+            raise ValueError(f"{path}: expected a row without a missing value, got none")
+        if self.weights.value() + self.others.value() == 0.0:
+            raise ValueError(f"--weight: expected a positive weight in {self.weight!r}, got zeros alone")
+
+    def told(self) -> str:
+        """The mean, below what there is to say about rows of density zero."""
+        known = self.weights.value()
+        mean = self.total.value() / known if known else -math.inf
+        if not self.outside.count:
+            return f"mean log_prob: {mean:.6f}"
+        said = f"log_prob is -inf {self.outside.described(self.names, self.rows)}"
+        if known:
+            said += f"; mean of the others: {mean:.6f}"
+        return f"{said}\nmean log_prob: {-math.inf if self.others.value() else mean:.6f}"

@@ -1,0 +1,78 @@
+"""``mixflow transport``: rows that follow one model turned into rows that follow another."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from ..files import check_writable
+from ..flows import Flow, like, transport
+from ..model_file import load
+from ..tables import check_extension, count_rows, table_writer
+from ..transforms import Transform
+from .shared import TABLE, Names, Part, Source, add_table, array_of, listed, progress_bar, reading_of
+
+__all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
+
+USAGE = "mixflow transport MODEL_A MODEL_B DATA --out FILE [options]"
+HELP = "turn rows that follow one model into rows that follow another"
+DETAILS = "Both models have the same context, or none."
+EXAMPLE = "mixflow transport before.safetensors after.safetensors before.csv --out carried.csv"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Give ``command`` the options of :func:`run`."""
+    models = [
+        ("source", "MODEL_A", "the model file of the flow that DATA follow"),
+        ("target", "MODEL_B", "the model file of the flow that FILE is to follow"),
+    ]
+    add_table(command, models)
+    group = command.add_argument_group("output")
+    group.add_argument("--out", required=True, metavar="FILE", help=TABLE)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry all rows, chunk by chunk, from one model to the other; returns 0."""
+    check_extension(arguments.out)
+    check_writable(arguments.out)
+    source, target = load(arguments.source), load(arguments.target)
+    _check_contexts(source, target)
+    dtype = torch.promote_types(like(source).dtype, like(target).dtype)
+    carry, names = transport(source.to(dtype), target.to(dtype)), Names.of(target)
+    # A dropped row keeps its place.
+    table = Source(arguments.data, source, reading_of(arguments, "keep" if arguments.na == "drop" else None))
+    rows = dropped = 0
+    with table_writer(arguments.out, names.written) as write, progress_bar(count_rows(arguments.data)) as bar:
+        for part in table:
+            write(
+                names.arranged(_carried(carry, part, dtype), None if part.context is None else array_of(part.context))
+            )
+            rows, dropped = rows + len(part.missing), dropped + int(part.missing.sum())
+            bar.update(len(part.missing))
+    table.finish()
+    if dropped:
+        place = f"they are nan in {arguments.out}"
+        print(f"{arguments.data}: without {dropped} of {rows} rows, which lack a value; {place}")
+    print(f"saved {rows} rows to {arguments.out}")
+    return 0
+
+
+def _check_contexts(source: Flow, target: Flow) -> None:
+    ours, theirs = (Names.of(flow).context for flow in (source, target))
+    if ours != theirs:
+        raise ValueError(
+            f"MODEL_B: expected the context of MODEL_A, {listed(ours) or 'none'}; got {listed(theirs) or 'none'}"
+        )
+
+
+def _carried(carry: Transform, part: Part, dtype: torch.dtype) -> NDArray[Any]:
+    """The image (n, D) of some rows, nan for those that lack a value."""
+    with torch.no_grad():
+        y, _ = carry(part.x if carry.takes_any_dtype() else part.x.to(dtype), part.context)
+    image = array_of(y.reshape(len(y), -1))
+    image[part.missing] = math.nan
+    return image

@@ -44,7 +44,7 @@ def test_samples_are_drawn_in_chunks(fitted, tmp_path, monkeypatch):
         return draw(self, n, *args, **options)
 
     monkeypatch.setattr(mixflow.flows.Flow, "sample", watched)
-    monkeypatch.setattr(sample, "ROWS", 64)
+    monkeypatch.setattr(sample, "PART", 64)
     for name, count in (("many.csv", 150), ("none.csv", 0)):
         assert command(f"sample {fitted}/model.safetensors --seed 3 --out {tmp_path}/{name} -n {count}") == 0
     assert [np.prod(n) for n in drawn] == [64, 64, 22, 0]
@@ -100,7 +100,7 @@ def contexts(n):
 
 @pytest.mark.parametrize("rows", [7, 64, 10_000])
 def test_each_row_of_a_table_of_contexts_has_its_own_samples(conditional, tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(sample, "ROWS", rows)
+    monkeypatch.setattr(sample, "PART", rows)
     write_table(tmp_path / "c.csv", ["height", "other", "month"], contexts(9)[:, [1, 0, 0]])
     model = f"{conditional}/weather.safetensors"
     assert command(f"sample {model} -n 20 --seed 1 --context {tmp_path}/c.csv --out {tmp_path}/s.csv") == 0

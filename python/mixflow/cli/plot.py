@@ -7,7 +7,8 @@ import argparse
 from ..files import check_writable
 from ..history import History
 from ..model_file import load
-from .shared import Source, add_table, array_of, reading_of
+from .passes import array_of
+from .shared import Source, add_table, reading_of
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 

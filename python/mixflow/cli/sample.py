@@ -15,8 +15,9 @@ from ..checks import check_integer, check_seed
 from ..files import check_space, check_writable
 from ..flows import Flow
 from ..model_file import load
-from ..tables import ROWS, TableError, check_extension, columns_of, count_rows, iter_table, table_writer
-from .shared import TABLE, Names, Notes, add_reading, array_of, listed, positions_of, progress_bar, reading_of, request
+from ..tables import TableError, check_extension, columns_of, count_rows, iter_table, table_writer
+from .passes import PART, array_of, progress_bar, threads_for
+from .shared import TABLE, Names, Notes, add_reading, listed, positions_of, reading_of, request
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     # "1," is the shortest that a number can be
     check_space(arguments.out, 2 * (total or count) * len(names.written))
     generator, notes, written = _generator(arguments.seed), Notes(arguments.context), 0
-    with table_writer(arguments.out, names.written) as write, progress_bar(total) as bar:
+    with threads_for(flow), table_writer(arguments.out, names.written) as write, progress_bar(total) as bar:
         for context in _contexts(arguments, names, notes):
             for drawn, given in _draws(flow, count, context, generator):
                 write(names.arranged(drawn, given))
@@ -84,11 +85,11 @@ def _draws(
 
     The samples of one context are together. Without a context, there are ``count`` samples in all.
     """
-    together = max(1, ROWS // max(1, count))  # contexts
+    together = max(1, PART // max(1, count))  # contexts
     for first in range(0, 1 if context is None else len(context), together):
         some = None if context is None else torch.from_numpy(context[first : first + together])
-        for start in range(0, max(count, 1), ROWS):
-            n = min(ROWS, count - start)
+        for start in range(0, max(count, 1), PART):
+            n = min(PART, count - start)
             drawn = flow.sample(n, some, generator=generator)
             given = None
             if some is not None:

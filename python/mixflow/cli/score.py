@@ -16,7 +16,8 @@ from ..files import check_writable
 from ..flows import Flow
 from ..model_file import load
 from ..tables import check_extension, count_rows, table_writer
-from .shared import TABLE, Part, Source, add_table, array_of, progress_bar, reading_of
+from .passes import array_of, progress_bar, threads_for
+from .shared import TABLE, Part, Source, add_table, reading_of
 from .sums import Sum
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = Source(arguments.data, flow, reading, arguments.weight)
     scores = _Scores(source.names, arguments.weight)
     writer = table_writer(arguments.out, ["log_prob"]) if arguments.out else nullcontext()
-    with progress_bar(count_rows(arguments.data)) as bar, writer as write:
+    with threads_for(flow), progress_bar(count_rows(arguments.data)) as bar, writer as write:
         for part in source:
             log_prob = _log_prob(flow, part)
             scores.add(log_prob, part)

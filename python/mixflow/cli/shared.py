@@ -1,20 +1,20 @@
-"""What the commands share: tables read and written by the names of a model, the progress bar, what is said."""
+"""What the commands share: tables that are read and written by the names of a model, and what is said about them."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..flows import Flow, like
 from ..tables import Reading, Table, TableError, columns_of, iter_table, read_table
+from .passes import PART
 
 __all__ = [
     "TABLE",
@@ -24,13 +24,11 @@ __all__ = [
     "Source",
     "add_reading",
     "add_table",
-    "array_of",
     "has_column",
     "listed",
     "numbered",
     "own_columns",
     "positions_of",
-    "progress_bar",
     "reading_of",
     "request",
     "usual_columns",
@@ -245,7 +243,7 @@ class Source:
         self.request = request(path, self.wanted, reading)
 
     def __iter__(self) -> Iterator[Part]:
-        for table in iter_table(self.path, self.request, reading=self.reading):
+        for table in iter_table(self.path, self.request, PART, self.reading):
             yield self._part(table)
 
     def read(self) -> Part:
@@ -291,13 +289,3 @@ class Notes:
         self.told += len(notes)
         if notes:
             print(f"{self.path}: {'; '.join(notes)}")
-
-
-def progress_bar(rows: int | None) -> tqdm[NoReturn]:
-    """Shown on a terminal alone, and only once the work has taken a while."""
-    return tqdm(total=rows, unit="rows", unit_scale=True, disable=None, delay=1.0)
-
-
-def array_of(values: Tensor) -> NDArray[Any]:
-    """``values`` as an array; numpy has no bfloat16."""
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()

@@ -14,7 +14,8 @@ from ..flows import Flow, like, transport
 from ..model_file import load
 from ..tables import check_extension, count_rows, table_writer
 from ..transforms import Transform
-from .shared import TABLE, Names, Part, Source, add_table, array_of, listed, progress_bar, reading_of
+from .passes import array_of, progress_bar, threads_for
+from .shared import TABLE, Names, Part, Source, add_table, listed, reading_of
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     # A dropped row keeps its place.
     table = Source(arguments.data, source, reading_of(arguments, "keep" if arguments.na == "drop" else None))
     rows = dropped = 0
-    with table_writer(arguments.out, names.written) as write, progress_bar(count_rows(arguments.data)) as bar:
+    bar_of_rows = progress_bar(count_rows(arguments.data))
+    with threads_for(source), table_writer(arguments.out, names.written) as write, bar_of_rows as bar:
         for part in table:
             write(
                 names.arranged(_carried(carry, part, dtype), None if part.context is None else array_of(part.context))

@@ -26,7 +26,7 @@ def test_fit_says_what_it_did(tmp_path):
     result = run("fit", "data.csv", "--out", "model.safetensors", "--components", 3, "--epochs", 20, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0] == "flow: univariate, for 1 column; --flow chooses another"
+    assert lines[0] == "flow: univariate, for 1 column and 300 rows; --flow chooses another"
     assert re.fullmatch(r"20 epochs in \d+\.\d s; kept (the start|epoch \d+)", lines[1])
     assert lines[2] == "- Data: 270 rows to learn from, 30 held out; 1 column (length)."
     number = r"-\d\.\d{4}"
@@ -85,15 +85,34 @@ def test_a_network_s_weights_follow_the_seed(tmp_path):
 # -- flows ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("columns", "flow"), [("a", "univariate"), ("a b", fit_command.BEST)])
-@pytest.mark.parametrize("context", [False, True])
-def test_the_flow_follows_the_number_of_columns(tmp_path, capsys, columns, flow, context):
-    write_csv(tmp_path / "data.csv", weather(60)[:, :3], "a,b,c")
-    options = [f"--column {name}" for name in columns.split()] + ["--context c"] * context
-    assert command(f"fit {tmp_path}/data.csv --out {tmp_path}/m --epochs 1 {' '.join(options)}") == 0
-    assert capsys.readouterr().out.startswith(f"flow: {flow}, for {len(columns.split())} column")
+CHOICES = {
+    "one column": (60, "--column a", "univariate"),
+    "one column and a context": (60, "--column a --context c", "univariate"),
+    "few rows": (499, "--column a --column b", "gaussianization"),
+    "many rows": (500, "--column a --column b", "autoregressive"),
+    "few rows and a context": (60, "--column a --column b --context c", "autoregressive"),
+    "few rows and an option of networks": (60, "--column a --column b --hidden 8", "autoregressive"),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_the_flow_follows_columns_and_rows(tmp_path, capsys, case):
+    rows, options, flow = CHOICES[case]
+    write_csv(tmp_path / "data.csv", weather(rows)[:, :3], "a,b,c")
+    assert command(f"fit {tmp_path}/data.csv --out {tmp_path}/m --epochs 1 {options}") == 0
+    columns = options.count("--column")
+    said = f"flow: {flow}, for {columns} column{'s' * (columns > 1)} and {rows} rows; --flow chooses another\n"
+    assert capsys.readouterr().out.startswith(said)
     loaded = mixflow.load(tmp_path / "m")
-    assert (loaded.recipe.name, loaded.context) == (flow, int(context))
+    assert (loaded.recipe.name, loaded.context) == (flow, options.count("--context"))
+
+
+def test_no_flow_is_chosen_for_very_many_columns(tmp_path, capsys):
+    np.save(tmp_path / "data.npy", np.zeros((3, 1001)))
+    assert command(f"fit {tmp_path}/data.npy --out {tmp_path}/m") == 2
+    said = capsys.readouterr().err
+    assert "expected at most 1,000 columns, for a flow to be chosen; got 1,001; choose columns with --column" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npy"]
 
 
 FLOWS = ("gaussianization", "coupling", "autoregressive", "gaussian_mixture", "univariate")

@@ -34,7 +34,9 @@ HELP = "fit a flow to a table and save it"
 DETAILS = "Everything but DATA and --out can be left out."
 EXAMPLE = "mixflow fit weather.csv --context month --context height --out weather.safetensors"
 
-BEST = "autoregressive"  # of the recipes for several columns, on most tables
+# The recipes that did best on most tables of several columns, of fewer than FEW rows and of more: docs/your-data.md.
+BEST, BEST_OF_FEW, FEW = "autoregressive", "gaussianization", 500
+MOST = 1000  # columns for which a recipe is chosen
 _IN_OPTIONS = {'resolution="auto"': "--resolution auto", " initialize=True sets them from the data.": ""}
 
 
@@ -84,7 +86,10 @@ def _add_data(command: argparse.ArgumentParser) -> None:
 
 def _add_flow(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--flow", choices=RECIPES, help=f"kind of flow (default: univariate for one column, otherwise {BEST})"
+        "--flow",
+        choices=RECIPES,
+        help=f"kind of flow (default: univariate for one column, {BEST_OF_FEW} for fewer than {FEW} rows without a "
+        f"context, otherwise {BEST})",
     )
     group.add_argument("--init", metavar="MODEL", help="go on from this model: its flow, weights and columns")
     group.add_argument(
@@ -142,13 +147,16 @@ def run(arguments: argparse.Namespace) -> int:
     if first:
         check_writable(arguments.out)
     reading = reading_of(arguments)
-    flow, roles = _new(arguments, reading) if arguments.init is None else _from_model(arguments, reading)
+    flow, roles = _opened(arguments, reading)
     table = map_table(arguments.data, request(arguments.data, roles.all, reading), reading)
+    if flow is None:
+        flow = _new(arguments, roles, _name(arguments, roles, len(table.values)))
     roles.note_in(flow, table.named)
     if first:
         Notes(arguments.data).begin(table)
         if arguments.flow is None and arguments.init is None and not arguments.quiet:
-            print(f"flow: {_name(arguments, roles)}, for {_count(roles.columns)}; --flow chooses another")
+            size = f"{_count(roles.columns)} and {len(table.values):,} rows"
+            print(f"flow: {_name(arguments, roles, len(table.values))}, for {size}; --flow chooses another")
     data, context, weights = roles.parts(table)
     options = _fit_options(arguments, flow)
     history = _fitted(flow, data, context, weights, options, not arguments.quiet)
@@ -211,15 +219,42 @@ def _count(names: Sequence[str]) -> str:
 # -- flow and settings ---------------------------------------------------------------------------------------
 
 
-def _new(arguments: argparse.Namespace, reading: Reading) -> tuple[Flow, Roles]:
+def _opened(arguments: argparse.Namespace, reading: Reading) -> tuple[Flow | None, Roles]:
+    """The flow and what each column is for; None where the number of rows decides on the flow."""
+    if arguments.init is not None:
+        return _from_model(arguments, reading)
     roles = Roles.of_options(arguments, reading)
-    name = _name(arguments, roles)
+    if arguments.flow is None and len(roles.columns) > MOST:
+        raise ValueError(
+            f"{arguments.data}: expected at most {MOST:,} columns, for a flow to be chosen; got "
+            f"{len(roles.columns):,}; choose columns with --column, or a flow with --flow"
+        )
+    names = {_name(arguments, roles, rows) for rows in (0, FEW)}
+    return _new(arguments, roles, names.pop()) if len(names) == 1 else None, roles
+
+
+def _name(arguments: argparse.Namespace, roles: Roles, rows: int) -> str:
+    """The recipe that the options name, or else the one that suits a table of so many ``rows``."""
+    if arguments.flow:
+        return str(arguments.flow)
+    if len(roles.columns) == 1:
+        return "univariate"
+    few = rows < FEW and not roles.context and not _unknown_options(arguments, BEST_OF_FEW)
+    return BEST_OF_FEW if few else BEST
+
+
+def _unknown_options(arguments: argparse.Namespace, name: str) -> list[str]:
+    """The options that the user gave and that the recipe ``name`` does not take."""
+    known = _recipe_options(RECIPES[name])
+    return [option for option in _given(arguments, _all_recipe_options()) if option not in known]
+
+
+def _new(arguments: argparse.Namespace, roles: Roles, name: str) -> Flow:
     build = RECIPES[name]
     known = _recipe_options(build)
-    for option in _all_recipe_options():
-        if option not in known and getattr(arguments, option) is not None:
-            takes = ", ".join(map(_option, known))
-            raise ValueError(f"{_option(option)}: no option of {_kind(name)} flow, which takes {takes}")
+    for option in _unknown_options(arguments, name):
+        takes = ", ".join(map(_option, known))
+        raise ValueError(f"{_option(option)}: no option of {_kind(name)} flow, which takes {takes}")
     options = {"seed": 0} | _given(arguments, [*known, "seed"]) | {"context": len(roles.context)}
     options["support"] = _support(arguments.support, roles.columns)
     if "features" in inspect.signature(build).parameters:
@@ -229,7 +264,7 @@ def _new(arguments: argparse.Namespace, reading: Reading) -> tuple[Flow, Roles]:
             f"{arguments.data}: expected 1 column for {_kind(name)} flow, got {listed(roles.columns)}; choose one with "
             "--column"
         )
-    return build(**options).to(getattr(torch, arguments.dtype or "float32")), roles
+    return build(**options).to(getattr(torch, arguments.dtype or "float32"))
 
 
 def _from_model(arguments: argparse.Namespace, reading: Reading) -> tuple[Flow, Roles]:
@@ -240,10 +275,6 @@ def _from_model(arguments: argparse.Namespace, reading: Reading) -> tuple[Flow, 
     if arguments.dtype:
         model.to(getattr(torch, arguments.dtype))
     return model, Roles.of_model(model, arguments.data, arguments.weight, reading)
-
-
-def _name(arguments: argparse.Namespace, roles: Roles) -> str:
-    return arguments.flow or ("univariate" if len(roles.columns) == 1 else BEST)
 
 
 def _kind(name: str) -> str:

@@ -64,7 +64,9 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="mixflow",
         description="Normalizing flows built from mixture CDFs: fit a density to a table, score rows, draw new ones.",
-        epilog="Each command has a --help of its own, with an example.",
+        epilog="example:\n  mixflow fit data.csv --out model.safetensors\n  mixflow sample model.safetensors -n 1000 --out "
+        "samples.csv\n\nEach command has a --help of its own, with an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mixflow {mixflow.__version__}")
     parser.add_argument(

@@ -8,7 +8,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mixflow.tables import Reading, TableError, columns_of, iter_table, map_table, read_table
+from mixflow.tables import (
+    Reading,
+    TableError,
+    columns_of,
+    delimited,
+    iter_table,
+    map_table,
+    read_table,
+    write_table,
+)
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 LINES = [",".join(map(repr, row)) for row in X.tolist()]
@@ -67,8 +76,29 @@ FOUND = {
     "tabs": (text("a\tb\tc", "\t"), "a b c", ["separator tab"]),
     "bars": (text("a|b|c", "|"), "a b c", ["separator bar"]),
     "numpy.savetxt": (text("", " "), "x1 x2 x3", ["separator space", "no header, so the columns are x1, x2, x3"]),
-    "numpy.savetxt with a header": (text("# a b c", " "), "a b c", ["separator space"]),
-    "numpy.savetxt with commas and a header": (text("# made by hand\n# a,b,c"), "a b c", []),
+    "numpy.savetxt with a header": (
+        text("# a b c", " "),
+        "a b c",
+        ["separator space", "the comment above as names (a, b, c)"],
+    ),
+    "numpy.savetxt with commas and a header": (
+        text("# made by hand\n# a,b,c"),
+        "a b c",
+        ["the comment above as names (a, b, c)"],
+    ),
+    "a comment above names": (text("# made by hand\na,b,c"), "a b c", []),
+    "a comment of as many words above names": (text("# made, by, hand\na,b,c"), "a b c", []),
+    "quoted numbers as names": (text('"10","7","1.5"'), "10 7 1.5", ["the first line as names (10, 7, 1.5)"]),
+    "quoted numbers as names and counted rows": (
+        text('"","1","5","2"', first=[f'"{n}"' for n in COUNTED]),
+        "1 5 2",
+        ["the first line as names (1, 5, 2)", COUNTS],
+    ),
+    "years beside words": (
+        text(",2019,2020,2021", first=[f"row {n}" for n in COUNTED]),
+        "2019 2020 2021",
+        ["the first line as names (2019, 2020, 2021)", "without the first column, which names the rows"],
+    ),
     "padded columns": (text("   a   b    c", "   "), "a b c", ["separator space"]),
     "R's write.table": (
         text('"a" "b" "c"', " ", first=[f'"{n}"' for n in COUNTED]),
@@ -124,6 +154,7 @@ def test_a_long_table_in_other_encodings_is_the_same_in_all_blocks(tmp_path, enc
 CELLS = {
     "thousands": (";", ["1,234.5", "999", "12,345,678"], [1234.5, 999, 12345678], "thousands separators in a"),
     "thousands alone": (";", ["1,234,567", "2"], [1234567, 2], "thousands separators in a"),
+    "German thousands beside a decimal comma": (";", ["1.234", "12,5"], [1234, 12.5], "thousands separators in a"),
     "German thousands": (";", ["1.234,5", "12.345.678"], [1234.5, 12345678], "thousands separators in a"),
     "Swiss thousands": (";", ["1'234.5", "2"], [1234.5, 2], "thousands separators in a"),
     "French thousands": (";", ["1\u00a0234,5", "2\u202f000"], [1234.5, 2000], "thousands separators in a"),
@@ -187,6 +218,9 @@ PLAIN = {
     "whole numbers above fractions": ("0,1\n0.01,0.99\n0.02,0.98\n0.03,0.97\n", ["x1", "x2"], 4),
     "whole numbers": ("5,3\n1,2\n8,9\n", ["x1", "x2"], 3),
     "one row": ("5,3\n", ["x1", "x2"], 1),
+    "a simulation": ("0,1\n0.01,0.99995000041666\n0.02,0.99980000666658\n0.03,0.9\n", ["x1", "x2"], 4),
+    "years below years": ("2001,2005\n2002,2006\n2003,2007\n", ["x1", "x2"], 3),
+    "equal numbers": (text("1,1,1"), ["x1", "x2", "x3"], 41),
     "years among years": ("2019,2020\n2018,2021\n2020,2017\n", ["x1", "x2"], 3),
 }
 
@@ -260,6 +294,22 @@ REFUSED = {
     "doubtful comma": ('a,b\n"1,234",2\n"5,678",3\n', r"column 'a': 1,234 can be read in two ways; say --decimal"),
     "American dates": ("t,b\n1/31/2020,2\n", "line 2, column 't': .* got '1/31/2020'; dates are read as 2020-01-31"),
     "ragged among semicolons": ("a;b\n1,5;2\n3\n4;5\n", "line 3: expected 2 cells as in the first line, got 1"),
+    "even number of quotes out of place": (
+        'a,name\n1,"ox\n2,ant\n3,"bee\n4,cow\n',
+        "line 2: is a quote out of place, or not closed. .',' expected after '\"'",
+    ),
+    "first row that does not end": ('"a,b\n' + "1,2\n" * 100_000, "the first row does not end; is a quote not closed"),
+    "comma that leaves it open after many rows": (
+        "a;b\n" + "5;7\n" * 1500 + "5,123;7\n",
+        "line 1502.* --decimal , reads",
+    ),
+    "two marks of thousands": ("a;b\n7.5;1\n1 234,567;2\n", "line 3, column 'a': .* got '1 234,567'"),
+    "zero before thousands": ("a;b\n7.5;1\n0,123;2\n", "line 3, column 'a': .* got '0,123'"),
+    "Excel's error": ("#DIV/0!,1\n2,3\n4,5\n", "line 1, column 'x1': .* got '#DIV/0!', a missing value"),
+    "number after booleans, blocks later": ("a\n" + "true\n" * 100_000 + "2\n", "line 100002.* got '2'"),
+    "date after numbers, blocks later": ("a\n" + "1\n" * 200_000 + "2020-01-01\n", "line 200002.* got '2020-01-01'"),
+    "two faulty columns": ("a,b\n1,2\n3,x\ny,4\n", "line 3, column 'b': .* got 'x'"),
+    "ragged after a long cell": ('a,b\n1,"2\n"\n3\n', "line 4: expected 2 cells as in the first line, got 1"),
     "percent": ("a\n1\n5%\n", "line 3, column 'a': .* got '5%'; --column chooses"),
     "stray decimal comma": (
         "a;b\n1.5;2\n1,5;3\n",
@@ -273,10 +323,13 @@ REFUSED = {
     "Excel's workbook": (b"PK\x03\x04" + bytes(40), "expected text, got a zip archive, as Excel's workbooks are; save"),
     "parquet": (b"PAR1" + bytes(40), "expected text, got a parquet file, whose name ends in .parquet"),
     "long cell": ("a,b\n1,2\n3," + "x" * 50 + "\n", "line 3, column 'b': .* got 'x{40}' and 10 characters more"),
-    "very long cell": ("a,b\n1,2\n3," + "4" * 200_000 + "\n", "data row 2, column 'b': .* got a cell too long"),
-    "line of 10 MB": ("a,b\n1,2\n3," + "4" * 10_000_000 + "\n", "data row 2, column 'b': .* got a cell too long"),
+    "very long cell": ("a,b\n1,2\n3," + "4" * 200_000 + "\n", "line 3, column 'b': .* got a very long cell"),
+    "line of 10 MB": ("a,b\n1,2\n3," + "4" * 10_000_000 + "\n", "line 3, column 'b': .* got a very long cell"),
     "header of 70 MB": ("a" * 70_000_000, "expected lines of at most 67,108,864 bytes"),
-    "quote that swallows rows": ('a,name\n1,"ox\n2,ant\n3,bee\n', "not a table as text .unexpected end of data"),
+    "quote that swallows rows": (
+        'a,name\n1,"ox\n2,ant\n3,bee\n',
+        "line 2: is a quote out of place, or not closed. .unexpected end",
+    ),
 }
 
 
@@ -285,7 +338,7 @@ def test_what_cannot_be_read_is_placed_and_named(tmp_path, case):
     content, message = REFUSED[case]
     path = written(tmp_path, content)
     with pytest.raises(TableError, match=message) as caught:
-        read_table(path, ["a"] if "swallows" in case else None)
+        read_table(path, ["a"] if "quotes" in case or "swallows" in case else None)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
@@ -300,6 +353,45 @@ def test_names_that_do_not_matter_may_be_equal_or_missing(tmp_path):
     assert read_table(path, ["a"]).values.tolist() == [[1]]
     with pytest.raises(TableError, match="more than one column 'b'; the columns are a, b, b, "):
         read_table(path, ["b"])
+    with pytest.raises(ValueError, match="columns: expected at least one name, got none"):
+        read_table(path, [])
+
+
+def test_columns_without_names_are_chosen_in_any_order(tmp_path):
+    path = written(tmp_path, "1,2\n3,4\n")
+    assert read_table(path, ["x2", "x1"]).values.tolist() == [[2, 1], [4, 3]]
+    assert read_table(path, ["b", "a"]).values.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("names", [["1", "2"], ["10", "20", "35"], ["1.5"], ["2000"], ["#a", "b"], ["true", "NA"]])
+def test_names_that_could_be_values_are_read_as_they_were_written(tmp_path, names):
+    path = tmp_path / "table.csv"
+    write_table(path, names, X[:, : len(names)])
+    table = read_table(path)
+    assert (table.columns, table.values.shape) == (names, (40, len(names)))
+
+
+def test_a_first_line_with_the_names_asked_for_is_a_header(tmp_path):
+    path = written(tmp_path, text("7,3,5"))
+    assert len(read_table(path).values) == 41
+    np.testing.assert_array_equal(read_table(path, ["5", "7"]).values, X[:, [2, 0]])
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_no_number_depends_on_where_blocks_end(tmp_path, monkeypatch, case):
+    monkeypatch.setattr(delimited, "_BLOCK", 1)  # then a block is as long as 16 lines
+    test_files_of_other_programs_are_read_as_they_are_meant(tmp_path, case)
+
+
+@pytest.mark.parametrize("block", [1, 1 << 18])
+def test_cells_of_several_lines(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(delimited, "_BLOCK", block)
+    rows = [f'{n},"line\n""line""\n{"x" * (n % 50)}",{n / 2}' for n in range(300)]
+    path = written(tmp_path, "\n".join(["a,note,b", *rows]))
+    assert read_table(path, ["a", "b"]).values.tolist() == [[n, n / 2] for n in range(300)]
+    path = written(tmp_path, "\n".join(["a,note,b", *rows, '1,"two\nlines",x']))
+    with pytest.raises(TableError, match=r"line 903, column 'b': .* got 'x'"):
+        read_table(path, ["a", "b"])
 
 
 def test_left_out_columns_can_be_asked_for(tmp_path):

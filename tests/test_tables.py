@@ -133,7 +133,7 @@ BAD_CSV = {
     "underscore": (b"a,b\n1,1_0\n", "line 2, column 'b': expected a finite number, got '1_0'"),
     "after a long cell": (b'a,b\n"1\n",2\n3,x\n', "line 4, column 'b': expected a finite number, got 'x'"),
     "zero byte": (b"a\n1\x00\n", "expected text, got binary data"),
-    "open quote": (b'a,b\n1,"2\n', "not a table as text .unexpected end of data"),
+    "open quote": (b'a,b\n1,"2\n', "line 2: is a quote out of place, or not closed. .unexpected end of data"),
 }
 
 

@@ -125,6 +125,8 @@ def iter_table(
         ['separator semicolon', 'decimal comma']
 
     """
+    if columns is not None and not columns:
+        raise ValueError("columns: expected at least one name, got none")
     before = _state(path)
     opened = _open(path, columns, reading, rows)
     read = dropped = 0

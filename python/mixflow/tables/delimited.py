@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .dialect import Dialect, find, squeezed
+from .dialect import Dialect, find, is_value, squeezed
 from .table import Append, Opened, Reading, TableError, choose, no_number
 from .text import MISSING, Column
 
@@ -29,6 +29,7 @@ _LONGEST = 1 << 26  # bytes in a line
 _SHOWN = 40  # characters of a cell in a message
 
 _FLOAT = re.compile(r"[+-]?(inf(inity)?|[\d.]+(e[+-]?\d+)?)", re.IGNORECASE)
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _DAY = re.compile(r"\d{1,4}([/.-])\d{1,2}\1\d{1,4}")
 
 FileOf: TypeAlias = Callable[[Path, Literal["rb", "wb"]], AbstractContextManager[BinaryIO]]
@@ -62,12 +63,12 @@ def open_delimited(
         path: the file.
         columns: the names of the columns to read, None for all.
         reading: what the caller knows about the file.
-        rows: not used; Arrow parses a number of bytes at a time.
+        rows: not used; a number of bytes is parsed at a time.
 
     """
     with _errors_of(path), file_of(path, "rb") as file:
         head, is_whole = _head(path, file)
-    dialect = find(path, head, is_whole, separators, reading)
+    dialect = find(path, head, is_whole, separators, reading, columns)
     chosen = choose(path, dialect.names, dialect.named, columns, list(dialect.left_out))
     for position in chosen:
         if position in dialect.doubts:
@@ -78,68 +79,56 @@ def open_delimited(
     names = [dialect.names[position] for position in chosen]
     notes = [*dialect.notes, *(dialect.left_out.values() if columns is None else [])]
     longest = max(map(len, head.splitlines()), default=0)
-    text = _Text(path, file_of, dialect, chosen, min(max(_BLOCK, 64 * longest), _LONGEST), notes)
-    return Opened(names, dialect.named, None, text.chunks(), notes, text.fault)
+    text = _Text(path, dialect, chosen, reading.na, notes)
+
+    def chunks() -> Iterator[NDArray[np.float64]]:
+        with _errors_of(path), file_of(path, "rb") as file:
+            for line, block in _blocks(path, file, dialect, max(_BLOCK, 16 * longest)):
+                yield text.values(line, block)
+
+    return Opened(names, dialect.named, None, chunks(), notes, text.fault)
 
 
 class _Text:
-    """The rows of one file, of which the columns ``chosen`` are read, about ``block`` bytes at a time."""
+    """Turns blocks of whole rows into numbers: the columns ``chosen``."""
 
-    def __init__(
-        self, path: Path, file_of: FileOf, dialect: Dialect, chosen: list[int], block: int, notes: list[str]
-    ) -> None:
-        self.path, self.file_of, self.dialect, self.chosen, self.block = path, file_of, dialect, chosen, block
-        self.columns = [Column(dialect.names[position], dialect.decimal, notes) for position in chosen]
+    def __init__(self, path: Path, dialect: Dialect, chosen: list[int], na: str, notes: list[str]) -> None:
+        self.path, self.dialect, self.chosen, self.na = path, dialect, chosen, na
+        self.columns = [Column(dialect.names[position], dialect.decimal, notes, dialect.is_open) for position in chosen]
 
-    def chunks(self) -> Iterator[NDArray[np.float64]]:
-        """The numbers, block by block."""
-        done = 0
-        with _errors_of(self.path), self._open() as stream:
-            for cells in self._cells(stream):
-                yield self._values(cells, done)
-                done += len(cells)
-            if stream.quotes % 2:
-                self._check_quotes()
+    def values(self, line: int, block: bytes) -> NDArray[np.float64]:
+        """The numbers (n, D) in ``block``, which begins on ``line`` of the file; NaN for missing ones."""
+        import pyarrow
 
-    def fault(self, row: int, index: int, _: float) -> TableError:
-        """The error for the cell in a row of the data and one of the chosen columns, both counted from 0."""
-        position = self.chosen[index]
-        name = self.dialect.names[position]
-        cells: list[str]
-        try:
-            with self._lines() as lines:
-                cells = next(islice(lines, row, None), [])
-                line = self.dialect.skip + lines.line_num
-        except csv.Error:  # it takes no cell of more than 131,072 characters
-            return no_number(f"{self.path}, data row {row + 1}", name, "a cell too long to be shown", False)
-        cell = cells[position].strip() if cells else ""
-        return no_number(f"{self.path}, line {line}", name, self._described(cell), cell in MISSING)
+        cells = self._cells(line, block)
+        values = np.empty((len(cells), len(self.chosen)), order="F")
+        faults = []
+        for index, column in enumerate(self.columns):
+            array = cells.column(index).combine_chunks()
+            try:
+                values[:, index] = column.values(array)
+            except pyarrow.ArrowInvalid:
+                faults.append((column.first_fault(array), index))
+                values[:, index] = 0.0
+            refused = np.isinf(values[:, index])
+            if self.na == "error":
+                refused |= np.isnan(values[:, index])
+            if refused.any():
+                faults.append((int(refused.argmax()), index))
+        if faults:
+            row, index = min(faults)
+            raise self._on_cell(line, block, row, index)
+        return values
 
-    def _described(self, cell: str) -> str:
-        """A cell that is no number, and what to do about it."""
-        if not cell:
-            return "a blank cell"
-        found = repr(cell) if len(cell) <= _SHOWN else f"{cell[:_SHOWN]!r} and {len(cell) - _SHOWN:,} characters more"
-        if cell in MISSING or _FLOAT.fullmatch(cell):
-            return found
-        if _DAY.match(cell):
-            return f"{found}; dates are read as 2020-01-31 or 2020-01-31 23:59:59"
-        if "," in cell and self.dialect.decimal == ".":
-            return f"{found}; --decimal , reads decimal commas"
-        return f"{found}; --column chooses the columns of numbers"
+    def fault(self, row: int, index: int, value: float) -> TableError:
+        """As :class:`Opened` has it, for what :meth:`values` lets pass."""
+        return no_number(f"{self.path}, data row {row + 1}", self.columns[index].name, str(value), False)
 
-    @contextmanager
-    def _open(self) -> Iterator[_Stream]:
-        with self.file_of(self.path, "rb") as file, _Stream(file, self.dialect) as stream:
-            yield stream
-
-    def _cells(self, stream: _Stream) -> Iterator[Any]:
-        """The chosen cells as Arrow's record batches of strings."""
+    def _cells(self, line: int, block: bytes) -> Any:
+        """The chosen cells of ``block`` as Arrow's table of strings."""
         import pyarrow
         from pyarrow import csv as arrow
 
-        if stream.is_empty():  # which Arrow takes for an error
-            return
         wanted = [str(position) for position in self.chosen]  # the names in the file need not be unique
         ragged: list[Any] = []
 
@@ -148,11 +137,11 @@ class _Text:
             return "error"
 
         try:
-            reader = arrow.open_csv(
-                pyarrow.PythonFile(stream, "r"),
+            return arrow.read_csv(
+                pyarrow.BufferReader(block),
                 arrow.ReadOptions(
                     use_threads=False,
-                    block_size=self.block,
+                    block_size=len(block) + 1,
                     column_names=[str(position) for position in range(len(self.dialect.names))],
                 ),
                 arrow.ParseOptions(
@@ -169,103 +158,107 @@ class _Text:
                     strings_can_be_null=True,
                 ),
             )
-            with reader:  # a thread of Arrow's reads ahead
-                yield from reader
         except pyarrow.ArrowInvalid as error:
-            if ragged:
-                raise self._on_ragged() from error
-            raise TableError(
-                f"{self.path}: a line of more than {self.block:,} bytes, or a quote that is not closed ({error})"
-            ) from error
-
-    def _values(self, cells: Any, done: int) -> NDArray[np.float64]:
-        import pyarrow
-
-        values = np.empty((len(cells), len(self.chosen)), order="F")
-        faults = []
-        for index, (column, array) in enumerate(zip(self.columns, cells.columns, strict=True)):
-            try:
-                values[:, index] = column.values(array)
-            except pyarrow.ArrowInvalid:
-                faults.append((column.first_fault(array), index))
-        if faults:
-            row, index = min(faults)
-            raise self.fault(done + row, index, np.nan)
-        return values
+            raise self._on_ragged(line, block) if ragged else TableError(f"{self.path}: {error}") from error
 
     # Python's own reader is slow, but it counts lines, which Arrow does not. It places what Arrow refused.
 
-    @contextmanager
-    def _lines(self, strict: bool = False) -> Iterator[Any]:
-        """The rows of the data by Python's own reader."""
-        with self._open() as stream:
-            text = io.TextIOWrapper(io.BufferedReader(stream), "utf-8", "replace", newline="")
-            yield csv.reader(text, delimiter=self.dialect.sep, strict=strict)
+    def _on_cell(self, line: int, block: bytes, row: int, index: int) -> TableError:
+        lines, name = self._lines(block), self.columns[index].name
+        try:
+            cells = next(islice(lines, row, None))
+        except csv.Error:  # it takes no cell of more than 131,072 characters
+            return no_number(f"{self.path}, line {line + lines.line_num - 1}", name, "a very long cell", False)
+        cell = cells[self.chosen[index]].strip() if cells else ""
+        place = f"{self.path}, line {line + lines.line_num - 1}"
+        return no_number(place, name, self._described(cell), cell in MISSING)
 
-    def _on_ragged(self) -> TableError:
+    def _on_ragged(self, line: int, block: bytes) -> TableError:
         width = len(self.dialect.names)
-        with self._lines() as lines:
-            found = next((len(cells) for cells in lines if cells and len(cells) != width), None)
-            line = self.dialect.skip + lines.line_num
-        return TableError(f"{self.path}, line {line}: expected {width} cells as in the first line, got {found}")
+        lines = self._lines(block)
+        found = next((len(cells) for cells in lines if cells and len(cells) != width), None)
+        place = f"{self.path}, line {line + lines.line_num - 1}"
+        return TableError(f"{place}: expected {width} cell{'s' * (width > 1)} as in the first line, got {found}")
 
-    def _check_quotes(self) -> None:
-        """csv.Error if a last cell begins with a quote that is never closed: it may have swallowed rows."""
-        with self._lines(strict=True) as lines:
-            for _ in lines:
-                pass
+    def _lines(self, block: bytes) -> Any:
+        return csv.reader(io.StringIO(block.decode("utf-8", "replace"), newline=""), delimiter=self.dialect.sep)
+
+    def _described(self, cell: str) -> str:
+        """A cell that is no number, and what to do about it."""
+        if not cell:
+            return "a blank cell"
+        found = repr(cell) if len(cell) <= _SHOWN else f"{cell[:_SHOWN]!r} and {len(cell) - _SHOWN:,} characters more"
+        if cell in MISSING or _FLOAT.fullmatch(cell):
+            return found
+        if _DAY.match(cell):
+            return f"{found}; dates are read as 2020-01-31 or 2020-01-31 23:59:59"
+        if "," in cell and self.dialect.decimal == ".":
+            return f"{found}; --decimal , reads decimal commas"
+        return f"{found}; --column chooses the columns of numbers"
 
 
-class _Stream(io.RawIOBase):
-    """The data of a text file as UTF-8, without the lines above them and blank lines at the end.
+def _blocks(path: Path, file: BinaryIO, dialect: Dialect, size: int) -> Iterator[tuple[int, bytes]]:
+    """The data of a file as UTF-8 in blocks of whole rows, of about ``size`` bytes, and the line that each begins on.
 
-    Attributes:
-        quotes: how many there were; after an odd number, one may never be closed.
-
+    The lines above the data are left out, and so are blank lines at the end. A line ends a row unless a quote is open
+    there. Blocks are cut here and not by Arrow, which would read ahead: a thread of its own that calls Python can
+    neither be interrupted nor survive the end of the process.
     """
+    line, rest = dialect.skip + 1, b""
+    for text in _pieces(file, dialect, size):
+        rest += text
+        end = _end_of_rows(path, rest, line, dialect.sep)
+        if end:
+            block, rest = rest[:end], rest[end:]
+            yield line, block
+            line += len(_LINE_END.findall(block))
+        elif len(rest) > _LONGEST:
+            raise TableError(
+                f"{path}, line {line}: a row of more than {_LONGEST:,} bytes, or a quote that is not closed"
+            )
+    if rest:
+        _end_of_rows(path, rest + b"\n", line, dialect.sep, is_last=True)
+        yield line, rest
 
-    def __init__(self, file: BinaryIO, dialect: Dialect) -> None:
-        self.quotes = 0
-        self._file = file
-        self._decoder = (
-            codecs.getincrementaldecoder(dialect.encoding)("replace") if dialect.encoding != "utf-8" else None
-        )
-        self._squeeze = dialect.sep == " "
-        self._skip = dialect.skip
-        self._is_new = True
-        self._ready = self._held = b""  # what may be read, and blank space that may be the file's last
 
-    def readable(self) -> bool:
-        """As io.RawIOBase has it."""
-        return True
+def _end_of_rows(path: Path, text: bytes, line: int, sep: str, is_last: bool = False) -> int:
+    """Where the last row that ``text`` has to its end ends; ``text`` begins with a row, on ``line`` of the file."""
+    end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+    if b'"' not in text or not any(part.count(b'"') % 2 for part in _LINE_END.split(text[:end])):
+        return end
+    # A quoted cell goes over several lines, or a quote is out of place: Python's own reader tells.
+    lines = list(io.StringIO(text[:end].decode("utf-8", "surrogateescape"), newline=""))
+    reader = csv.reader(lines, delimiter=sep, strict=True)
+    whole = 0
+    try:
+        for _ in reader:
+            whole = reader.line_num
+    except csv.Error as error:
+        if is_last or reader.line_num < len(lines):
+            raise TableError(
+                f"{path}, line {line + whole}: is a quote out of place, or not closed? ({error})"
+            ) from error
+    return sum(len(part.encode("utf-8", "surrogateescape")) for part in lines[:whole])
 
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, unless the file ends: Arrow takes no block in which no line ends."""
-        self._make_ready(len(buffer))
-        part, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
-        buffer[: len(part)] = part
-        self.quotes += part.count(b'"')
-        return len(part)
 
-    def is_empty(self) -> bool:
-        """Whether there is nothing more to read."""
-        self._make_ready(1)
-        return not self._ready
-
-    def _make_ready(self, size: int) -> None:
-        raw = b"more"
-        while raw and len(self._ready) < size:
-            raw = self._file.read(max(size, _HEAD))
-            text = self._held + (raw if self._decoder is None else self._decoder.decode(raw, not raw).encode())
-            if self._squeeze:
-                text = squeezed(text.lstrip() if self._is_new else text)
-                self._is_new = False
-            ready = text.rstrip(b" \t\r\n" if self._squeeze else b"\r\n")
-            self._held = text[len(ready) :]
-            while self._skip and ready:  # "\r\n" is in one piece, as line ends at the end of ready are held back
-                _, end, ready = re.split(rb"(\r\n|\r|\n|$)", ready, maxsplit=1)
-                self._skip -= bool(end)
-            self._ready += ready
+def _pieces(file: BinaryIO, dialect: Dialect, size: int) -> Iterator[bytes]:
+    """The bytes of a file as UTF-8, from the first row of data to the last, none of them empty."""
+    decoder = codecs.getincrementaldecoder(dialect.encoding)("replace") if dialect.encoding != "utf-8" else None
+    blank = b" \t\r\n" if dialect.sep == " " else b"\r\n"
+    held, skip, raw = b"", dialect.skip, b"more"  # held: blank space that may be the last
+    is_first = True
+    while raw:
+        raw = file.read(size)
+        text = held + (raw if decoder is None else decoder.decode(raw, not raw).encode())
+        if dialect.sep == " ":
+            text, is_first = squeezed(text.lstrip() if is_first else text), False
+        ready = text.rstrip(blank)
+        held = text[len(ready) :]
+        while skip and ready:  # "\r\n" is in one piece, as line ends at the end of ready are held back
+            _, end, ready = re.split(rb"(\r\n|\r|\n|$)", ready, maxsplit=1)
+            skip -= bool(end)
+        if ready:
+            yield ready
 
 
 def _head(path: Path, file: BinaryIO) -> tuple[bytes, bool]:
@@ -285,8 +278,6 @@ def _head(path: Path, file: BinaryIO) -> tuple[bytes, bool]:
 def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
-    except csv.Error as error:
-        raise TableError(f"{path}: not a table as text ({error})") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise TableError(f"{path}: truncated, damaged or not a gzip file ({error})") from error
 
@@ -302,7 +293,10 @@ def write_delimited(file_of: FileOf, separators: str, path: Path, columns: list[
 
     with file_of(path, "wb") as file:
         header = io.StringIO()
-        csv.writer(header, delimiter=separators[0], lineterminator="\n").writerow(columns)
+        # Names that could be numbers or begin a comment are quoted, and a first line of quotes above none is a header.
+        are_doubtful = any(is_value(name) or name.startswith("#") for name in columns)
+        quoting: Literal[0, 1] = csv.QUOTE_ALL if are_doubtful else csv.QUOTE_MINIMAL
+        csv.writer(header, delimiter=separators[0], lineterminator="\n", quoting=quoting).writerow(columns)
         file.write(header.getvalue().encode())
         options = arrow.WriteOptions(include_header=False, delimiter=separators[0])
 

@@ -16,7 +16,7 @@ from statistics import median
 from .table import Reading, TableError, default_names, listed
 from .text import DATE, MISSING, TRUTHS, grouped
 
-__all__ = ["Dialect", "find", "squeezed"]
+__all__ = ["Dialect", "find", "is_value", "squeezed"]
 
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "space"}
 _ENCODINGS = {
@@ -36,6 +36,8 @@ _ROWS, _CELLS = 1000, 50_000  # that are looked at
 _PLAIN = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.IGNORECASE)
 _WITH_COMMA = re.compile(r"[+-]?(?:\d+,\d*|,\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 _GROUPED = {mark: re.compile(grouped(mark)) for mark in ".,"}
+# A blank line, a comment (but none of Excel's errors, such as #N/A), or Excel's own line on the separator.
+_ABOVE = re.compile(r"(?:[ \t]*|#(?!N/A|[A-Z/0]+[!?])([^\r\n]*)|\"?(?i:sep)=(.)\"?)(?:\r\n|\r|\n)")
 _INTEGER = re.compile(r"[+-]?\d+")
 _VALUE = re.compile(
     "|".join([*(kind.pattern for kind in (_PLAIN, _WITH_COMMA, *_GROUPED.values())), DATE]), re.IGNORECASE
@@ -52,6 +54,7 @@ class Dialect:
         encoding: a codec of Python's.
         sep: the separator of cells; a space stands for any number of spaces and tabs.
         decimal: the decimal mark.
+        is_open: whether no number told the decimal mark.
         skip: lines above the first row of data.
         names: of all columns, by :func:`default_names` where the file has none.
         named: whether the names are the file's own.
@@ -64,6 +67,7 @@ class Dialect:
     encoding: str
     sep: str
     decimal: str
+    is_open: bool
     skip: int
     names: list[str]
     named: bool
@@ -72,7 +76,14 @@ class Dialect:
     notes: list[str]
 
 
-def find(path: Path, head: bytes, is_whole: bool, separators: str, reading: Reading) -> Dialect:
+def find(
+    path: Path,
+    head: bytes,
+    is_whole: bool,
+    separators: str,
+    reading: Reading,
+    columns: Sequence[str] | None,
+) -> Dialect:
     """The dialect of a file that begins with the lines ``head``; ``reading`` has the last word.
 
     Args:
@@ -81,6 +92,7 @@ def find(path: Path, head: bytes, is_whole: bool, separators: str, reading: Read
         is_whole: whether these are all bytes of the file.
         separators: what may separate cells, the usual one of such files first.
         reading: what the caller knows.
+        columns: names that the caller looks for; None for all.
 
     Raises:
         TableError: no text, or no rows.
@@ -91,27 +103,33 @@ def find(path: Path, head: bytes, is_whole: bool, separators: str, reading: Read
     sep = reading.sep or told or _separator(text, is_whole, separators, reading.decimal)
     rows, skip = _rows(text, sep, is_whole)
     if not rows:
-        raise TableError(f"{path}: empty")
+        raise TableError(f"{path}: {'the first row does not end; is a quote not closed?' if text.strip() else 'empty'}")
     first, body = rows[0], rows[1:]
-    if comment is not None and len(head_row := _rows(comment, sep, True)[0]) == 1 and len(head_row[0]) == len(first):
-        first, body, skip = head_row[0], rows, 0
+    above_names = comment is not None and reading.header is not False and _names_in(comment, sep, rows)
+    if above_names:
+        first, body, skip = above_names, rows, 0
     if _lacks_a_name(rows, sep):
         first = ["", *first]
     body = [row for row in body if len(row) == len(first)]
-    header = _is_header(first, body) if reading.header is None else reading.header
+    header = reading.header
+    if header is None:
+        asked_for = bool(columns) and set(columns or ()) <= {cell.strip() for cell in first}
+        header = bool(above_names) or asked_for or _is_quoted(text, sep) or _is_header(first, body)
     if not header:
         body = [first, *body]
     names = [name.strip() for name in first] if header else default_names(len(first))
-    decimal, doubts = _decimal(body) if reading.decimal is None else (reading.decimal, {})
+    decimal, is_open, doubts = _decimal(body) if reading.decimal is None else (reading.decimal, False, {})
     notes = [f"encoding {_ENCODINGS[encoding]}"] if encoding in _ENCODINGS else []
     if sep != separators[0] and reading.sep is None and len(first) > 1:
         notes.append(f"separator {_NAMES.get(sep, repr(sep))}")
     if decimal == "," and reading.decimal is None:
         notes.append("decimal comma")
-    if reading.header is None:
+    if above_names:
+        notes.append(f"the comment above as names ({listed(names)})")
+    elif reading.header is None:
         notes += _on_header(names, header)
     left_out = _left_out(names, body) if header else {}
-    return Dialect(encoding, sep, decimal, above + skip * header, names, header, left_out, doubts, notes)
+    return Dialect(encoding, sep, decimal, is_open, above + skip * header, names, header, left_out, doubts, notes)
 
 
 def squeezed(text: bytes) -> bytes:
@@ -150,7 +168,7 @@ def _lines(head: bytes, is_whole: bool, encoding: str) -> str:
 def _preamble(text: str) -> tuple[str, int, str | None, str | None]:
     """The text below blank lines, comments and Excel's ``sep=;``; the number of such lines; the last comment; sep."""
     above, comment, sep = 0, None, None
-    while line := re.match(r"(?:[ \t]*|#([^\r\n]*)|\"?sep=(.)\"?)(?:\r\n|\r|\n)", text):
+    while line := _ABOVE.match(text):
         text, above = text[line.end() :], above + 1
         comment, sep = line[1] or comment, line[2] or sep
     return text, above, comment, sep
@@ -186,6 +204,8 @@ def _separator(text: str, is_whole: bool, candidates: str, decimal: str | None) 
         rows, _ = _rows(text, sep, is_whole, 100)
         if sep == decimal or not rows:
             continue
+        if sep == " " and any(cell.endswith((",", ";")) for cell in rows[0][:-1]):
+            continue  # of a, b the comma is the separator, even where "1," could be a number
         body = rows[1:] or rows
         width = len(rows[0]) + _lacks_a_name(rows, sep)
         if width > 1:
@@ -193,12 +213,12 @@ def _separator(text: str, is_whole: bool, candidates: str, decimal: str | None) 
         if any(len(row) != width for row in body):
             continue
         columns = list(zip(*body, strict=True))
-        words = sum(not all(map(_is_value, column)) for column in columns)
+        words = sum(not all(map(is_value, column)) for column in columns)
         others = [other for other in candidates if other not in (sep, " ")]
-        uncut = sum(any(map(cell.__contains__, others)) for row in body for cell in row if not _is_value(cell))
+        uncut = sum(any(map(cell.__contains__, others)) for row in body for cell in row if not is_value(cell))
         # Any character can be said to separate the cells of one column. But where its numbers have decimal commas, the
         # comma does not, and cuts them.
-        is_cut = candidates[0] in rows[0][0] and not _is_value(rows[0][0])
+        is_cut = candidates[0] in rows[0][0] and not is_value(rows[0][0])
         if width == 1 and order > 0 and (words or is_cut):
             continue
         ranks[sep] = (words == width, words, width == 1, uncut, order)
@@ -210,12 +230,12 @@ def _lacks_a_name(rows: Rows, sep: str) -> bool:
     return sep in " \t" and len(rows[0]) > 1 and len(rows) > 1 and all(len(row) == len(rows[0]) + 1 for row in rows[1:])
 
 
-def _decimal(body: Rows) -> tuple[str, dict[int, str]]:
+def _decimal(body: Rows) -> tuple[str, bool, dict[int, str]]:
     """The decimal mark of all numbers, and the cells that leave it open."""
     has_comma = has_point = False
     doubts: dict[int, str] = {}
     for position, column in enumerate(zip(*body, strict=True)):
-        if not all(map(_is_value, column)):
+        if 2 * sum(map(is_value, column)) <= len(column):
             continue
         for cell in map(str.strip, column):
             if "," not in cell and "." not in cell:
@@ -229,54 +249,68 @@ def _decimal(body: Rows) -> tuple[str, dict[int, str]]:
                 has_comma |= with_comma or bool(_WITH_COMMA.fullmatch(cell))
                 has_point |= with_point or bool(_PLAIN.fullmatch(cell))
     if has_comma and not has_point:
-        return ",", {}
-    return ".", {} if has_point else doubts
+        return ",", False, {}
+    return ".", not has_point and not has_comma, {} if has_point else doubts
 
 
 # -- names and columns without data --------------------------------------------------------------------------
 
 
-def _is_value(cell: str) -> bool:
+def is_value(cell: str) -> bool:
     """Whether a cell can be a number, a boolean or a date, or stands for a missing one."""
     cell = cell.strip()
     return bool(_VALUE.fullmatch(cell)) or cell in MISSING or cell in TRUTHS
 
 
+def _names_in(comment: str, sep: str, rows: Rows) -> list[str] | None:
+    """The names in a comment above ``rows``, if it has one for each column and the first row has none."""
+    first = rows[0]
+    if not all(map(is_value, first)) and _is_header(first, [row for row in rows[1:] if len(row) == len(first)]):
+        return None
+    found, _ = _rows(comment, sep, True)
+    return found[0] if len(found) == 1 and len(found[0]) == len(first) else None
+
+
+def _is_quoted(text: str, sep: str) -> bool:
+    """Whether all cells of the first line are quoted and not all of the second: so names are told from numbers."""
+    quoted = re.compile(rf'[ \t]*"[^"\r\n]*"(?:{re.escape(sep)}"[^"\r\n]*")*[ \t]*')
+    lines = re.split(r"\r\n|\r|\n", text, maxsplit=2)
+    return len(lines) > 1 and bool(quoted.fullmatch(lines[0])) and not quoted.fullmatch(lines[1])
+
+
 def _is_header(first: Sequence[str], body: Rows) -> bool:
     columns = [[cell.strip() for cell in column] for column in zip(*body, strict=True)] or [[] for _ in first]
-    are_values = [bool(column) and all(map(_is_value, column)) for column in columns]
-    words = [not _is_value(cell) for cell in first]
+    are_values = [bool(column) and all(map(is_value, column)) for column in columns]
+    words = [not is_value(cell) for cell in first]
     if any(word and values for word, values in zip(words, are_values, strict=True)):
         return True
     if any(words):  # above words alone: a word that comes again is no name, nor is a fraction above numbers
         fractions = ["." in cell and bool(_PLAIN.fullmatch(cell.strip())) for cell in first]
         again = any(word and cell.strip() in column for word, cell, column in zip(words, first, columns, strict=True))
         return not again and not any(part and values for part, values in zip(fractions, are_values, strict=True))
-    if body and not first[0].strip() and _is_count(columns[0]):
-        first, columns = first[1:], columns[1:]
-    return _are_names([cell.strip() for cell in first], columns)
+    has_index = bool(body) and not first[0].strip() and (_is_count(columns[0]) or not any(map(is_value, columns[0])))
+    return _are_names([cell.strip() for cell in first[has_index:]], columns[has_index:], has_index)
 
 
-def _are_names(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
+def _are_names(first: Sequence[str], columns: Sequence[Sequence[str]], has_index: bool) -> bool:
     """Whether the whole numbers ``first`` name the columns below: years, or 0, 1, 2, ... above long fractions."""
-    if not first or not all(map(_INTEGER.fullmatch, first)) or not all(columns):
+    cells = [cell for column in columns for cell in column if cell not in MISSING]
+    if not cells or not all(map(_INTEGER.fullmatch, first)):
         return False
     numbers = [int(cell) for cell in first]
-    if len({after - before for before, after in pairwise(numbers)}) > 1 or len(set(numbers)) < len(numbers):
-        return False
-    cells = [cell for column in columns for cell in column if cell not in MISSING]
-    if not cells:
-        return False
     are_fractions = not any(map(_INTEGER.fullmatch, cells))
-    if all(1900 <= number <= 2100 for number in numbers) and (are_fractions or len(numbers) > 1):
-        return all(map(_is_outside, numbers, columns))
-    # A program that writes so many digits writes 0 as 0.0.
-    return are_fractions and len(numbers) > 1 and median(map(len, cells)) >= 9
+    if all(1900 <= number <= 2100 for number in numbers):
+        steps = {after - before for before, after in pairwise(numbers)}
+        are_even = len(steps) == 1 and 0 not in steps
+        return (are_even or (len(numbers) == 1 and are_fractions)) and all(map(_is_outside, numbers, columns))
+    counts = numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    # A program that writes so many digits writes 0 as 0.0. Two numbers may still be where a simulation begins.
+    return counts and (len(numbers) > 2 or has_index) and are_fractions and median(map(len, cells)) >= 9
 
 
 def _is_outside(number: int, column: Sequence[str]) -> bool:
     values = [float(cell.replace(",", ".")) for cell in column if _PLAIN.fullmatch(cell) or _WITH_COMMA.fullmatch(cell)]
-    return bool(values) and not min(values) <= number <= max(values)
+    return bool(values) and not min(values) <= number <= max(values) and not all(1900 <= v <= 2100 for v in values)
 
 
 def _is_count(column: Sequence[str]) -> bool:
@@ -288,7 +322,7 @@ def _on_header(names: Sequence[str], header: bool) -> list[str]:
     if not header:
         return [f"no header, so the columns are {listed(names)}"]
     given = [name for name in names if name]
-    if all(map(_is_value, given)):
+    if any(map(is_value, given)):
         return [f"the first line as names ({listed(given)})"]
     return []
 
@@ -299,7 +333,7 @@ def _left_out(names: Sequence[str], body: Rows) -> dict[int, str]:
     if len(names) < 2 or not columns:
         return left_out
     if names[0] in ("", "Unnamed: 0"):  # pandas writes the second name when it writes what it read as the first
-        words = not any(map(_is_value, columns[0]))
+        words = not any(map(is_value, columns[0]))
         if words or _is_count(columns[0]):
             left_out[0] = f"without the first column, which {'names' if words else 'counts'} the rows"
     if not names[-1] and not any(columns[-1]):

@@ -111,24 +111,26 @@ def choose(
     """
     if columns is None:
         chosen = [position for position in range(len(names)) if position not in set(left_out)]
+        firsts = {name: position for position, name in reversed(list(enumerate(names)))}
         for position in chosen:
-            _check_name(path, names, position)
+            _check_name(path, names[position], firsts[names[position]], position)
         return chosen
-    if not named and len(columns) == len(names):
+    if not named and len(columns) == len(names) and not set(columns) & set(names):
         return list(range(len(names)))
+    positions: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        positions.setdefault(name, []).append(position)
     for name in columns:
-        if names.count(name) != 1:
-            found = "no column" if name not in names else "more than one column"
-            raise TableError(f"{path}: {found} {name!r}; the columns are {listed(names)}")
-    return [names.index(name) for name in columns]
+        if len(found := positions.get(name, [])) != 1:
+            what = "more than one column" if found else "no column"
+            raise TableError(f"{path}: {what} {name!r}; the columns are {listed(names)}")
+    return [positions[name][0] for name in columns]
 
 
-def _check_name(path: Path, names: Sequence[str], position: int) -> None:
-    name = names[position]
+def _check_name(path: Path, name: str, first: int, position: int) -> None:
     advice = "give every column a name of its own, or choose columns with --column"
     if not name:
         raise TableError(f"{path}: column {position + 1} has no name; {advice}")
-    first = names.index(name)
     if first != position:
         raise TableError(f"{path}: columns {first + 1} and {position + 1} are both named {name!r}; {advice}")
 

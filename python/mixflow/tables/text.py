@@ -13,6 +13,7 @@ __all__ = ["DATE", "MISSING", "TRUTHS", "Column", "grouped"]
 # What stands for a missing value in files of Excel, R, SAS, SQL, pandas and the UCI repository.
 MISSING = (
     *("", "?", "-", ".", "NA", "N/A", "n/a", "#N/A", "<NA>"),
+    *("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!"),
     *("NaN", "nan", "NAN", "-nan", "NULL", "Null", "null", "None", "none"),
 )
 TRUTHS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -27,7 +28,8 @@ _MINUS = "\u2212"
 def grouped(decimal: str) -> str:
     """A regular expression for numbers whose thousands are separated, by characters other than ``decimal``."""
     other = "," if decimal == "." else "."
-    return rf"[+-]?[1-9]\d{{0,2}}(?:[{other}{_SPACES}]\d{{3}})+(?:{re.escape(decimal)}\d*)?"
+    groups = "|".join(rf"(?:{re.escape(mark)}\d{{3}})+" for mark in other + _SPACES)  # one mark in the whole number
+    return rf"[+-]?[1-9]\d{{0,2}}(?:{groups})(?:{re.escape(decimal)}\d*)?"
 
 
 class Column:
@@ -42,8 +44,8 @@ class Column:
 
     """
 
-    def __init__(self, name: str, decimal: str, notes: list[str]) -> None:
-        self.name, self.decimal, self.notes = name, decimal, notes
+    def __init__(self, name: str, decimal: str, notes: list[str], is_open: bool = False) -> None:
+        self.name, self.decimal, self.notes, self.is_open = name, decimal, notes, is_open
         self._kind: str | None = None
 
     def values(self, cells: Any) -> NDArray[np.float64]:
@@ -69,12 +71,15 @@ class Column:
         """The position of the first of ``cells`` that :meth:`values` refuses."""
         import pyarrow
 
-        for position in range(len(cells) - 1):
+        good, bad = 0, len(cells)  # the first `good` cells are taken, the first `bad` are not
+        while bad - good > 1:
+            middle = (good + bad) // 2
             try:
-                self.values(cells.slice(position, 1))
+                self.values(cells.slice(good, middle - good))
+                good = middle
             except pyarrow.ArrowInvalid:
-                return position
-        return len(cells) - 1
+                bad = middle
+        return good
 
     def _tidied(self, cells: Any) -> NDArray[np.float64]:
         import pyarrow
@@ -97,10 +102,13 @@ class Column:
         raise pyarrow.ArrowInvalid
 
     def _numbers(self, cells: Any) -> NDArray[np.float64]:
+        import pyarrow
         from pyarrow import compute
 
         cells = compute.replace_substring(cells, _MINUS, "-")
         has_groups = compute.match_substring_regex(cells, f"^{grouped(self.decimal)}$")
+        if self.is_open and compute.any(compute.match_substring_regex(cells, r"^[+-]?[1-9]\d{0,2},\d{3}$")).as_py():
+            raise pyarrow.ArrowInvalid
         other = "," if self.decimal == "." else "."
         joined = compute.replace_substring_regex(cells, f"[{other}{_SPACES}]", "")
         values = _floats(compute.if_else(has_groups, joined, cells), self.decimal)

@@ -104,8 +104,8 @@ def choose(
         path: the file, for messages.
         names: of all columns in the file; by :func:`default_names` where the file has none.
         named: whether the names are the file's own.
-        columns: the names that the caller wants, in this order; None for all but ``left_out``. A file without names is
-            taken to hold just these columns if their number is right.
+        columns: the names that the caller wants, in this order; None for all but ``left_out``. A file without names that
+            has other columns than these, but as many, is taken to hold these.
         left_out: the positions of columns that are read only if they are asked for.
 
     """
@@ -115,7 +115,7 @@ def choose(
         for position in chosen:
             _check_name(path, names[position], firsts[names[position]], position)
         return chosen
-    if not named and len(columns) == len(names) and not set(columns) & set(names):
+    if not named and len(columns) == len(names) and not set(columns) <= set(names):
         return list(range(len(names)))
     positions: dict[str, list[int]] = {}
     for position, name in enumerate(names):

@@ -100,8 +100,8 @@ def iter_table(
     Args:
         path: the file.
         columns: the names of the columns to read, in this order; the others may hold anything. By default,
-            all. The columns of a file without names are x1, x2, ...; if it has other ones than these, but as many, it is
-            taken to hold these.
+            all. The columns of a file without names are x1, x2, ...; if it has other ones than these, but as many, it
+            is taken to hold these.
         rows: the number of rows in a chunk, at most.
         reading: what is known about the file, and what happens to missing values.
 

@@ -104,8 +104,8 @@ def choose(
         path: the file, for messages.
         names: of all columns in the file; by :func:`default_names` where the file has none.
         named: whether the names are the file's own.
-        columns: the names that the caller wants, in this order; None for all but ``left_out``. A file without names that
-            has other columns than these, but as many, is taken to hold these.
+        columns: the names that the caller wants, in this order; None for all but ``left_out``. A file without names
+            that has other columns than these, but as many, is taken to hold these.
         left_out: the positions of columns that are read only if they are asked for.
 
     """

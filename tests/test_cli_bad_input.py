@@ -60,6 +60,24 @@ def folder(tmp_path, fitted):
 BAD_INPUT = {
     "missing data": ("fit none.csv --out new", "none.csv: no such file"),
     "empty": ("fit empty.csv --out new", "empty.csv: empty"),
+    "model over its table": ("fit data.csv --out data.csv", "--out: expected another file than DATA, got 'data.csv'"),
+    "checkpoint over the table": (
+        "fit data.csv --checkpoint data.csv --out new",
+        "--checkpoint: expected another file",
+    ),
+    "checkpoint and model": (
+        "fit data.csv --checkpoint new --out new",
+        "--out: expected another file than --checkpoint",
+    ),
+    "scores over the table": ("score model.safetensors data.csv --out ./data.csv", "--out: expected another file than"),
+    "samples over their contexts": (
+        "sample weather.safetensors -n 1 --context weather.csv --out weather.csv",
+        "--out: expected another file than --context",
+    ),
+    "two supports": (
+        "fit two.csv --support a=positive --support a=0:9 --out new",
+        "--support: expected one for each column, got two for 'a'",
+    ),
     "ragged": ("fit ragged.csv --out new", "ragged.csv, line 3: expected 2 cells"),
     "word": ("fit word.csv --out new", "word.csv, line 3, column 'length': .* got 'two'"),
     "blank cell": ("fit blank.csv --column length --out new", "line 3, column 'length': .*a blank cell"),

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 import mixflow
 from commands import WEATHER, column, command, run, weather, weather_in, write_csv
+from mixflow import History, transforms
 from mixflow.cli import fit as fit_command
 from mixflow.cli import main, roles
 from mixflow.gaussian import gaussian
@@ -525,3 +526,32 @@ def test_ctrl_c_saves_the_best_so_far(tmp_path):
     assert process.returncode == 130
     assert rest.decode().splitlines()[-1] == "interrupted; saved the best weights so far to m.safetensors"
     assert mixflow.load(tmp_path / "m.safetensors").notes["history"]["interrupted"]
+
+
+def test_ctrl_c_before_the_first_weights_leaves_an_older_model(tmp_path, capsys, monkeypatch):
+    write_csv(tmp_path / "data.csv", column())
+    (tmp_path / "m").write_bytes(b"an older model")
+
+    def interrupted(*_, **__):
+        return History(interrupted=True)
+
+    monkeypatch.setattr(fit_command, "fit", interrupted)
+    assert command(f"fit {tmp_path}/data.csv --out {tmp_path}/m --quiet") == 130
+    assert capsys.readouterr().err == "mixflow: interrupted\n"
+    assert (tmp_path / "m").read_bytes() == b"an older model"
+
+
+def test_a_model_of_images_goes_on(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 1, 3, 3))
+    flow = mixflow.flows.Flow(transforms.Compose(transforms.Reshape((1, 3, 3), (9,)), transforms.MixtureCDF(9, 2)))
+    mixflow.fit(flow, x, epochs=1, progress=False)
+    mixflow.save(flow, tmp_path / "old")
+    np.save(tmp_path / "data.npy", x.reshape(60, 9))
+    assert command(f"fit {tmp_path}/data.npy --init {tmp_path}/old --out {tmp_path}/new --epochs 1") == 0
+    assert mixflow.load(tmp_path / "new").event_shape == (1, 3, 3)
+
+
+def test_steps_of_float32_columns_are_found(tmp_path):
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(20, 3, 400).round(1).astype(np.float32))
+    assert command(f"fit {tmp_path}/data.npy --out {tmp_path}/m --epochs 1 --quiet --resolution auto") == 0
+    assert mixflow.load(tmp_path / "m").notes["resolution"] == [0.1]

@@ -165,3 +165,12 @@ def test_dropped_rows_keep_their_place(tmp_path, capsys):
         f"saved 4 rows to {tmp_path}/there.npy",
     ]
     assert np.isnan(np.load(tmp_path / "there.npy")).tolist() == [[False] * 2, [True] * 2] * 2
+
+
+def test_transport_counts_the_rows_of_density_zero(tmp_path, capsys):
+    for name in "ab":
+        mixflow.save(mixflow.flows.univariate(2, support="positive"), tmp_path / name)
+    (tmp_path / "data.csv").write_text("x\n1.5\n-2\n0.5\n")
+    assert command(f"transport {tmp_path}/a {tmp_path}/b {tmp_path}/data.csv --out {tmp_path}/out.npy") == 0
+    assert f"1 of 3 rows have density zero; they are nan in {tmp_path}/out.npy" in capsys.readouterr().out
+    assert np.isnan(np.load(tmp_path / "out.npy")).ravel().tolist() == [False, True, False]

@@ -1,7 +1,10 @@
 """``mixflow score`` as a user runs it: columns by name, weights, odd rows, sums, memory."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -320,3 +323,36 @@ def test_sums_that_are_not_finite_are_those_of_fsum(case, apart):
             return repr(error)
 
     assert outcome(lambda: total_of(chunks_of(values, 7000))) == outcome(lambda: math.fsum(values))
+
+
+def test_a_model_without_names_finds_the_names_that_sample_writes(tmp_path, capsys):
+    flow = mixflow.flows.autoregressive(2, context=1, layers=1, seed=0)
+    mixflow.save(flow, tmp_path / "m")
+    values = np.random.default_rng(0).normal(size=(9, 3))
+    write_csv(tmp_path / "straight.csv", values, "x1,x2,c1")
+    write_csv(tmp_path / "turned.csv", values[:, [2, 1, 0]], "c1,x2,x1")
+    said = []
+    for name in ("straight", "turned"):
+        assert command(f"score {tmp_path}/m {tmp_path}/{name}.csv") == 0
+        said.append(capsys.readouterr().out.splitlines()[-1])
+    assert said[0] == said[1]
+
+
+def test_a_name_that_stdout_cannot_show_ends_no_command(tmp_path):
+    mixflow.save(mixflow.flows.univariate(2), tmp_path / "m")
+    (tmp_path / "n\u00f6.csv").write_text("1.5;2\n0.5;3\n")
+    arguments = ["-m", "mixflow", "score", "m", "n\u00f6.csv", "--sep", ","]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    (tmp_path / "n\u00f6.csv").write_text("1.5\n0.5\n")
+    result = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("n\\xf6.csv: no header")
+    assert result.stdout.splitlines()[-1].startswith("mean log_prob: ")
+
+
+def test_a_reader_of_stdout_that_goes_away_is_no_error(tmp_path):
+    arguments = [sys.executable, "-m", "mixflow", "info"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

@@ -710,3 +710,11 @@ def test_a_checkpoint_of_another_flow_put_together_by_hand_is_refused(tmp_path, 
     mixflow.fit(by_hand("tied"), data, **options)
     with pytest.raises(ValueError, match=r"checkpoint: .* is of a run with (flow|base) = "):
         mixflow.fit(by_hand(name, base), data, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_masked_networks_of_every_dtype_work_once_loaded(tmp_path, dtype):
+    flow = mixflow.flows.autoregressive(2, layers=1, hidden=(4,), seed=0).to(dtype)
+    mixflow.save(flow, tmp_path / "m")
+    x = torch.tensor([[0.5, -1.0]], dtype=dtype)
+    assert torch.equal(mixflow.load(tmp_path / "m").log_prob(x), flow.eval().log_prob(x))

@@ -401,7 +401,7 @@ class _MaskedLinear(nn.Linear):
 
     def masked(self) -> Tensor:
         """The weights, 0 where an output does not see an input."""
-        return self.weight * self.mask
+        return self.weight * self.mask.to(self.weight.dtype)  # mixflow.load puts in weights of another dtype
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear(input, self.masked(), self.bias)

@@ -233,16 +233,25 @@ def _step(values: Tensor) -> float:
     """
     if len(values) < 2:
         return 0.0
+    step = _step_in(values, torch.float64)
+    # 0.1 in float32 is another number than in float64: a file or the caller may have rounded the values to float32.
+    return step or (_step_in(values, torch.float32) if bool((values == values.float()).all()) else 0.0)
+
+
+def _step_in(values: Tensor, dtype: torch.dtype) -> float:
+    """As :func:`_step`, of ``values`` that ``dtype`` has rounded."""
     from_first = values - values[0]
     # Of decimal numbers, such as multiples of 0.1, differences are rounded at the size of the values.
-    rounding = 8.0 * torch.finfo(values.dtype).eps * float(values.abs().max())
+    rounding = 8.0 * torch.finfo(dtype).eps * float(values.abs().max())
     differences = values.diff()
     smallest = float(differences[differences > rounding].min()) if bool((differences > rounding).any()) else 0.0
     if smallest == 0.0:
         return 0.0
     power = math.floor(math.log10(smallest * (1.0 + 1e-9)))
-    for step in (smallest, *(10.0 ** (power - down) for down in range(3))):
-        if float(from_first[-1]) / step > 1e9:
+    written = [float(f"{smallest:.{digits}g}") for digits in (2, 3)] if dtype == torch.float32 else []
+    for step in (*written, smallest, *(10.0 ** (power - down) for down in range(3))):
+        # So many steps, or steps so small, fit any values.
+        if float(from_first[-1]) / step > 1e9 or (dtype == torch.float32 and rounding > 0.05 * step):
             break
         exact = from_first / step
         if float((exact - exact.round()).abs().max()) * step <= rounding + 1e-6 * step:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -26,11 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if unknown:
         _refuse(parser, unknown)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no command
     try:
+        _check_overwriting(arguments)
         status: int = arguments.run(arguments)
+        if sys.stdout:
+            sys.stdout.flush()  # so that an error is reported here
     except KeyboardInterrupt:
         print("mixflow: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read stdout, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as shells have it
     except OSError as error:
         report(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return 2
@@ -41,6 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(next(iter(str(error).strip().splitlines()), "out of memory"))
         return 2
     return status
+
+
+def _check_overwriting(arguments: argparse.Namespace) -> None:
+    """ValueError if a file that is written is a table that is read, or if two of them are one file."""
+    options = {"data": "DATA", "context": "--context", "checkpoint": "--checkpoint", "out": "--out"}
+    taken: dict[str, str] = {}
+    for name, option in options.items():
+        given = getattr(arguments, name, None)
+        if not isinstance(given, str) or not given:  # --context of fit is a list of names
+            continue
+        path = os.path.realpath(given)
+        if path in taken:
+            raise ValueError(f"{option}: expected another file than {taken[path]}, got {given!r} for both")
+        taken[path] = option
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -21,11 +21,11 @@ from ..flows.start import ONE_GAUSSIAN
 from ..model_file import load, save
 from ..parallel import process_rank
 from ..split import HELD_OUT
-from ..tables import Reading, map_table
+from ..tables import Reading, listed, map_table
 from ..train import History, fit
 from .baseline import one_gaussian
 from .roles import Roles
-from .shared import Notes, add_table, listed, reading_of, request
+from .shared import Notes, add_table, reading_of, request
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 
@@ -158,8 +158,11 @@ def run(arguments: argparse.Namespace) -> int:
             size = f"{_count(roles.columns)} and {len(table.values):,} rows"
             print(f"flow: {_name(arguments, roles, len(table.values))}, for {size}; --flow chooses another")
     data, context, weights = roles.parts(table)
+    data = data.reshape(len(data), *flow.event_shape)  # images
     options = _fit_options(arguments, flow)
     history = _fitted(flow, data, context, weights, options, not arguments.quiet)
+    if history.interrupted and history.kept is None and not history.lr:
+        raise KeyboardInterrupt  # before the first weights worth keeping; a model at --out stays as it was
     if first:
         flow.notes["history"] = history.to_dict()
         save(flow, arguments.out)
@@ -176,7 +179,7 @@ def _fitted(flow: Flow, data: Any, context: Any, weights: Any, options: dict[str
         warnings.simplefilter("always", RuntimeWarning)
         history = fit(flow, data, context=context, weights=weights, progress=progress, **options)
     for warning in caught:
-        print(f"mixflow: warning: {warning.message}", file=sys.stderr)
+        print(f"mixflow: warning: {_in_options(str(warning.message))}", file=sys.stderr)
     return history
 
 
@@ -193,9 +196,14 @@ def _summary(flow: Flow, history: History, roles: Roles, judged: str) -> str:
     notes = [*history.notes[:1], *notes, *history.notes[1:]]
     lines = [f"{len(history.lr)} epochs in {sum(history.seconds):.1f} s; kept {kept}", *(f"- {note}" for note in notes)]
     summary = "\n".join([*lines, *[judged] * bool(judged)])
+    return _in_options(summary)
+
+
+def _in_options(text: str) -> str:
+    """``text`` with the options of the command in place of Python's arguments."""
     for of_python, of_command in _IN_OPTIONS.items():
-        summary = summary.replace(of_python, of_command)
-    return summary
+        text = text.replace(of_python, of_command)
+    return text
 
 
 def _judged(flow: Flow, history: History, data: Any, context: Any, weights: Any, options: dict[str, Any]) -> str:
@@ -314,6 +322,8 @@ def _support(given: Sequence[str] | None, columns: Sequence[str]) -> list[Any] |
     supports: dict[str, Any] = {}
     for option in given or []:
         name, _, value = option.rpartition("=")
+        if name in supports:
+            raise ValueError(f"--support: expected one for each column, got two for {name!r}")
         if name not in columns:
             raise ValueError(f"--support: expected NAME=positive or NAME=LOW:HIGH of a column, got {option!r}")
         ends = ["0", ""] if value == "positive" else value.split(":")

@@ -59,13 +59,17 @@ def _parsers(parser: argparse.ArgumentParser) -> Sequence[argparse.ArgumentParse
     return [parser, *(command for action in found for command in action.choices.values())]
 
 
+_EXAMPLES = """example:
+  mixflow fit data.csv --out model.safetensors
+  mixflow sample model.safetensors -n 1000 --out samples.csv"""
+
+
 def build_parser() -> Parser:
     """The parser of the whole command line; ``run`` among its results is the function of the chosen command."""
     parser = Parser(
         prog="mixflow",
         description="Normalizing flows built from mixture CDFs: fit a density to a table, score rows, draw new ones.",
-        epilog="example:\n  mixflow fit data.csv --out model.safetensors\n  mixflow sample model.safetensors -n 1000 --out "
-        "samples.csv\n\nEach command has a --help of its own, with an example.",
+        epilog=f"{_EXAMPLES}\n\nEach command has a --help of its own, with an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mixflow {mixflow.__version__}")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..flows import Flow
-from ..tables import Reading, Table, TableError, columns_of
-from .shared import Names, has_column, listed, numbered, own_columns, positions_of, usual_columns
+from ..tables import Reading, Table, TableError, columns_of, listed
+from .shared import Names, has_column, numbered, own_columns, positions_of, usual_columns
 
 __all__ = ["Roles"]
 

@@ -15,9 +15,9 @@ from ..checks import check_integer, check_seed
 from ..files import check_space, check_writable
 from ..flows import Flow
 from ..model_file import load
-from ..tables import TableError, check_extension, columns_of, count_rows, iter_table, table_writer
+from ..tables import TableError, check_extension, columns_of, count_rows, iter_table, listed, table_writer
 from .passes import PART, array_of, progress_bar, threads_for
-from .shared import TABLE, Names, Notes, add_reading, listed, positions_of, reading_of, request
+from .shared import TABLE, Names, Notes, add_reading, positions_of, reading_of, request
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..flows import Flow, like
-from ..tables import Reading, Table, TableError, columns_of, iter_table, read_table
+from ..tables import NoColumn, Reading, Table, TableError, columns_of, iter_table, listed, read_table
 from .passes import PART
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "add_reading",
     "add_table",
     "has_column",
-    "listed",
     "numbered",
     "own_columns",
     "positions_of",
@@ -36,7 +35,6 @@ __all__ = [
 
 TABLE = "a .csv, .csv.gz, .tsv, .npy or .parquet file"
 _WORDS = {"tab": "\t", r"\t": "\t", "space": " "}
-_SHOWN = 6  # names in a message
 
 
 # -- options -------------------------------------------------------------------------------------------------
@@ -57,7 +55,9 @@ def add_reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sep", type=_separator, metavar="C", help="what separates cells: a character, tab or space (default: found)"
     )
-    group.add_argument("--decimal", choices=(".", ","), help="the decimal mark (default: found)")
+    group.add_argument(
+        "--decimal", choices=(".", ","), metavar="MARK", help="the decimal mark, a point or a comma (default: found)"
+    )
     group.add_argument(
         "--header",
         action=argparse.BooleanOptionalAction,
@@ -153,7 +153,8 @@ def own_columns(flow: Flow, path: str, reading: Reading, weight: str | None) -> 
     wanted = flow.features + len(names.context)
     found = names.columns + names.context
     if not names.given:
-        found = [name for name in columns_of(path, reading) if name != weight]
+        here = [name for name in columns_of(path, reading) if name != weight]
+        found = found if sorted(here) == sorted(found) else here
     if len(found) != wanted:
         raise ValueError(f"{path}: expected {wanted} column(s), got {listed(found)}")
     if weight in found:
@@ -183,8 +184,10 @@ def has_column(path: str, name: str, reading: Reading) -> bool:
     """Whether a table has a column of that name; also True where reading it is an error of another kind."""
     try:
         return next(iter_table(path, [name], 1, replace(reading, na="keep"))).columns == [name]
-    except TableError as error:
-        return "no column" not in str(error)
+    except NoColumn:
+        return False
+    except TableError:
+        return True
 
 
 def positions_of(table: Table, wanted: Sequence[str]) -> list[int]:
@@ -192,11 +195,6 @@ def positions_of(table: Table, wanted: Sequence[str]) -> list[int]:
     if set(wanted) <= set(table.columns):
         return [table.columns.index(name) for name in wanted]
     return list(range(len(wanted)))
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message: the first few of many."""
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 # -- rows ----------------------------------------------------------------------------------------------------

@@ -6,16 +6,17 @@ import argparse
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..files import check_writable
 from ..flows import Flow, like, transport
 from ..model_file import load
-from ..tables import check_extension, count_rows, table_writer
+from ..tables import check_extension, count_rows, listed, table_writer
 from ..transforms import Transform
 from .passes import array_of, progress_bar, threads_for
-from .shared import TABLE, Names, Part, Source, add_table, listed, reading_of
+from .shared import TABLE, Names, Part, Source, add_table, reading_of
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 
@@ -46,19 +47,21 @@ def run(arguments: argparse.Namespace) -> int:
     carry, names = transport(source.to(dtype), target.to(dtype)), Names.of(target)
     # A dropped row keeps its place.
     table = Source(arguments.data, source, reading_of(arguments, "keep" if arguments.na == "drop" else None))
-    rows = dropped = 0
+    rows = dropped = outside = 0
     bar_of_rows = progress_bar(count_rows(arguments.data))
     with threads_for(source), table_writer(arguments.out, names.written) as write, bar_of_rows as bar:
         for part in table:
-            write(
-                names.arranged(_carried(carry, part, dtype), None if part.context is None else array_of(part.context))
-            )
+            image = _carried(carry, part, dtype)
+            write(names.arranged(image, None if part.context is None else array_of(part.context)))
+            outside += int((np.isnan(image).any(axis=1) & ~part.missing).sum())
             rows, dropped = rows + len(part.missing), dropped + int(part.missing.sum())
             bar.update(len(part.missing))
     table.finish()
     if dropped:
         place = f"they are nan in {arguments.out}"
         print(f"{arguments.data}: without {dropped} of {rows} rows, which lack a value; {place}")
+    if outside:
+        print(f"{arguments.data}: {outside} of {rows} rows have density zero; they are nan in {arguments.out}")
     print(f"saved {rows} rows to {arguments.out}")
     return 0
 

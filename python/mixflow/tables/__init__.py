@@ -20,9 +20,10 @@ from ..files import PathLike, replace_file
 from .delimited import open_delimited, packed, plain, write_delimited
 from .npy import map_columns, open_npy, write_npy
 from .parquet import open_parquet, write_parquet
-from .table import Append, Opened, Reading, Table, TableError
+from .table import Append, NoColumn, Opened, Reading, Table, TableError, listed
 
 __all__ = [
+    "NoColumn",
     "Reading",
     "Table",
     "TableError",
@@ -30,6 +31,7 @@ __all__ = [
     "columns_of",
     "count_rows",
     "iter_table",
+    "listed",
     "map_table",
     "read_table",
     "table_writer",

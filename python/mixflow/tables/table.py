@@ -10,7 +10,18 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Append", "Opened", "Reading", "Table", "TableError", "choose", "default_names", "listed", "no_number"]
+__all__ = [
+    "Append",
+    "NoColumn",
+    "Opened",
+    "Reading",
+    "Table",
+    "TableError",
+    "choose",
+    "default_names",
+    "listed",
+    "no_number",
+]
 
 Append: TypeAlias = Callable[[NDArray[Any]], None]  # writes one chunk of rows (n, D)
 
@@ -19,6 +30,10 @@ SHOWN = 10  # names in a message
 
 class TableError(ValueError):
     """A file that does not hold a table of finite numbers; the message says where and what was found."""
+
+
+class NoColumn(TableError):
+    """A column that is asked for and is not in the file."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +137,8 @@ def choose(
         positions.setdefault(name, []).append(position)
     for name in columns:
         if len(found := positions.get(name, [])) != 1:
-            what = "more than one column" if found else "no column"
-            raise TableError(f"{path}: {what} {name!r}; the columns are {listed(names)}")
+            kind, what = (TableError, "more than one column") if found else (NoColumn, "no column")
+            raise kind(f"{path}: {what} {name!r}; the columns are {listed(names)}")
     return [positions[name][0] for name in columns]
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import mixflow
 from commands import command, fitted_in, run, weather_in, write_csv
-from mixflow.cli import fit, roles, score, shared
+from mixflow.cli import fit, names, roles, score, source
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,7 @@ def test_a_file_that_may_not_be_read_is_one_line(folder, capsys, monkeypatch, te
         raise PermissionError(13, "Permission denied", "data.csv")
 
     monkeypatch.chdir(folder)
-    for module in (shared, fit, roles, score):
+    for module in (names, source, fit, roles, score):
         for name in {"columns_of", "iter_table", "map_table", "count_rows"} & set(vars(module)):
             monkeypatch.setattr(module, name, forbidden)
     assert command(text) == 2

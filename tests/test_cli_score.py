@@ -12,7 +12,7 @@ import torch
 
 import mixflow
 from commands import WEATHER, column, command, fitted_in, run, weather, weather_in, write_csv
-from mixflow.cli import shared, sums
+from mixflow.cli import source, sums
 from mixflow.cli.sums import Sum
 from mixflow.tables import read_table
 
@@ -196,7 +196,7 @@ def test_rows_of_density_zero_are_counted_and_shown(positive, tmp_path, capsys, 
     write_csv(tmp_path / "data.csv", amounts, "amount")
     inside = mixflow.load(positive).log_prob(torch.tensor([[1.5]], dtype=torch.float64)).item()
     for rows in (7, 1000):
-        monkeypatch.setattr(shared, "PART", rows)
+        monkeypatch.setattr(source, "PART", rows)
         status, said = scored(positive, tmp_path / "data.csv", capsys, "--out", tmp_path / "s.npy")
         assert (status, said.err) == (0, "")
         assert said.out.splitlines()[1:] == [
@@ -269,7 +269,7 @@ def test_scores_do_not_depend_on_chunks(fitted, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sums, "_BLOCK", 64)
     np.save(tmp_path / "data.npy", column())
     for rows in (7, 300, 1000):
-        monkeypatch.setattr(shared, "PART", rows)
+        monkeypatch.setattr(source, "PART", rows)
         out = tmp_path / f"scores{rows}.npy"
         assert command(f"score {fitted}/model.safetensors {tmp_path}/data.npy --out {out}") == 0
         said.append((out.read_bytes(), capsys.readouterr().out.splitlines()[-1]))

@@ -163,8 +163,8 @@ CELLS = {
     "days": (",", ["1970-01-02", "1969-12-31"], [86400, -86400], "dates as seconds since 1970-01-01 in a"),
     "times": (
         ",",
-        ["1970-01-01 00:00:01.5", "1970-01-01T01:00"],
-        [1.5, 3600],
+        ["1970-01-01 00:00:01.5", "1970-01-01T01:00", "1970-01-01 00:00:00.250000999"],
+        [1.5, 3600, 0.25],
         "dates as seconds since 1970-01-01 in a",
     ),
     "time zones": (
@@ -318,6 +318,7 @@ REFUSED = {
     "boolean among numbers": ("a,b\n1,1\ntrue,1\n", "line 3, column 'a': .* got 'true'"),
     "number among booleans": ("a,b\ntrue,1\n2,1\n", "line 3, column 'a': .* got '2'"),
     "date among numbers": ("a,b\n1,1\n2020-01-01,1\n", "line 3, column 'a': .* got '2020-01-01'"),
+    "German dates": ("t,b\n31.12.2020,2\n", "line 2, column 't': .* got '31.12.2020'; dates are read as 2020-01-31"),
     "no such day": ("a,b\n2020-02-30,1\n", "line 2, column 'a': .* got '2020-02-30'"),
     "binary": (b"1,2" + bytes(40), "expected text, got binary data"),
     "Excel's workbook": (b"PK\x03\x04" + bytes(40), "expected text, got a zip archive, as Excel's workbooks are; save"),

@@ -24,14 +24,16 @@ from ..split import HELD_OUT
 from ..tables import Reading, listed, map_table
 from ..train import History, fit
 from .baseline import one_gaussian
+from .names import request
+from .reading import add_table, reading_of
 from .roles import Roles
-from .shared import Notes, add_table, reading_of, request
+from .source import Notes
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 
 USAGE = "mixflow fit DATA --out MODEL [options]"
 HELP = "fit a flow to a table and save it"
-DETAILS = "Everything but DATA and --out can be left out."
+DETAILS = "All options except --out can be left out."
 EXAMPLE = "mixflow fit weather.csv --context month --context height --out weather.safetensors"
 
 # The recipes that did best on most tables of several columns, of fewer than FEW rows and of more: docs/your-data.md.

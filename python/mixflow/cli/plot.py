@@ -8,7 +8,8 @@ from ..files import check_writable
 from ..history import History
 from ..model_file import load
 from .passes import array_of
-from .shared import Source, add_table, reading_of
+from .reading import add_table, reading_of
+from .source import Source
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..flows import Flow
 from ..tables import Reading, Table, TableError, columns_of, listed
-from .shared import Names, has_column, numbered, own_columns, positions_of, usual_columns
+from .names import Names, has_column, numbered, own_columns, positions_of, usual_columns
 
 __all__ = ["Roles"]
 

@@ -16,8 +16,10 @@ from ..files import check_space, check_writable
 from ..flows import Flow
 from ..model_file import load
 from ..tables import TableError, check_extension, columns_of, count_rows, iter_table, listed, table_writer
+from .names import Names, positions_of, request
 from .passes import PART, array_of, progress_bar, threads_for
-from .shared import TABLE, Names, Notes, add_reading, positions_of, reading_of, request
+from .reading import TABLE, add_reading, reading_of
+from .source import Notes
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 

@@ -17,7 +17,8 @@ from ..flows import Flow
 from ..model_file import load
 from ..tables import check_extension, count_rows, table_writer
 from .passes import array_of, progress_bar, threads_for
-from .shared import TABLE, Part, Source, add_table, reading_of
+from .reading import TABLE, add_table, reading_of
+from .source import Part, Source
 from .sums import Sum
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
@@ -44,9 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_extension(arguments.out)
         check_writable(arguments.out)
     flow = load(arguments.model)
-    # A dropped row keeps its place in --out.
-    reading = reading_of(arguments, "keep" if arguments.na == "drop" else None)
-    source = Source(arguments.data, flow, reading, arguments.weight)
+    source = Source(arguments.data, flow, reading_of(arguments, in_place=True), arguments.weight)
     scores = _Scores(source.names, arguments.weight)
     writer = table_writer(arguments.out, ["log_prob"]) if arguments.out else nullcontext()
     with threads_for(flow), progress_bar(count_rows(arguments.data)) as bar, writer as write:
@@ -57,10 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                 write(log_prob[:, None])
             bar.update(len(log_prob))
         scores.check(arguments.data)
-    source.finish()
-    if scores.dropped:
-        place = f"; they are nan in {arguments.out}" if arguments.out else ""
-        print(f"{arguments.data}: without {scores.dropped} of {scores.rows} rows, which lack a value{place}")
+    source.finish(arguments.out)
     if arguments.out:
         print(f"saved {scores.rows} values to {arguments.out}")
     print(scores.told())

@@ -15,8 +15,10 @@ from ..flows import Flow, like, transport
 from ..model_file import load
 from ..tables import check_extension, count_rows, listed, table_writer
 from ..transforms import Transform
+from .names import Names
 from .passes import array_of, progress_bar, threads_for
-from .shared import TABLE, Names, Part, Source, add_table, reading_of
+from .reading import TABLE, add_table, reading_of
+from .source import Part, Source
 
 __all__ = ["DETAILS", "EXAMPLE", "HELP", "USAGE", "add_options", "run"]
 
@@ -45,24 +47,21 @@ def run(arguments: argparse.Namespace) -> int:
     _check_contexts(source, target)
     dtype = torch.promote_types(like(source).dtype, like(target).dtype)
     carry, names = transport(source.to(dtype), target.to(dtype)), Names.of(target)
-    # A dropped row keeps its place.
-    table = Source(arguments.data, source, reading_of(arguments, "keep" if arguments.na == "drop" else None))
-    rows = dropped = outside = 0
+    table = Source(arguments.data, source, reading_of(arguments, in_place=True))
+    outside = 0
     bar_of_rows = progress_bar(count_rows(arguments.data))
     with threads_for(source), table_writer(arguments.out, names.written) as write, bar_of_rows as bar:
         for part in table:
             image = _carried(carry, part, dtype)
             write(names.arranged(image, None if part.context is None else array_of(part.context)))
             outside += int((np.isnan(image).any(axis=1) & ~part.missing).sum())
-            rows, dropped = rows + len(part.missing), dropped + int(part.missing.sum())
             bar.update(len(part.missing))
-    table.finish()
-    if dropped:
-        place = f"they are nan in {arguments.out}"
-        print(f"{arguments.data}: without {dropped} of {rows} rows, which lack a value; {place}")
+    table.finish(arguments.out)
     if outside:
-        print(f"{arguments.data}: {outside} of {rows} rows have density zero; they are nan in {arguments.out}")
-    print(f"saved {rows} rows to {arguments.out}")
+        print(
+            f"{arguments.data}: {outside:,} of {table.rows:,} rows have density zero; they are nan in {arguments.out}"
+        )
+    print(f"saved {table.rows} rows to {arguments.out}")
     return 0
 
 

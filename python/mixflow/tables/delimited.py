@@ -28,7 +28,7 @@ _HEAD = 1 << 18  # bytes that the dialect is found from
 _LONGEST = 1 << 26  # bytes in a line
 _SHOWN = 40  # characters of a cell in a message
 
-_FLOAT = re.compile(r"[+-]?(inf(inity)?|[\d.]+(e[+-]?\d+)?)", re.IGNORECASE)
+_FLOAT = re.compile(r"[+-]?(inf(inity)?|\d*\.?\d*(e[+-]?\d+)?)", re.IGNORECASE)
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _DAY = re.compile(r"\d{1,4}([/.-])\d{1,2}\1\d{1,4}")
 

@@ -40,7 +40,8 @@ class Column:
     Args:
         name: the column's, for notes.
         decimal: the decimal mark, "." or ",".
-        notes: where the column says what it does to its cells.
+        notes: the list in which the column notes what it does to its cells.
+        is_open: whether nothing told the decimal mark; a number such as 1,234 is then refused.
 
     """
 
@@ -130,6 +131,7 @@ class Column:
         import pyarrow
         from pyarrow import compute
 
+        cells = compute.replace_substring_regex(cells, r"(\.\d{6})\d+", r"\1")  # float64 has no more
         null = pyarrow.scalar(None, cells.type)
         has_zone = compute.match_substring_regex(cells, f"[ T].*{_ZONE}$")
         here = compute.cast(compute.if_else(has_zone, null, cells), pyarrow.timestamp("us"))

@@ -1,0 +1,124 @@
+"""Columns by name: those of a model, and where they are in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..flows import Flow
+from ..tables import NoColumn, Reading, Table, TableError, columns_of, iter_table, listed
+
+__all__ = ["Names", "has_column", "numbered", "own_columns", "positions_of", "request", "usual_columns"]
+
+
+def numbered(letter: str, count: int) -> list[str]:
+    """The names of columns that have none."""
+    return [f"{letter}{number}" for number in range(1, count + 1)]
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a model's columns.
+
+    Attributes:
+        columns: of its features.
+        context: of its context.
+        given: whether the model has these names; otherwise they are x1, x2, ... and c1, c2, ...
+
+    """
+
+    columns: list[str]
+    context: list[str]
+    given: bool
+
+    @classmethod
+    def of(cls, flow: Flow) -> Names:
+        """Those in the notes of ``flow``."""
+        columns, context = _noted(flow, "columns"), _noted(flow, "context")
+        return cls(
+            columns or numbered("x", flow.features), context or numbered("c", flow.context), bool(columns or context)
+        )
+
+    @property
+    def written(self) -> list[str]:
+        """The order of columns in files that commands write: those of the features, then those of the context.
+
+        The columns of a file without names are x1, x2, ... A model that uses all of them writes them in that file's
+        order, so that files without names stay alike.
+        """
+        both = self.columns + self.context
+        default = numbered("x", len(both))
+        return default if set(both) == set(default) else both
+
+    def arranged(self, columns: NDArray[Any], context: NDArray[Any] | None) -> NDArray[Any]:
+        """``columns`` (n, D) and ``context`` (n, C) side by side in the order of :attr:`written`."""
+        if context is None:
+            return columns
+        if columns.dtype == np.float32:  # to have as many digits in a .csv file as without a context
+            columns = columns.astype("S").astype(np.float64)
+        both = np.concatenate([columns, context], axis=1)
+        return both[:, [(self.columns + self.context).index(name) for name in self.written]]
+
+
+def _noted(flow: Flow, what: str) -> list[str]:
+    names = flow.notes.get(what) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"notes of the model: expected names of its {what}, got {names!r}")
+    return names
+
+
+def own_columns(flow: Flow, path: str, reading: Reading, weight: str | None) -> list[str]:
+    """The names that the columns of ``flow``, then its contexts, have in a table. ValueError for a wrong number.
+
+    ``weight`` names a further column. A model without names takes all columns of the table except this one.
+    """
+    names = Names.of(flow)
+    wanted = flow.features + len(names.context)
+    found = names.columns + names.context
+    if not names.given:
+        here = [name for name in columns_of(path, reading) if name != weight]
+        found = found if sorted(here) == sorted(found) else here
+    if len(found) != wanted:
+        raise ValueError(f"{path}: expected {wanted} column(s), got {listed(found)}")
+    if weight in found:
+        raise ValueError(f"--weight: expected a column that the model does not use, got {weight!r}")
+    return found
+
+
+def request(path: str, wanted: Sequence[str], reading: Reading) -> list[str] | None:
+    """What to ask the reader of a table for, to get the columns ``wanted``: all that it has (None), or these.
+
+    Asked for all, the reader also tells which ones it leaves out. The columns of a file without names are x1, x2, ...
+    If it has not all that are wanted, but their number, it is taken to hold the wanted columns in their order.
+    """
+    here = usual_columns(path, reading)
+    return None if here is not None and sorted(here) == sorted(wanted) else list(wanted)
+
+
+def usual_columns(path: str, reading: Reading) -> list[str] | None:
+    """The columns of a table that are read without a choice; None if it cannot be read without one."""
+    try:
+        return columns_of(path, reading)
+    except TableError:  # words or equal names, perhaps in columns that nobody wants
+        return None
+
+
+def has_column(path: str, name: str, reading: Reading) -> bool:
+    """Whether a table has a column of that name; also True where reading it is an error of another kind."""
+    try:
+        return next(iter_table(path, [name], 1, replace(reading, na="keep"))).columns == [name]
+    except NoColumn:
+        return False
+    except TableError:
+        return True
+
+
+def positions_of(table: Table, wanted: Sequence[str]) -> list[int]:
+    """Where the columns ``wanted`` are in ``table``, which was read by what :func:`request` gave."""
+    if set(wanted) <= set(table.columns):
+        return [table.columns.index(name) for name in wanted]
+    return list(range(len(wanted)))

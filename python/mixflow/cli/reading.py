@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from ..tables import Reading
 
@@ -49,7 +50,7 @@ def reading_of(arguments: argparse.Namespace, in_place: bool = False) -> Reading
 
     With ``in_place``, rows that ``--na drop`` leaves out come as NaN, so that they keep their place in what is written.
     """
-    na = "keep" if in_place and arguments.na == "drop" else arguments.na
+    na: Any = "keep" if in_place and arguments.na == "drop" else arguments.na
     return Reading(arguments.sep, arguments.decimal, arguments.header, na)
 
 

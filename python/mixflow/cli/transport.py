@@ -58,9 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
             bar.update(len(part.missing))
     table.finish(arguments.out)
     if outside:
-        print(
-            f"{arguments.data}: {outside:,} of {table.rows:,} rows have density zero; they are nan in {arguments.out}"
-        )
+        place = f"they are nan in {arguments.out}"
+        print(f"{arguments.data}: {outside:,} of {table.rows:,} rows have density zero; {place}")
     print(f"saved {table.rows} rows to {arguments.out}")
     return 0
 

@@ -84,7 +84,7 @@ def find(
     reading: Reading,
     columns: Sequence[str] | None,
 ) -> Dialect:
-    """The dialect of a file that begins with the lines ``head``; ``reading`` has the last word.
+    """The dialect of a file that begins with the lines ``head``; ``reading`` overrides what is found.
 
     Args:
         path: the file, for messages.

@@ -18,6 +18,7 @@ from .tensor_file import Contents
 __all__ = ["Contents", "Run", "read_file", "weights"]
 
 FORMAT = "mixflow checkpoint 6"
+_SHOWN = 60  # characters of what differs, in a message
 _PARTS = ("weights", "start", "best")  # sets of the flow's weights
 
 
@@ -74,9 +75,8 @@ class Run:
             raise ValueError(f"checkpoint: {path} is damaged, its settings or history cannot be read") from error
         for name, value in self.settings.items():
             if written.get(name) != value:
-                raise ValueError(
-                    f"checkpoint: {path} is of a run with {name} = {written.get(name)}, this run has {name} = {value}"
-                )
+                theirs, ours = _where_they_differ(str(written.get(name)), str(value))
+                raise ValueError(f"checkpoint: {path} is of a run with {name} = {theirs}, this run has {name} = {ours}")
         own = weights(self.flow)
         shapes = {f"{part}.{name}": value.shape for part in _PARTS for name, value in own.items()}
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -115,3 +115,17 @@ def read_file(path: PathLike) -> Contents:
 
 def _history(metadata: dict[str, str]) -> History:
     return History.from_dict(json.loads(metadata["history"]))
+
+
+def _where_they_differ(first: str, second: str) -> tuple[str, str]:
+    """Two texts; of long ones, such as descriptions of flows, the beginnings of what differs."""
+    if max(len(first), len(second)) <= 2 * _SHOWN:
+        return first, second
+    pairs = enumerate(zip(first, second, strict=False))
+    same = next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+    start = first.rfind(" ", 0, same) + 1
+    before = "... " if start else ""
+    shown = [
+        f"{before}{text[start : start + _SHOWN]}{' ...' * (len(text) > start + _SHOWN)}" for text in (first, second)
+    ]
+    return shown[0], shown[1]

@@ -218,7 +218,8 @@ def _judged(flow: Flow, history: History, data: Any, context: Any, weights: Any,
     plain = history.starts.get(ONE_GAUSSIAN) if context is None else None
     if plain is None and "resolution" not in flow.notes:
         plain = one_gaussian(flow, data, context, weights, validation, options.get("seed", 0))
-    compared = "" if plain is None else f"; one Gaussian: {plain:.4f}"
+    name = "one Gaussian" if context is None else "one Gaussian, linear in the context"
+    compared = "" if plain is None else f"; {name}: {plain:.4f}"
     return f"log_prob of {math.ceil(validation * len(data)):,} held-out rows: {score:.4f} nats{compared}"
 
 

@@ -12,7 +12,7 @@ import torch
 
 import mixflow
 from commands import WEATHER, column, command, fitted_in, run, weather, weather_in, write_csv
-from mixflow.cli import source, sums
+from mixflow.cli import sample, source, sums
 from mixflow.cli.sums import Sum
 from mixflow.tables import read_table
 
@@ -356,3 +356,26 @@ def test_a_reader_of_stdout_that_goes_away_is_no_error(tmp_path):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+def test_scores_and_samples_do_not_depend_on_threads(tmp_path, monkeypatch):
+    mixflow.save(mixflow.flows.coupling(2, layers=2, seed=0), tmp_path / "m")
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(size=(500, 2)))
+    for module in (source, sample):
+        monkeypatch.setattr(module, "PART", 64)
+    written, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert command(f"score {tmp_path}/m {tmp_path}/data.npy --out {tmp_path}/scores.npy") == 0
+            assert command(f"sample {tmp_path}/m -n 500 --seed 3 --out {tmp_path}/samples.npy") == 0
+            assert torch.get_num_threads() == threads
+            written.append([(tmp_path / name).read_bytes() for name in ("scores.npy", "samples.npy")])
+    finally:
+        torch.set_num_threads(before)
+    assert written[0] == written[1] == written[2]
+    flow = mixflow.load(tmp_path / "m")
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npy")[:64], flow.sample(64, seed=3).numpy())
+    with torch.no_grad():
+        expected = flow.log_prob(torch.from_numpy(np.load(tmp_path / "data.npy"))).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "scores.npy")[:, 0], expected, rtol=1e-5)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -13,21 +15,40 @@ from tqdm.auto import tqdm
 from ..flows import Flow
 from ..threads import PRODUCT, one_thread
 
-__all__ = ["PART", "array_of", "progress_bar", "threads_for"]
+__all__ = ["PART", "array_of", "in_parallel", "progress_bar"]
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 # Rows that go through a model together: so few that what a network makes of them stays in the processor's cache. With
 # 65,536 rows, a network of the default size takes twice as long for each.
 PART = 1 << 13
 
 
-def threads_for(flow: Flow) -> AbstractContextManager[None]:
-    """All threads for ``flow`` if its products of matrices are long for :data:`PART` rows, otherwise one.
+def in_parallel(flow: Flow, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    """``work(job)`` for each of ``jobs``, in their order; each job passes about :data:`PART` rows through ``flow``.
 
-    ``threads.are_worthwhile`` watches the flow at work. For that, torch imports its compiler, which takes longer than
-    many tables. The sizes of the matrices tell nearly as much.
+    Each of torch's threads takes a job of its own: none waits for another, as they do where they share the work of one
+    operation. Where products of matrices are long, they share it all the same, so that all of them fit the cache.
     """
     operations = [2.0 * PART * parameter.numel() for parameter in flow.parameters() if parameter.ndim == 2]
-    return one_thread(sum(operations) < PRODUCT * len(operations))
+    are_long = sum(operations) >= PRODUCT * len(operations) > 0
+    threads = torch.get_num_threads()
+    if threads == 1 or are_long:
+        yield from map(work, jobs)
+        return
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    with one_thread():
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(work, job))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def progress_bar(rows: int | None) -> tqdm[NoReturn]:

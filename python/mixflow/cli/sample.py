@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ..flows import Flow
 from ..model_file import load
 from ..tables import TableError, check_extension, columns_of, count_rows, iter_table, listed, table_writer
 from .names import Names, positions_of, request
-from .passes import PART, array_of, progress_bar, threads_for
+from .passes import PART, array_of, in_parallel, progress_bar
 from .reading import TABLE, add_reading, reading_of
 from .source import Notes
 
@@ -59,44 +60,49 @@ def run(arguments: argparse.Namespace) -> int:
     total = None if contexts is None else count * contexts
     # "1," is the shortest that a number can be
     check_space(arguments.out, 2 * (total or count) * len(names.written))
-    generator, notes, written = _generator(arguments.seed), Notes(arguments.context), 0
-    with threads_for(flow), table_writer(arguments.out, names.written) as write, progress_bar(total) as bar:
-        for context in _contexts(arguments, names, notes):
-            for drawn, given in _draws(flow, count, context, generator):
-                write(names.arranged(drawn, given))
-                written += len(drawn)
-                bar.update(len(drawn))
+    seeds, notes, written = _seeds(arguments.seed), Notes(arguments.context), 0
+    jobs = (job for context in _contexts(arguments, names, notes) for job in _jobs(count, context, seeds))
+    with table_writer(arguments.out, names.written) as write, progress_bar(total) as bar:
+        for drawn, given in in_parallel(flow, partial(_drawn, flow), jobs):
+            write(names.arranged(drawn, given))
+            written += len(drawn)
+            bar.update(len(drawn))
     notes.tell()
     print(f"saved {written} samples to {arguments.out}")
     return 0
 
 
-def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(check_seed(seed))
-    return generator
+def _seeds(seed: int | None) -> Iterator[int]:
+    """A seed for each part: ``seed`` for the first, so that these samples are those of ``flow.sample``; then others."""
+    first = torch.Generator().seed() if seed is None else check_seed(seed)
+    yield first
+    generator = torch.Generator().manual_seed(first)
+    while True:
+        yield int(torch.randint(2**63 - 1, (), generator=generator))
 
 
-def _draws(
-    flow: Flow, count: int, context: NDArray[Any] | None, generator: torch.Generator
-) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None]]:
-    """``count`` samples (n, D) of each row of ``context`` (K, C), and that context (n, C), in chunks.
+_Job: TypeAlias = tuple[int, "torch.Tensor | None", int]  # samples of each context, contexts (k, C), seed
 
-    The samples of one context are together. Without a context, there are ``count`` samples in all.
+
+def _jobs(count: int, context: NDArray[Any] | None, seeds: Iterator[int]) -> Iterator[_Job]:
+    """``count`` samples of each row of ``context`` (K, C), in parts; without a context, ``count`` in all.
+
+    The samples of one context are together. Each part has a seed, so that the threads that draw need not wait.
     """
     together = max(1, PART // max(1, count))  # contexts
     for first in range(0, 1 if context is None else len(context), together):
         some = None if context is None else torch.from_numpy(context[first : first + together])
         for start in range(0, max(count, 1), PART):
-            n = min(PART, count - start)
-            drawn = flow.sample(n, some, generator=generator)
-            given = None
-            if some is not None:
-                drawn, given = drawn.transpose(0, 1), some.repeat_interleave(n, dim=0).numpy()
-            yield array_of(drawn.reshape(-1, flow.features)), given
+            yield min(PART, count - start), some, next(seeds)
+
+
+def _drawn(flow: Flow, job: _Job) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The samples (n, D) of a job, and the context (n, C) of each."""
+    n, some, seed = job
+    drawn, given = flow.sample(n, some, seed=seed), None
+    if some is not None:
+        drawn, given = drawn.transpose(0, 1), some.repeat_interleave(n, dim=0).numpy()
+    return array_of(drawn.reshape(-1, flow.features)), given
 
 
 # -- contexts ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import argparse
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..files import check_writable
 from ..flows import Flow
 from ..model_file import load
 from ..tables import check_extension, count_rows, table_writer
-from .passes import array_of, progress_bar, threads_for
+from .passes import array_of, in_parallel, progress_bar
 from .reading import TABLE, add_table, reading_of
 from .source import Part, Source
 from .sums import Sum
@@ -48,9 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     source = Source(arguments.data, flow, reading_of(arguments, in_place=True), arguments.weight)
     scores = _Scores(source.names, arguments.weight)
     writer = table_writer(arguments.out, ["log_prob"]) if arguments.out else nullcontext()
-    with threads_for(flow), progress_bar(count_rows(arguments.data)) as bar, writer as write:
-        for part in source:
-            log_prob = _log_prob(flow, part)
+    with progress_bar(count_rows(arguments.data)) as bar, writer as write:
+        for part, log_prob in in_parallel(flow, partial(_scored, flow), source):
             scores.add(log_prob, part)
             if write:
                 write(log_prob[:, None])
@@ -63,11 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _log_prob(flow: Flow, part: Part) -> NDArray[Any]:
+def _scored(flow: Flow, part: Part) -> tuple[Part, NDArray[Any]]:
+    """A part and the log_prob (n,) of its rows, NaN for those that lack a value."""
     with torch.no_grad():
         log_prob = array_of(flow.log_prob(part.x, part.context))
     log_prob[part.missing] = math.nan
-    return log_prob
+    return part, log_prob
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..model_file import load
 from ..tables import check_extension, count_rows, listed, table_writer
 from ..transforms import Transform
 from .names import Names
-from .passes import array_of, progress_bar, threads_for
+from .passes import array_of, in_parallel, progress_bar
 from .reading import TABLE, add_table, reading_of
 from .source import Part, Source
 
@@ -49,10 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     carry, names = transport(source.to(dtype), target.to(dtype)), Names.of(target)
     table = Source(arguments.data, source, reading_of(arguments, in_place=True))
     outside = 0
-    bar_of_rows = progress_bar(count_rows(arguments.data))
-    with threads_for(source), table_writer(arguments.out, names.written) as write, bar_of_rows as bar:
-        for part in table:
-            image = _carried(carry, part, dtype)
+    with table_writer(arguments.out, names.written) as write, progress_bar(count_rows(arguments.data)) as bar:
+        for part, image in in_parallel(source, partial(_carried, carry, dtype), table):
             write(names.arranged(image, None if part.context is None else array_of(part.context)))
             outside += int((np.isnan(image).any(axis=1) & ~part.missing).sum())
             bar.update(len(part.missing))
@@ -72,10 +71,10 @@ def _check_contexts(source: Flow, target: Flow) -> None:
         )
 
 
-def _carried(carry: Transform, part: Part, dtype: torch.dtype) -> NDArray[Any]:
-    """The image (n, D) of some rows, nan for those that lack a value."""
+def _carried(carry: Transform, dtype: torch.dtype, part: Part) -> tuple[Part, NDArray[Any]]:
+    """A part and the image (n, D) of its rows, NaN for those that lack a value."""
     with torch.no_grad():
         y, _ = carry(part.x if carry.takes_any_dtype() else part.x.to(dtype), part.context)
     image = array_of(y.reshape(len(y), -1))
     image[part.missing] = math.nan
-    return image
+    return part, image

@@ -10,14 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..flows import Flow
-from ..tables import NoColumn, Reading, Table, TableError, columns_of, iter_table, listed
+from ..tables import NoColumn, Reading, Table, TableError, columns_of, default_names, iter_table, listed
 
-__all__ = ["Names", "has_column", "numbered", "own_columns", "positions_of", "request", "usual_columns"]
-
-
-def numbered(letter: str, count: int) -> list[str]:
-    """The names of columns that have none."""
-    return [f"{letter}{number}" for number in range(1, count + 1)]
+__all__ = ["Names", "has_column", "own_columns", "positions_of", "request", "usual_columns"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,9 @@ class Names:
         """Those in the notes of ``flow``."""
         columns, context = _noted(flow, "columns"), _noted(flow, "context")
         return cls(
-            columns or numbered("x", flow.features), context or numbered("c", flow.context), bool(columns or context)
+            columns or default_names(flow.features),
+            context or default_names(flow.context, "c"),
+            bool(columns or context),
         )
 
     @property
@@ -51,7 +48,7 @@ class Names:
         order, so that files without names stay alike.
         """
         both = self.columns + self.context
-        default = numbered("x", len(both))
+        default = default_names(len(both))
         return default if set(both) == set(default) else both
 
     def arranged(self, columns: NDArray[Any], context: NDArray[Any] | None) -> NDArray[Any]:
@@ -90,10 +87,11 @@ def own_columns(flow: Flow, path: str, reading: Reading, weight: str | None) -> 
 
 
 def request(path: str, wanted: Sequence[str], reading: Reading) -> list[str] | None:
-    """What to ask the reader of a table for, to get the columns ``wanted``: all that it has (None), or these.
+    """The ``columns`` argument with which the reader of a table gives the columns ``wanted``.
 
-    Asked for all, the reader also tells which ones it leaves out. The columns of a file without names are x1, x2, ...
-    If it has not all that are wanted, but their number, it is taken to hold the wanted columns in their order.
+    It is None, for all columns, where these are the wanted ones: the reader then notes which others it leaves out. The
+    columns of a file without names are x1, x2, ... If some of the wanted ones are not among them, but their number is
+    right, the file is taken to hold the wanted columns in their order.
     """
     here = usual_columns(path, reading)
     return None if here is not None and sorted(here) == sorted(wanted) else list(wanted)
@@ -103,7 +101,7 @@ def usual_columns(path: str, reading: Reading) -> list[str] | None:
     """The columns of a table that are read without a choice; None if it cannot be read without one."""
     try:
         return columns_of(path, reading)
-    except TableError:  # words or equal names, perhaps in columns that nobody wants
+    except TableError:  # words or equal names, perhaps in columns that are not asked for
         return None
 
 

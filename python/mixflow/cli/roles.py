@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..flows import Flow
-from ..tables import Reading, Table, TableError, columns_of, listed
-from .names import Names, has_column, numbered, own_columns, positions_of, usual_columns
+from ..tables import Reading, Table, TableError, columns_of, default_names, listed
+from .names import Names, has_column, own_columns, positions_of, usual_columns
 
 __all__ = ["Roles"]
 
@@ -49,7 +49,7 @@ class Roles:
         if not columns:
             raise ValueError(f"{arguments.data}: expected a column to fit beside --context and --weight, got none")
         roles = cls(columns, given["--context"], arguments.weight, any(given.values()))
-        here = numbered("x", len(roles.all))
+        here = default_names(len(roles.all))
         missing = [name for name in roles.all if name not in here]
         # A file without names may be given names, all of them or none.
         if 0 < len(missing) < len(here) and usual_columns(arguments.data, reading) == here:

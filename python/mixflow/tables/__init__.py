@@ -20,7 +20,7 @@ from ..files import PathLike, replace_file
 from .delimited import open_delimited, packed, plain, write_delimited
 from .npy import map_columns, open_npy, write_npy
 from .parquet import open_parquet, write_parquet
-from .table import Append, NoColumn, Opened, Reading, Table, TableError, listed
+from .table import Append, NoColumn, Opened, Reading, Table, TableError, default_names, listed
 
 __all__ = [
     "NoColumn",
@@ -30,6 +30,7 @@ __all__ = [
     "check_extension",
     "columns_of",
     "count_rows",
+    "default_names",
     "iter_table",
     "listed",
     "map_table",

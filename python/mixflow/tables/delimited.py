@@ -222,11 +222,14 @@ def _blocks(path: Path, file: BinaryIO, dialect: Dialect, size: int) -> Iterator
 
 
 def _end_of_rows(path: Path, text: bytes, line: int, sep: str, is_last: bool = False) -> int:
-    """Where the last row that ``text`` has to its end ends; ``text`` begins with a row, on ``line`` of the file."""
+    """The length of the whole rows that ``text`` begins with; it begins on ``line`` of the file.
+
+    Unless ``text`` ends the file (``is_last``), a quote may be closed in what follows.
+    """
     end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
     if b'"' not in text or not any(part.count(b'"') % 2 for part in _LINE_END.split(text[:end])):
         return end
-    # A quoted cell goes over several lines, or a quote is out of place: Python's own reader tells.
+    # A quoted cell goes over several lines, or a quote is out of place. Python's own reader distinguishes the two.
     lines = list(io.StringIO(text[:end].decode("utf-8", "surrogateescape"), newline=""))
     reader = csv.reader(lines, delimiter=sep, strict=True)
     whole = 0

@@ -156,9 +156,9 @@ def no_number(place: str, name: str, found: str, is_missing: bool) -> TableError
     return TableError(f"{place}, column {name!r}: expected a finite number, got {found}{advice}")
 
 
-def default_names(count: int) -> list[str]:
+def default_names(count: int, letter: str = "x") -> list[str]:
     """The names of columns that have none: x1, x2, ..."""
-    return [f"x{number}" for number in range(1, count + 1)]
+    return [f"{letter}{number}" for number in range(1, count + 1)]
 
 
 def listed(names: Sequence[str]) -> str:

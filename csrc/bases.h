@@ -7,6 +7,7 @@
 //     to_logit(z)                                      log G(z) - log(1 - G(z))
 //     mills(z, F, S), log_mills(z, log m, log(1 - m))  m / g(z): bounded where 1 / g(z) overflows
 //     score(z, F, S)                                   d log g(z) / dz
+//     ladj(f, z, F, S)                                 log f - log g(z), where f, F and S are normal numbers
 // dz/dx = f / g = (f / m) * mills, in which the common decay of f and m cancels before anything is rounded.
 #pragma once
 
@@ -20,7 +21,7 @@ struct Normal {
 
   template <class V>
   static MIXFLOW_FN V from_tails(V lower, V upper) {
-    return probit(lower - upper, max(-log_normal(lower * upper * Scalar<V>(4)), V{}));
+    return probit(lower - upper, max(-quick_log(lower * upper * Scalar<V>(4)), V{}));
   }
   template <class V>
   static MIXFLOW_FN V from_logit(V logit) {
@@ -41,6 +42,10 @@ struct Normal {
   template <class V>
   static MIXFLOW_FN V score(V z, V, V) {
     return -z;
+  }
+  template <class V>
+  static MIXFLOW_FN V ladj(V density, V z, V, V) {
+    return quick_log(density) + fma(z * Scalar<V>(0.5), z, splat<V>(Scalar<V>(0.918938533204672741780)));
   }
 };
 
@@ -72,6 +77,10 @@ struct StandardLogistic {
   static MIXFLOW_FN V score(V, V lower, V upper) {
     return upper - lower;
   }
+  template <class V>
+  static MIXFLOW_FN V ladj(V density, V, V lower, V upper) {
+    return quick_log(density * bounded_reciprocal(lower * upper));
+  }
 };
 
 struct Uniform {
@@ -102,6 +111,10 @@ struct Uniform {
   template <class V>
   static MIXFLOW_FN V score(V, V, V) {
     return V{};
+  }
+  template <class V>
+  static MIXFLOW_FN V ladj(V density, V, V, V) {
+    return quick_log(density);
   }
 };
 

@@ -4,7 +4,11 @@
 // A family is symmetric and standardised: C its CDF, c its density up to `density_factor`. It is asked in two ways.
 //
 // Near the centre, where nothing overflows, all three at once:
-//     shares(distance, component)      C(a), C(-a), c(a) for a = distance / scale, |u(a)| <= reach
+//     shares(distance, component)      C(a), C(-a), c(a) for a = distance / scale, and for a as at the component's
+//     reach
+//                                      beyond it, where, if that is asked for, what decays is zero
+//     kept(shares), restored(distance, kept)
+//                                      the two numbers from which the three can be had again, bit by bit
 // The exponential in them is a power of two of the distance in octaves: u(a) = unit a is the variable in which the
 // decay is 2^-|u| or 2^-u^2. The component holds unit / scale to twice the precision (rate and rate_rest), so that the
 // exponent is reduced exactly, without the multiplication by log2(e) and its rounding.
@@ -14,7 +18,8 @@
 // where tail and density are tame functions that neither overflow nor vanish. Both tails therefore keep full relative
 // accuracy, and log-space sums need only the exponents, which cost no transcendental function.
 //
-//     score(a, C(a), C(-a)) = d log c(a) / da
+//     scored(density, distance, inv_scale, shares)
+//                                      density d log c(a) / da: zero without density, however far away
 //     quantile(logit) = C^-1(sigmoid(logit))
 //
 // Over an interval, from its nearer to its farther edge (u + v >= 0, see Interval), again without cancellation:
@@ -27,19 +32,37 @@
 namespace mixflow {
 namespace MIXFLOW_ARCH {
 
+// A component as sums in linear space take it. On a GPU it is read in 16 and 8 bytes.
 template <class V>
 struct Component {
-  V loc, weight, log_weight;
+  V loc;
   V rate, rate_rest;  // unit / scale
-  V reach;            // distance from loc at which the decay is near the smallest normal number
-  V density_weight;   // weight density_factor / scale
-  V inv_scale;
+  V reach;            // distance from loc at which the decay is far below all that counts, and not yet zero
+  V weight;
+  V rated_weight;  // weight rate
+};
+
+// A component as sums in log space take it.
+template <class V>
+struct LogComponent {
+  V loc, log_weight, inv_scale, weight;
 };
 
 template <class V>
 struct Shares {
   V lower, upper, density;
 };
+template <class V>
+struct KeptShares {
+  V first, second;
+};
+
+// Where u(a) is about the family's `reach_octaves`: up to an eighth beyond, since the difference of the bits of two
+// numbers is a quotient whose significand went along a straight line.
+template <class V>
+MIXFLOW_FN V reach_of(V rate, Scalar<V> reach_octaves) {
+  return from_bits<V>((to_bits(splat<V>(1)) + to_bits(splat<V>(reach_octaves))) - to_bits(rate));
+}
 
 // An interval as a component sees it: edges, centre and width in scales, the edges from its location and mirrored where
 // that brings the centre to the right: near + far >= 0. The width is exact where the edges are close.
@@ -60,21 +83,43 @@ struct Gaussian {
   static constexpr double density_factor = 0.398942280401432677940;                        // 1 / sqrt(2 pi)
   static constexpr double unit = 0.8493218002880191, unit_rest = -2.5959464104597403e-17;  // sqrt(log2(e) / 2)
 
+  // By the units for special functions 2^-u^2 becomes zero there.
   template <class V>
-  static MIXFLOW_FN V reach() {
-    return sqrt(splat<V>(octave_limit<V>));
-  }
+  static constexpr Scalar<V> reach_octaves = has_units<V>  ? 12.3f
+                                             : is_float<V> ? 9.9f
+                                                           : 28.0f;
+
   // 2^-u^2 with u = t rate (1 + ...): u^2 is reduced exactly, and what rounding took from u enters to first order.
-  template <class V>
+  template <bool zero_beyond, class V>
   static MIXFLOW_FN Shares<V> shares(V distance, const Component<V>& c) {
-    constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
-    V t = abs(distance), u = t * c.rate, u_rest = fma(t, c.rate_rest, product_rest(t, c.rate, u));
-    V shifted = fma(-u, u, splat<V>(magic));
-    V r = fma(u * u_rest, Scalar<V>(-2), product_minus(-u, u, shifted - magic));
-    V e = exp2_split(shifted, r).value;
-    V near = e * octave_normal_tail(u), far = Scalar<V>(1) - near;
+    V t = at_most(abs(distance), c.reach), u = t * c.rate, u_rest = fma(t, c.rate_rest, product_rest(t, c.rate, u)), e;
+    if constexpr (has_units<V>) {
+      V square = u * u, rest = fma(u * u_rest, Scalar<V>(2), product_rest(u, u, square));
+      e = exp2_unit(-square);
+      e = fma(e * Scalar<V>(-0.693147180559945309417), rest, e);
+    } else {
+      constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
+      V shifted = fma(-u, u, splat<V>(magic));
+      V r = fma(u * u_rest, Scalar<V>(-2), product_minus(-u, u, shifted - magic));
+      e = exp2_split(shifted, r).value;
+      if constexpr (zero_beyond) e = select<V>(abs(distance) > c.reach, V{}, e);
+    }
+    return both_sides(distance, {e * octave_normal_tail(u), e});
+  }
+  template <class V>
+  static MIXFLOW_FN KeptShares<V> kept(V distance, const Shares<V>& shares) {
+    return {select<V>(distance < Scalar<V>(0), shares.lower, shares.upper), shares.density};
+  }
+  template <class V>
+  static MIXFLOW_FN Shares<V> restored(V distance, const KeptShares<V>& kept) {
+    return both_sides(distance, kept);
+  }
+  // From the smaller tail and the density.
+  template <class V>
+  static MIXFLOW_FN Shares<V> both_sides(V distance, const KeptShares<V>& at) {
+    V near = at.first, far = Scalar<V>(1) - near;
     Mask<V> negative = distance < Scalar<V>(0);
-    return {select<V>(negative, near, far), select<V>(negative, far, near), e};
+    return {select<V>(negative, near, far), select<V>(negative, far, near), at.second};
   }
   template <class V>
   static MIXFLOW_FN V exponent(V t) {
@@ -89,8 +134,8 @@ struct Gaussian {
     return splat<V>(1);
   }
   template <class V>
-  static MIXFLOW_FN V score(V a, V, V) {
-    return -a;
+  static MIXFLOW_FN V scored(V density, V distance, V inv_scale, const Shares<V>&) {
+    return -(density * inv_scale * distance);
   }
   template <class V>
   static MIXFLOW_FN V quantile(V logit) {
@@ -139,18 +184,39 @@ struct Logistic {
   static constexpr double unit = 1.4426950408889634, unit_rest = 2.0355273740931033e-17;  // log2(e)
 
   template <class V>
-  static MIXFLOW_FN V reach() {
-    return splat<V>(octave_limit<V>);
-  }
+  static constexpr Scalar<V> reach_octaves = is_float<V> ? 110.0f : 900.0f;
+
   // With E = exp(a): 1 - C = 1 / (1 + E), C = E (1 - C) and c = C (1 - C), none of which cancels at either end.
-  template <class V>
+  template <bool zero_beyond, class V>
   static MIXFLOW_FN Shares<V> shares(V distance, const Component<V>& c) {
-    constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
-    V shifted = fma(distance, c.rate, splat<V>(magic));
-    V r = fma(distance, c.rate_rest, product_minus(distance, c.rate, shifted - magic));
-    PowerOfTwo<V> e = exp2_split(shifted, r);
-    V upper = bounded_reciprocal(e.one_plus), lower = e.value * upper;
+    V d = at_most(distance, c.reach), e, one_plus;
+    if constexpr (has_units<V>) {
+      // Below the reach e becomes zero.
+      V u = d * c.rate, rest = fma(d, c.rate_rest, product_rest(d, c.rate, u));
+      e = exp2_unit(u);
+      e = fma(e * Scalar<V>(0.693147180559945309417), rest, e);
+      one_plus = e + Scalar<V>(1);
+    } else {
+      constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
+      d = at_least(d, -c.reach);
+      V shifted = fma(d, c.rate, splat<V>(magic));
+      V r = fma(d, c.rate_rest, product_minus(d, c.rate, shifted - magic));
+      PowerOfTwo<V> power = exp2_split(shifted, r);
+      e = power.value;
+      one_plus = power.one_plus;
+      if constexpr (zero_beyond) e = select<V>(distance < -c.reach, V{}, e);
+    }
+    V upper = bounded_reciprocal(one_plus), lower = e * upper;
+    if constexpr (zero_beyond) upper = select<V>(distance > c.reach, V{}, upper);
     return {lower, upper, lower * upper};
+  }
+  template <class V>
+  static MIXFLOW_FN KeptShares<V> kept(V, const Shares<V>& shares) {
+    return {shares.lower, shares.upper};
+  }
+  template <class V>
+  static MIXFLOW_FN Shares<V> restored(V, const KeptShares<V>& kept) {
+    return {kept.first, kept.second, kept.first * kept.second};
   }
   template <class V>
   static MIXFLOW_FN V exponent(V t) {
@@ -166,8 +232,8 @@ struct Logistic {
     return r * r;
   }
   template <class V>
-  static MIXFLOW_FN V score(V, V lower, V upper) {
-    return upper - lower;
+  static MIXFLOW_FN V scored(V density, V, V, const Shares<V>& shares) {
+    return density * (shares.upper - shares.lower);
   }
   template <class V>
   static MIXFLOW_FN V quantile(V logit) {

@@ -13,7 +13,7 @@ namespace MIXFLOW_ARCH {
 
 // The interval as a component sees it: in scales from its location, mirrored where that brings the centre to the right.
 template <class V>
-MIXFLOW_FN Interval<V> interval_from(V lower, V upper, V width, const Component<V>& c) {
+MIXFLOW_FN Interval<V> interval_from(V lower, V upper, V width, const LogComponent<V>& c) {
   using T = Scalar<V>;
   V a = lower - c.loc, b = upper - c.loc, centre = a * T(0.5) + b * T(0.5);
   Mask<V> mirrored = centre < T(0);
@@ -32,7 +32,7 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN V largest_interval_exponent(V lower, V upper, V width, const Parameters& parameters) {
   V shift = splat<V>(-Limits<Scalar<V>>::max);  // a sum of zeros has no exponent: keep inf - inf out
   for (int k = 0; k < parameters.components; ++k) {
-    Component<V> c = parameters.component(k);
+    LogComponent<V> c = parameters.log_component(k);
     V exponent = c.log_weight - Family::interval_exponent(interval_from(lower, upper, width, c));
     shift = select<V>(exponent > shift, exponent, shift);
   }
@@ -44,9 +44,10 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN V log_interval(V lower, V upper, const Parameters& parameters) {
   V width = interval_width(lower, upper);
   V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
-  Sums<V> sums = sum_components<false, V>(parameters, [&](int, const Component<V>& c, Sums<V>& block) {
+  Sums<V> sums = add_up<false, V>(parameters.components, [&](int k, Sums<V>& block) {
+    LogComponent<V> c = parameters.log_component(k);
     Interval<V> interval = interval_from(lower, upper, width, c);
-    V weight = exp_flushed((c.log_weight - Family::interval_exponent(interval)) - shift);
+    V weight = quick_exp((c.log_weight - Family::interval_exponent(interval)) - shift);
     block.density = fma(weight, Family::interval_shares(interval).probability, block.density);
     block.lower += c.weight;
   });
@@ -70,11 +71,11 @@ MIXFLOW_FN V vanishing_product(V x, V y) {
 }
 
 template <class Family, class V>
-MIXFLOW_FN IntervalTerms<V> interval_terms(V lower, V upper, V width, V shift, const Component<V>& c) {
+MIXFLOW_FN IntervalTerms<V> interval_terms(V lower, V upper, V width, V shift, const LogComponent<V>& c) {
   using T = Scalar<V>;
   Interval<V> interval = interval_from(lower, upper, width, c);
   IntervalShares<V> shares = Family::interval_shares(interval);
-  V weight = exp_flushed((c.log_weight - Family::interval_exponent(interval)) - shift);
+  V weight = quick_exp((c.log_weight - Family::interval_exponent(interval)) - shift);
   V near = weight * shares.near, far = weight * shares.far, difference = weight * shares.difference;
   // far c(far) - near c(near): by the edges, or by the centre where the edges are so close that they cancel.
   V by_edges = vanishing_product(interval.far, far) - vanishing_product(interval.near, near);
@@ -111,9 +112,10 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN SeededEdgeGradients<V> seeded_edge_gradients(V lower, V upper, V g, const Parameters& parameters) {
   V width = interval_width(lower, upper);
   V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
-  Sums<V> sums = sum_components<false, V>(parameters, [&](int k, const Component<V>& c, Sums<V>& block) {
+  Sums<V> sums = add_up<false, V>(parameters.components, [&](int k, Sums<V>& block) {
+    LogComponent<V> c = parameters.log_component(k);
     IntervalTerms<V> terms = interval_terms<Family>(lower, upper, width, shift, c);
-    parameters.keep(k, {terms.probability, terms.by_loc, terms.by_log_scale});
+    parameters.keep(k, Kept<V>{{c.weight, terms.probability, terms.by_loc, terms.by_log_scale}});
     block.density += terms.probability;
     block.lower += terms.at_lower;
     block.upper += terms.at_upper;
@@ -124,17 +126,26 @@ MIXFLOW_FN SeededEdgeGradients<V> seeded_edge_gradients(V lower, V upper, V g, c
           {lower, upper, width, shift, by_probability, by_weight}};
 }
 
-// `terms`: probability, by_loc and by_log_scale, in this order.
-template <class V>
-MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, const Shares<V>& terms,
-                                                     const IntervalSeeds<V>& at) {
-  return {fma(terms.lower, at.by_probability, -(c.weight * at.by_weight)), terms.upper * at.by_probability,
-          terms.density * at.by_probability};
-}
-template <class Family, class V>
-MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, const IntervalSeeds<V>& at) {
-  IntervalTerms<V> terms = interval_terms<Family>(at.lower, at.upper, at.width, at.shift, c);
-  return component_gradients(c, {terms.probability, terms.by_loc, terms.by_log_scale}, at);
+// Of the k-th component, from what was kept of it or, of those that are not kept, found again.
+template <class Family, class V, class Parameters>
+MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& parameters, const IntervalSeeds<V>& at) {
+  V weight, probability, by_loc, by_log_scale;
+  if (parameters.has_kept(k)) {
+    Kept<V> kept = parameters.kept(k);
+    weight = kept.number[0];
+    probability = kept.number[1];
+    by_loc = kept.number[2];
+    by_log_scale = kept.number[3];
+  } else {
+    LogComponent<V> c = parameters.log_component(k);
+    IntervalTerms<V> terms = interval_terms<Family>(at.lower, at.upper, at.width, at.shift, c);
+    weight = c.weight;
+    probability = terms.probability;
+    by_loc = terms.by_loc;
+    by_log_scale = terms.by_log_scale;
+  }
+  return {fma(probability, at.by_probability, -(weight * at.by_weight)), by_loc * at.by_probability,
+          by_log_scale * at.by_probability};
 }
 
 // sink(k, g_logit, g_loc, g_log_scale) receives the gradients by the parameters, if they are wanted.
@@ -143,9 +154,7 @@ MIXFLOW_FN EdgeGradients<V> log_interval_backward(V lower, V upper, V g, const P
                                                   bool parameters_wanted, Sink&& sink) {
   SeededEdgeGradients<V> at = seeded_edge_gradients<Family>(lower, upper, g, parameters);
   for (int k = 0; parameters_wanted && k < parameters.components; ++k) {
-    Component<V> c = parameters.component(k);
-    ComponentGradients<V> gradients = parameters.has_kept(k) ? component_gradients(c, parameters.kept(k), at.seeds)
-                                                             : component_gradients<Family>(c, at.seeds);
+    ComponentGradients<V> gradients = component_gradients<Family>(k, parameters, at.seeds);
     sink(k, gradients.logit, gradients.loc, gradients.log_scale);
   }
   return at.edges;

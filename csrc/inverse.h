@@ -31,7 +31,7 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
   V quantile = Family::quantile(logit);
   Bracket<V> bracket{infinity<V>(), -infinity<V>(), V{}};
   for (int k = 0; k < parameters.components; ++k) {
-    Component<V> c = parameters.component(k);
+    LogComponent<V> c = parameters.log_component(k);
     V offset = quantile * reciprocal(c.inv_scale), point = c.loc + offset;
     V margin = (abs(c.loc) + abs(offset)) * widening + Limits<T>::min_normal;
     Mask<V> counts = c.log_weight > -Limits<T>::max;  // the weight itself may have underflowed
@@ -68,7 +68,7 @@ MIXFLOW_RARE V component_step(V x, V logit, V lower, V upper, Tails<V> tails, co
   V spike = quiet_nan<V>(), spike_log_weight = splat<V>(-Limits<T>::max);
   V narrow_inv_scale = T(1) / ((upper - lower) * narrow);
   for (int k = 0; k < parameters.components; ++k) {
-    Component<V> c = parameters.component(k);
+    LogComponent<V> c = parameters.log_component(k);
     V a = (x - c.loc) * c.inv_scale, own = c.log_weight - Family::exponent(abs(a));
     Mask<V> nearer = (select<V>(root_left, a, -a) > T(0)) & (own > exponent);
     exponent = select<V>(nearer, own, exponent);
@@ -119,7 +119,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase ba
   Mask<V> active = is_finite(logit), bisected = active & (x != x), failed = bisected;
   for (int i = 0; i < kMaxEvaluations && any(active); ++i) {
     Evaluation<V> at = evaluate<Family, true, false>(x, parameters);
-    Tails<V> tails = tails_of(at);
+    Tails<V> tails = tails_of<Family>(at);
     V log_odds = log_normal(tails.lower * bounded_reciprocal(tails.upper));
     V log_ratio = log_normal(tails.density_over_smaller);
     if (!at.all_linear) {

@@ -23,58 +23,86 @@ namespace MIXFLOW_ARCH {
 #define MIXFLOW_RARE __attribute__((noinline))
 #endif
 
-// exp(log_weight), and exp(-log_scale) to twice the precision: what is costly in a component.
-template <class V>
-struct Exponentials {
-  V weight, inv_scale, inv_scale_rest;
-};
-template <class V>
-MIXFLOW_FN Exponentials<V> exponentials(V log_weight, V log_scale) {
-  V rest, inv_scale = exp(-log_scale, static_cast<const V*>(nullptr), &rest);
-  return {exp_flushed(log_weight), inv_scale, rest};
-}
-
-// Of a parameter set's log-softmax weight (up to a constant) and location.
-template <class Family, class V>
-MIXFLOW_FN Component<V> make_component(V log_weight, V loc, const Exponentials<V>& of) {
-  using T = Scalar<V>;
-  constexpr T unit = T(Family::unit), unit_rest = T(Family::unit - unit + Family::unit_rest);
-  V weight = of.weight, inv_scale = of.inv_scale, inv_scale_rest = of.inv_scale_rest;
-  V rate = inv_scale * unit;
-  V rate_rest = fma(inv_scale_rest, unit, fma(inv_scale, unit_rest, product_rest(inv_scale, splat<V>(unit), rate)));
-  V reach = Family::template reach<V>() * reciprocal_estimate(rate);
-  return {loc, weight, log_weight, rate, rate_rest, reach, weight * (inv_scale * T(Family::density_factor)), inv_scale};
-}
-template <class Family, class V>
-MIXFLOW_FN Component<V> make_component(V log_weight, V loc, V log_scale) {
-  return make_component<Family>(log_weight, loc, exponentials(log_weight, log_scale));
-}
-
-// A parameter set answers component(k), k in [0, components), and knows the sum of the weights, the smallest scale, and
-// the density below which components flushed to zero could have mattered (see density_floor). It may keep the shares of
-// some components for a second pass.
+// Where the linear sums hold, for all of which a GPU's float32 decides. Of a set with scales outside of these, no
+// density is above the floor: exp(-log_scale) is an exponent added to a significand, and f' is summed as it is.
 template <class T>
 struct LinearRange;
 template <>
 struct LinearRange<float> {
-  static constexpr float smallest = 0x1p-64f, largest = 0x1p40f;
+  static constexpr float smallest = 0x1p-64f, largest = 0x1p40f, least_log_scale = -40, most_log_scale = 80;
 };
 template <>
 struct LinearRange<double> {
-  static constexpr double smallest = 0x1p-900, largest = 0x1p100;
+  static constexpr double smallest = 0x1p-700, largest = 0x1p100, least_log_scale = -300, most_log_scale = 700;
 };
 
-// Beyond its reach a component is taken to be as far as its reach, an absolute error of about inv_scale * min_normal in
-// the density. Above this floor that is far less than one rounding.
+// unit / scale to twice the precision, for log_scale in the linear range:
+//     unit exp(-log_scale) = 2^n unit exp(r) = 2^n (unit + (unit_rest + unit (r + r^2 P(r))))
+// The rest is what the outer sum rounds away. Its first bits count: far out on a narrow component an error of d in the
+// rate is one of a^2 d in log f, whose scale may be that of log s.
 template <class V>
-MIXFLOW_FN V density_floor(V largest_inv_scale) {
-  return max(largest_inv_scale, splat<V>(1)) * LinearRange<Scalar<V>>::smallest;
+struct Rate {
+  V rate, rest;
+};
+template <class Family, class V>
+MIXFLOW_FN Rate<V> rate_of(V log_scale) {
+  using T = Scalar<V>;
+  constexpr T unit = T(Family::unit), unit_rest = T(Family::unit - unit + Family::unit_rest);
+  Reduced<V> reduced(-log_scale);
+  V r = reduced.r, more = fma(r, unit, fma(r * r * unit, exp_poly(r), splat<V>(unit_rest)));
+  V rate = more + unit, rest = more - (rate - unit);
+  return {scale_within_range(rate, reduced.shifted), scale_within_range(rest, reduced.shifted)};
 }
 
-// What one component adds to F, S and f, its score d log c / da and how far away it is.
+// Of a parameter set's log-softmax weight (up to a constant) and location; in two steps for those who keep the first.
+template <class Family, class V>
+MIXFLOW_FN Component<V> make_component(V loc, V weight, const Rate<V>& of) {
+  return {loc, of.rate, of.rest, reach_of(of.rate, Family::template reach_octaves<V>), weight, weight * of.rate};
+}
+template <class Family, class V>
+MIXFLOW_FN Component<V> make_component(V log_weight, V loc, V log_scale) {
+  return make_component<Family>(loc, quick_exp(log_weight), rate_of<Family>(log_scale));
+}
+template <class V>
+MIXFLOW_FN LogComponent<V> make_log_component(V log_weight, V loc, V log_scale) {
+  return {loc, log_weight, exp(-log_scale), quick_exp(log_weight)};
+}
+
+// What a parameter set's components have in common. `smallest_scale` is a unit for sums of 1 / scale^2, which would
+// overflow long before the density does.
+template <class V>
+struct Common {
+  V largest_logit, smallest_scale, largest_inv_scale;
+  // The density below which components at the end of their reach could have mattered: there they have an absolute error
+  // of inv_scale times a power of two far below `smallest`. Infinite where the scales leave the linear range.
+  V density_floor;
+
+  MIXFLOW_FN Common() = default;
+  MIXFLOW_FN Common(V largest_logit, V least_log_scale, V most_log_scale) : largest_logit(largest_logit) {
+    using Range = LinearRange<Scalar<V>>;
+    largest_inv_scale = exp(-least_log_scale);
+    smallest_scale = reciprocal(largest_inv_scale);
+    Mask<V> holds = (least_log_scale >= Range::least_log_scale) & (most_log_scale <= Range::most_log_scale);
+    density_floor = select<V>(holds, max(largest_inv_scale, splat<V>(1)) * Range::smallest, infinity<V>());
+  }
+};
+
+// A parameter set offers, for k in [0, components),
+//     component(k)                     as the linear sums take it
+//     log_component(k)                 as the logarithmic sums take it: rarely
+//     total_weight()                   the sum of the weights: rarely
+// and what it has in Common. It may keep four numbers of some components between the passes of a backward op:
+//     keep(k, numbers), has_kept(k), kept(k), location(k)
+// after which it may no longer be asked for component(k).
+template <class V>
+struct Kept {
+  V number[4];
+};
+
+// What one component adds to F, S and f, the last times its score d log c / da, and how far away it is.
 template <class V>
 struct Terms {
-  V lower, upper, density, score, distance;
+  V lower, upper, density, scored, distance;
 };
 
 template <class V>
@@ -89,16 +117,16 @@ struct Sums {
   V lower{}, upper{}, density{}, density_slope{};
 };
 
-// Adds up over all components what add(k, component, sums) adds for one, in blocks: rounding errors grow with the
-// length of a block and the number of blocks, not with their product.
-template <bool with_slope, class V, class Parameters, class Add>
-MIXFLOW_FN Sums<V> sum_components(const Parameters& parameters, Add add) {
+// Adds up what add(k, sums) adds for each component, in blocks: rounding errors grow with the length of a block and the
+// number of blocks, not with their product.
+template <bool with_slope, class V, class Add>
+MIXFLOW_FN Sums<V> add_up(int components, Add add) {
   constexpr int block_length = 8;
   Sums<V> total;
-  for (int begin = 0; begin < parameters.components; begin += block_length) {
-    int rest = parameters.components - begin, end = begin + (rest < block_length ? rest : block_length);
+  for (int begin = 0; begin < components; begin += block_length) {
+    int rest = components - begin, end = begin + (rest < block_length ? rest : block_length);
     Sums<V> block;
-    for (int k = begin; k < end; ++k) add(k, parameters.component(k), block);
+    for (int k = begin; k < end; ++k) add(k, block);
     total.lower += block.lower;
     total.upper += block.upper;
     total.density += block.density;
@@ -107,19 +135,14 @@ MIXFLOW_FN Sums<V> sum_components(const Parameters& parameters, Add add) {
   return total;
 }
 
-template <class V>
-MIXFLOW_FN V within_reach(V x, const Component<V>& c) {
-  return at_least(at_most(x - c.loc, c.reach), -c.reach);
+template <class Family, class V>
+MIXFLOW_FN V inv_scale_of(V rate) {
+  return rate * Scalar<V>(1 / Family::unit);
 }
 
-// Zero beyond the reach: what is left there is far below the sums, but a gradient may consist of nothing else.
-template <class Family, class V>
-MIXFLOW_FN Shares<V> shares_within_reach(V distance, const Component<V>& c) {
-  constexpr Scalar<V> least = is_float<V> ? Scalar<V>(0x1p-123) : Scalar<V>(0x1p-1019);  // 4 * 2^-octave_limit
-  Shares<V> s = Family::shares(distance, c);
-  return {select<V>(s.lower < least, V{}, s.lower), select<V>(s.upper < least, V{}, s.upper),
-          select<V>(s.density < least, V{}, s.density)};
-}
+// The density of linear sums is in units of this, so that no component has to be multiplied by it.
+template <class Family>
+constexpr double density_unit = Family::density_factor / Family::unit;
 
 template <class Family, bool with_slope, bool keep, class V, class Parameters>
 MIXFLOW_FN Sums<V> linear_sums(V x, const Parameters& parameters) {
@@ -129,24 +152,31 @@ MIXFLOW_FN Sums<V> linear_sums(V x, const Parameters& parameters) {
     auto a = linear_sums<Family, with_slope, false>(x.a, half), b = linear_sums<Family, with_slope, false>(x.b, half);
     return {{a.lower, b.lower}, {a.upper, b.upper}, {a.density, b.density}, {a.density_slope, b.density_slope}};
   } else {
-    return sum_components<with_slope, V>(parameters, [&](int k, const Component<V>& c, Sums<V>& sums) {
-      V distance = within_reach(x, c);
-      Shares<V> shares = with_slope ? shares_within_reach<Family>(distance, c) : Family::shares(distance, c);
-      if constexpr (keep) parameters.keep(k, shares);
+    Sums<V> total = add_up<with_slope, V>(parameters.components, [&](int k, Sums<V>& sums) {
+      Component<V> c = parameters.component(k);
+      V distance = x - c.loc;
+      Shares<V> shares = Family::template shares<with_slope>(distance, c);
       sums.lower = fma(c.weight, shares.lower, sums.lower);
       sums.upper = fma(c.weight, shares.upper, sums.upper);
-      sums.density = fma(c.density_weight, shares.density, sums.density);
       if constexpr (with_slope) {
-        V density = c.density_weight * shares.density;
-        V score = Family::score(distance * c.inv_scale, shares.lower, shares.upper);
-        sums.density_slope = fma(density * (c.inv_scale * parameters.smallest_scale), score, sums.density_slope);
+        V density = c.rated_weight * shares.density, inv_scale = inv_scale_of<Family>(c.rate);
+        sums.density += density;
+        sums.density_slope = fma(Family::scored(density, distance, inv_scale, shares), inv_scale, sums.density_slope);
+      } else {
+        sums.density = fma(c.rated_weight, shares.density, sums.density);
+      }
+      if constexpr (keep) {
+        KeptShares<V> kept = Family::kept(distance, shares);
+        parameters.keep(k, Kept<V>{{c.weight, c.rate, kept.first, kept.second}});
       }
     });
+    if constexpr (with_slope) total.density_slope = total.density_slope * parameters.smallest_scale;
+    return total;
   }
 }
 
 template <class Family, class V>
-MIXFLOW_FN Terms<V> shifted_terms(V x, const Component<V>& c, const Shifts<V>& shift) {
+MIXFLOW_FN Terms<V> shifted_terms(V x, const LogComponent<V>& c, const Shifts<V>& shift) {
   V a = (x - c.loc) * c.inv_scale, t = abs(a), h = Family::exponent(t), e = exp_flushed(-h);
   V tail = Family::tail(t, e), bulk = fma(-e, tail, splat<V>(1));
   Mask<V> negative = a < Scalar<V>(0);
@@ -155,9 +185,13 @@ MIXFLOW_FN Terms<V> shifted_terms(V x, const Component<V>& c, const Shifts<V>& s
   V upper = exp_flushed(select<V>(negative, c.log_weight, decayed) - shift.upper);
   // A scale below the dtype's range makes a point mass: no density beside it, though its inverse scale is inf.
   V density = exp_flushed(decayed - shift.density) * Family::density(t, e);
-  density = select<V>(density == Scalar<V>(0), V{}, density * (c.inv_scale * Scalar<V>(Family::density_factor)));
-  V score = Family::score(a, select<V>(negative, e * tail, bulk), select<V>(negative, bulk, e * tail));
-  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density, score, x - c.loc};
+  density = select<V>(density == Scalar<V>(0), V{}, density * (c.inv_scale * Scalar<V>(Family::unit)));
+  Shares<V> shares{select<V>(negative, e * tail, bulk), select<V>(negative, bulk, e * tail), density};
+  V distance = x - c.loc, scored = Family::scored(density, a, splat<V>(1), shares);
+  // A component without density at x may be infinitely many scales away; its share is zero all the same.
+  Mask<V> absent = density == Scalar<V>(0);
+  return {lower * select<V>(negative, tail, bulk), upper * select<V>(negative, bulk, tail), density,
+          select<V>(absent, V{}, scored), select<V>(absent, V{}, distance)};
 }
 
 // The largest exponent in each sum. In a far tail the shifts of f and of the smaller of F and S are the same number,
@@ -166,7 +200,7 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN Shifts<V> largest_exponents(V x, const Parameters& parameters) {
   Shifts<V> shift{-infinity<V>(), -infinity<V>(), -infinity<V>()};
   for (int k = 0; k < parameters.components; ++k) {
-    Component<V> c = parameters.component(k);
+    LogComponent<V> c = parameters.log_component(k);
     V a = (x - c.loc) * c.inv_scale, decayed = c.log_weight - Family::exponent(abs(a));
     Mask<V> negative = a < Scalar<V>(0);
     shift.lower = max(shift.lower, select<V>(negative, decayed, c.log_weight));
@@ -195,17 +229,17 @@ struct ShiftedSums {
 template <class Family, bool with_slope, class V, class Parameters>
 MIXFLOW_RARE ShiftedSums<V> shifted_sums(V x, const Parameters& parameters) {
   Shifts<V> shift = largest_exponents<Family>(x, parameters);
-  return {sum_components<with_slope, V>(parameters,
-                                        [&](int, const Component<V>& c, Sums<V>& block) {
-                                          Terms<V> term = shifted_terms<Family>(x, c, shift);
-                                          block.lower += term.lower;
-                                          block.upper += term.upper;
-                                          block.density += term.density;
-                                          if constexpr (with_slope)
-                                            block.density_slope =
-                                                fma(term.density * (c.inv_scale * parameters.smallest_scale),
-                                                    term.score, block.density_slope);
-                                        }),
+  return {add_up<with_slope, V>(parameters.components,
+                                [&](int k, Sums<V>& block) {
+                                  LogComponent<V> c = parameters.log_component(k);
+                                  Terms<V> term = shifted_terms<Family>(x, c, shift);
+                                  block.lower += term.lower;
+                                  block.upper += term.upper;
+                                  block.density += term.density;
+                                  if constexpr (with_slope)
+                                    block.density_slope =
+                                        fma(term.scored, c.inv_scale * parameters.smallest_scale, block.density_slope);
+                                }),
           shift};
 }
 
@@ -216,6 +250,8 @@ MIXFLOW_FN Evaluation<V> evaluate(V x, const Parameters& parameters) {
   at.sums = linear_sums<Family, with_slope, keep>(x, parameters);
   at.linear = (at.sums.lower >= Range::smallest) & (at.sums.upper >= Range::smallest) &
               (at.sums.density >= parameters.density_floor) & (at.sums.density <= Range::largest);
+  // Where a component lies at infinity, the slope is that of an infinite distance.
+  if constexpr (with_slope) at.linear = at.linear & (at.sums.density_slope == at.sums.density_slope);
   at.all_linear = all(at.linear);
   if (!at.all_linear) {
     // Field by field, and nothing of `at` is passed on as a whole: it would live in memory from its beginning.
@@ -235,11 +271,12 @@ MIXFLOW_FN Evaluation<V> evaluate(V x, const Parameters& parameters) {
 template <class V>
 struct Tails {
   V lower, upper, smaller, density_over_smaller;
+  V density;  // in linear space only
   Mask<V> lower_is_smaller;
   V logit, log_smaller, log_larger, log_density_over_smaller;  // set only when some lane is not linear
 };
 
-template <class V>
+template <class Family, class V>
 MIXFLOW_FN Tails<V> linear_tails(const Sums<V>& sums) {
   Tails<V> tails;
   V inv_total = bounded_reciprocal(sums.lower + sums.upper);
@@ -248,11 +285,13 @@ MIXFLOW_FN Tails<V> linear_tails(const Sums<V>& sums) {
   tails.lower_is_smaller = sums.lower < sums.upper;
   tails.smaller = select<V>(tails.lower_is_smaller, tails.lower, tails.upper);
   V inv_smaller = bounded_reciprocal(select<V>(tails.lower_is_smaller, sums.lower, sums.upper));
-  tails.density_over_smaller = sums.density * inv_smaller;
+  V density = sums.density * Scalar<V>(density_unit<Family>);
+  tails.density_over_smaller = density * inv_smaller;
+  tails.density = density * inv_total;
   return tails;
 }
 
-template <class V>
+template <class Family, class V>
 MIXFLOW_RARE Tails<V> with_logarithms(Evaluation<V> at, Tails<V> tails) {
   V log_lower = at.shift.lower + log(at.sums.lower), log_upper = at.shift.upper + log(at.sums.upper);
   tails.logit = (at.shift.lower - at.shift.upper) + (log(at.sums.lower) - log(at.sums.upper));
@@ -262,7 +301,8 @@ MIXFLOW_RARE Tails<V> with_logarithms(Evaluation<V> at, Tails<V> tails) {
   tails.lower_is_smaller = (at.linear & tails.lower_is_smaller) | ((at.linear == 0) & (log_lower < log_upper));
   V shift = select<V>(tails.lower_is_smaller, at.shift.lower, at.shift.upper);
   V sum = select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
-  tails.log_density_over_smaller = (at.shift.density - shift) + (log(at.sums.density) - log(sum));
+  V density = at.sums.density * Scalar<V>(density_unit<Family>);
+  tails.log_density_over_smaller = (at.shift.density - shift) + (log(density) - log(sum));
   V e = exp(-magnitude), larger = bounded_reciprocal(Scalar<V>(1) + e), smaller = e * larger;
   tails.smaller = select<V>(at.linear, tails.smaller, smaller);
   tails.lower = select<V>(at.linear, tails.lower, select<V>(tails.lower_is_smaller, smaller, larger));
@@ -271,10 +311,10 @@ MIXFLOW_RARE Tails<V> with_logarithms(Evaluation<V> at, Tails<V> tails) {
   return tails;
 }
 
-template <class V>
+template <class Family, class V>
 MIXFLOW_FN Tails<V> tails_of(const Evaluation<V>& at) {
-  Tails<V> tails = linear_tails(at.sums);
-  if (!at.all_linear) tails = with_logarithms(at, tails);
+  Tails<V> tails = linear_tails<Family>(at.sums);
+  if (!at.all_linear) tails = with_logarithms<Family>(at, tails);
   return tails;
 }
 
@@ -316,15 +356,21 @@ MIXFLOW_FN V logarithmic_ladj(const Tails<V>& tails, const BaseTerms<V>& terms) 
   return select<V>(abs(tails.logit) == infinity<V>(), -infinity<V>(), tails.log_density_over_smaller + terms.log_mills);
 }
 
+// Linear lanes need no Mills ratio: log f - log g(z) has its rounding errors on the scale of the two logarithms.
+template <class V>
+MIXFLOW_FN V ladj_of(const Evaluation<V>& at, const Tails<V>& tails, const BaseTerms<V>& terms, RuntimeBase base) {
+  V ladj = base.dispatch<V>([&](auto base) { return base.ladj(tails.density, terms.value, tails.lower, tails.upper); });
+  if (!at.all_linear) ladj = select<V>(at.linear, ladj, logarithmic_ladj(tails, terms));
+  return ladj;
+}
+
 // z = G^-1(F(x)) and log dz/dx.
 template <class Family, class V, class Parameters>
 MIXFLOW_FN Mapped<V> forward(V x, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, false, false>(x, parameters);
-  Tails<V> tails = tails_of(at);
+  Tails<V> tails = tails_of<Family>(at);
   BaseTerms<V> terms = base_terms(at, tails, base);
-  V ladj = log_normal(tails.density_over_smaller * terms.mills);
-  if (!at.all_linear) ladj = select<V>(at.linear, ladj, logarithmic_ladj(tails, terms));
-  return {terms.value, ladj};
+  return {terms.value, ladj_of(at, tails, terms, base)};
 }
 
 // The same, and the derivatives of both by x: all that a gradient by x alone needs.
@@ -336,10 +382,9 @@ struct SlopedMap {
 template <class Family, class V, class Parameters>
 MIXFLOW_FN SlopedMap<V> forward_with_slopes(V x, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, true, false>(x, parameters);
-  Tails<V> tails = tails_of(at);
+  Tails<V> tails = tails_of<Family>(at);
   BaseTerms<V> terms = base_terms(at, tails, base);
-  V slope = tails.density_over_smaller * terms.mills, ladj = log_normal(slope);
-  if (!at.all_linear) ladj = select<V>(at.linear, ladj, logarithmic_ladj(tails, terms));
+  V slope = tails.density_over_smaller * terms.mills, ladj = ladj_of(at, tails, terms, base);
   V D = at.sums.density_slope * reciprocal(at.sums.density) * parameters.largest_inv_scale;
   return {{terms.value, ladj}, slope, fma(-terms.score, slope, D)};
 }
@@ -382,16 +427,13 @@ MIXFLOW_FN Seeds<V> inverse_seeds(const Evaluation<V>& at, const Tails<V>& tails
   return {along, across, -g_ladj, g_z};
 }
 
-// Replaces what linear space does not hold. A component without density at x may be infinitely many scales away; its
-// share is zero all the same.
+// Replaces what linear space does not hold.
 template <class Family, class V>
-MIXFLOW_RARE Terms<V> with_shifted_terms(V x, Component<V> c, Mask<V> linear, Shifts<V> shift, Terms<V> term) {
+MIXFLOW_RARE Terms<V> with_shifted_terms(V x, LogComponent<V> c, Mask<V> linear, Shifts<V> shift, Terms<V> term) {
   Terms<V> shifted = shifted_terms<Family>(x, c, shift);
-  Mask<V> absent = shifted.density == Scalar<V>(0);
   return {select<V>(linear, term.lower, shifted.lower), select<V>(linear, term.upper, shifted.upper),
-          select<V>(linear, term.density, shifted.density),
-          select<V>(linear, term.score, select<V>(absent, V{}, shifted.score)),
-          select<V>(linear, term.distance, select<V>(absent, V{}, x - c.loc))};
+          select<V>(linear, term.density, shifted.density), select<V>(linear, term.scored, shifted.scored),
+          select<V>(linear, term.distance, shifted.distance)};
 }
 
 // What the gradients by the parameters take from an element: the factors that all components have in common.
@@ -408,21 +450,36 @@ struct ComponentGradients {
   V logit, loc, log_scale;
 };
 
-template <class Family, class V>
-MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, const Shares<V>& shares, V distance,
-                                                     const ElementSeeds<V>& at) {
-  Terms<V> term{c.weight * shares.lower, c.weight * shares.upper, c.density_weight * shares.density,
-                Family::score(distance * c.inv_scale, shares.lower, shares.upper), distance};
-  if (!at.all_linear) term = with_shifted_terms<Family>(at.x, c, at.linear, at.shift, term);
-  V tail = select<V>(at.lower_is_smaller, term.lower, term.upper);
-  V slope = fma(at.by_density, term.score * c.inv_scale, at.by_slope);
-  return {fma(tail, at.by_tail, fma(term.density, at.by_density, -(c.weight * at.by_weight))), -(term.density * slope),
-          -(term.density * fma(term.distance, slope, at.by_density))};
-}
-template <class Family, class V>
-MIXFLOW_FN ComponentGradients<V> component_gradients(const Component<V>& c, const ElementSeeds<V>& at) {
-  V distance = within_reach(at.x, c);
-  return component_gradients<Family>(c, shares_within_reach<Family>(distance, c), distance, at);
+// Of the k-th component, from what was kept of it or, of those that are not kept, found again.
+template <class Family, class V, class Parameters>
+MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& parameters, const ElementSeeds<V>& at) {
+  V distance, weight, rate;
+  Shares<V> shares;
+  if (parameters.has_kept(k)) {
+    Kept<V> kept = parameters.kept(k);
+    distance = at.x - parameters.location(k);
+    weight = kept.number[0];
+    rate = kept.number[1];
+    shares = Family::restored(distance, KeptShares<V>{kept.number[2], kept.number[3]});
+  } else {
+    Component<V> c = parameters.component(k);
+    distance = at.x - c.loc;
+    weight = c.weight;
+    rate = c.rate;
+    shares = Family::template shares<true>(distance, c);
+  }
+  V inv_scale = inv_scale_of<Family>(rate), density = weight * rate * shares.density;
+  Terms<V> term{weight * shares.lower, weight * shares.upper, density,
+                Family::scored(density, distance, inv_scale, shares), distance};
+  if (!at.all_linear) {
+    LogComponent<V> c = parameters.log_component(k);
+    term = with_shifted_terms<Family>(at.x, c, at.linear, at.shift, term);
+    inv_scale = select<V>(at.linear, inv_scale, c.inv_scale);
+  }
+  V tail = select<V>(at.lower_is_smaller, term.lower, term.upper), by_density = term.density * at.by_density;
+  V by_loc = -fma(term.scored, inv_scale * at.by_density, term.density * at.by_slope);
+  return {fma(tail, at.by_tail, fma(-weight, at.by_weight, by_density)), by_loc,
+          fma(term.distance, by_loc, -by_density)};
 }
 
 // The gradient of the input (x forward, z inverse), z itself, and what component_gradients needs for the rest.
@@ -435,7 +492,7 @@ struct SeededGradient {
 template <class Family, bool inverse, class V, class Parameters>
 MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, true, true>(x, parameters);
-  Tails<V> tails = tails_of(at);
+  Tails<V> tails = tails_of<Family>(at);
   BaseTerms<V> terms = base_terms(at, tails, base);
   V inv_density = reciprocal(at.sums.density);
   V D = at.sums.density_slope * inv_density * parameters.largest_inv_scale;
@@ -444,7 +501,10 @@ MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Par
   V across = select<V>(tails.lower_is_smaller, seeds.across, -seeds.across);
   V inv_smaller = reciprocal(select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper));
   // The gradients above, with all that is common to the components taken out of the loop.
-  V by_tail = across * inv_smaller, by_weight = (across + seeds.g_ladj) * reciprocal(parameters.total_weight());
+  // The weights add up to F + S, but for rounding.
+  V inv_weight = bounded_reciprocal(at.sums.lower + at.sums.upper);
+  if (!at.all_linear) inv_weight = select<V>(at.linear, inv_weight, reciprocal(parameters.total_weight()));
+  V by_tail = across * inv_smaller, by_weight = (across + seeds.g_ladj) * inv_weight;
   V by_density = seeds.g_ladj * inv_density, by_slope = seeds.along * inv_density;
   return {seeds.g_input,
           terms.value,
@@ -462,10 +522,7 @@ MIXFLOW_FN InputGradient<V> backward(V x, V g_value, V g_ladj, const Parameters&
   SeededGradient<V> at = seeded_gradient<Family, inverse>(x, g_value, g_ladj, parameters, base);
   if (!parameters_wanted) return {at.input, at.z};
   for (int k = 0; k < parameters.components; ++k) {
-    Component<V> c = parameters.component(k);
-    V distance = within_reach(x, c);
-    Shares<V> shares = parameters.has_kept(k) ? parameters.kept(k) : shares_within_reach<Family>(distance, c);
-    ComponentGradients<V> g = component_gradients<Family>(c, shares, distance, at.seeds);
+    ComponentGradients<V> g = component_gradients<Family>(k, parameters, at.seeds);
     sink(k, g.logit, g.loc, g.log_scale);
   }
   return {at.input, at.z};

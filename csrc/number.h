@@ -27,6 +27,8 @@
 #endif
 #endif
 
+#include "units.h"
+
 namespace mixflow {
 namespace MIXFLOW_ARCH {
 
@@ -181,6 +183,13 @@ template <class V>
 using SignedBits = typename Number<V>::SignedBits;
 template <class V>
 constexpr bool is_float = sizeof(Scalar<V>) == sizeof(float);
+// Whether there are units for the special functions of this type (units.h).
+template <class V>
+constexpr bool has_units = false;
+#if defined(MIXFLOW_UNITS)
+template <>
+constexpr bool has_units<float> = true;
+#endif
 
 template <class T>
 struct Limits;
@@ -350,10 +359,8 @@ MIXFLOW_FN double sqrt(double x) {
 // 1 / x in three grades, which on most instruction sets are one division: for x in [2^-125, 2^125] ([2^-1020, 2^1020]
 // in double) within 1 ULP; for any x; and to 12 bits for any x.
 MIXFLOW_FN float bounded_reciprocal(float x) {
-#if defined(__CUDA_ARCH__)
-  float r;  // one instruction, within 1 ULP; division takes ten and a branch
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-  return r;
+#if defined(MIXFLOW_UNITS)
+  return reciprocal_unit(x);  // division takes ten instructions and a branch
 #else
   return 1 / x;
 #endif

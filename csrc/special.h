@@ -51,6 +51,15 @@ MIXFLOW_FN V scale_by_power_of_two(V x, V n) {
   return x * power_of_two(half) * power_of_two(remaining);
 }
 
+// The same where neither the power nor the result leaves the normal numbers; n was rounded by adding `round_magic`.
+template <class V>
+MIXFLOW_FN V scale_within_range(V x, V n_plus_magic) {
+#if defined(MIXFLOW_HAS_SCALEF)
+  if constexpr (Number<V>::lanes > 1) return scalef(x, n_plus_magic - Constants<Scalar<V>>::round_magic);
+#endif
+  return x * power_of_two(n_plus_magic);
+}
+
 // x = n ln 2 + r with |r| <= ln(2)/2; the two-part ln 2 keeps r exact (Cody and Waite). exp(r) - 1 is r + r^2 P(r).
 template <class V>
 struct Reduced {
@@ -132,6 +141,30 @@ MIXFLOW_FN V log(V x) {
   result = select<V>(x == infinity<V>(), x, result);
   result = select<V>(x == T(0), -infinity<V>(), result);
   return select<V>(x >= T(0), result, quiet_nan<V>());
+}
+
+// log(x) for positive normal finite x, for uses that an error of 2 eps max(1, |log x|) does not harm.
+template <class V>
+MIXFLOW_FN V quick_log(V x) {
+  if constexpr (has_units<V>)
+    return log2_unit(x) * Scalar<V>(0.693147180559945309417);
+  else
+    return log_normal(x);
+}
+
+// exp(x) for x <= 0, within |x| + 2 half eps: x log2(e) is rounded before its power is taken. Results below the
+// smallest normal number may be flushed to 0.
+template <class V>
+MIXFLOW_FN V quick_exp(V x) {
+  using C = Constants<Scalar<V>>;
+  if constexpr (has_units<V>) {
+    return exp2_unit(x * C::log2_e);
+  } else {
+    x = at_least(x, splat<V>(C::exp_flush));
+    V shifted = fma(x, C::log2_e, C::round_magic), n = shifted - C::round_magic;
+    V r = fma(x, C::log2_e, -n);
+    return fma(r, exp2_poly(r), splat<V>(1)) * power_of_two(shifted);  // 2^-127 is 0
+  }
 }
 
 // log(1 + x) for every x; NaN below -1. With u = fl(1 + x), log u + (x - (u - 1)) / u restores what the addition lost.

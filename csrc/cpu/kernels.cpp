@@ -42,13 +42,31 @@ struct Scratch {
   Scratch& operator=(const Scratch&) = delete;
 };
 
-// Shares that the first pass over the components of a backward op keeps for the second: so many that they stay in the
-// L1 cache; those of further components are computed again.
+// Components of which the first pass of a backward op keeps numbers for the second: so many that they stay in the L1
+// cache; those of further components are computed again.
 constexpr int kKept = 64;
 
-// One prepared parameter set per lane, or one for all lanes.
+template <class V>
+struct KeptNumbers {
+  Kept<V>* numbers;
+  int kept_components;
+
+  MIXFLOW_FN bool has_kept(int k) const { return k < kept_components; }
+  MIXFLOW_FN Kept<V> kept(int k) const { return numbers[k]; }
+  MIXFLOW_FN void keep(int k, const Kept<V>& x) const {
+    if (k < kept_components) numbers[k] = x;
+  }
+};
+
+template <class V>
+struct StoredComponent {
+  Component<V> linear;
+  LogComponent<V> log;
+};
+
+// One prepared parameter set per lane, or one for all lanes: for ops that go through the components several times.
 template <class V, bool shared>
-struct Prepared {
+struct Prepared : Common<V>, KeptNumbers<V> {
   using T = Scalar<V>;
   template <class U, bool one>
   struct Choose {
@@ -58,34 +76,41 @@ struct Prepared {
   struct Choose<U, true> {
     using type = Scalar<U>;
   };
-  using Stored = Component<typename Choose<V, shared>::type>;
+  using S = typename Choose<V, shared>::type;
+  using Stored = StoredComponent<S>;
 
   Stored* stored;
-  Shares<V>* shares;
-  int components, kept_components;
+  int components;
+  V total;
   AffineMap<V> affine;
-  V total, largest_inv_scale, smallest_scale, density_floor;
+
+  MIXFLOW_FN explicit Prepared(const Common<V>& common) : Common<V>(common), KeptNumbers<V>{} {}
 
   // Field by field: compilers copy a large struct as a whole through memory.
   MIXFLOW_FN Component<V> component(int k) const {
-    const Stored& c = stored[k];
-    if constexpr (shared)
-      return {splat<V>(c.loc),       splat<V>(c.weight), splat<V>(c.log_weight),     splat<V>(c.rate),
-              splat<V>(c.rate_rest), splat<V>(c.reach),  splat<V>(c.density_weight), splat<V>(c.inv_scale)};
-    else
-      return {c.loc, c.weight, c.log_weight, c.rate, c.rate_rest, c.reach, c.density_weight, c.inv_scale};
+    const Component<S>& c = stored[k].linear;
+    return {get(c.loc), get(c.rate), get(c.rate_rest), get(c.reach), get(c.weight), get(c.rated_weight)};
   }
-  MIXFLOW_FN void set_component(int k, const Component<V>& c) {
+  MIXFLOW_FN LogComponent<V> log_component(int k) const {
+    const LogComponent<S>& c = stored[k].log;
+    return {get(c.loc), get(c.log_weight), get(c.inv_scale), get(c.weight)};
+  }
+  MIXFLOW_FN V location(int k) const { return get(stored[k].linear.loc); }
+  MIXFLOW_FN void set_component(int k, const Component<V>& c, const LogComponent<V>& log) {
     Stored& to = stored[k];
-    set(to.loc, c.loc);
-    set(to.weight, c.weight);
-    set(to.log_weight, c.log_weight);
-    set(to.rate, c.rate);
-    set(to.rate_rest, c.rate_rest);
-    set(to.reach, c.reach);
-    set(to.density_weight, c.density_weight);
-    set(to.inv_scale, c.inv_scale);
+    set(to.linear.loc, c.loc);
+    set(to.linear.rate, c.rate);
+    set(to.linear.rate_rest, c.rate_rest);
+    set(to.linear.reach, c.reach);
+    set(to.linear.weight, c.weight);
+    set(to.linear.rated_weight, c.rated_weight);
+    set(to.log.loc, log.loc);
+    set(to.log.log_weight, log.log_weight);
+    set(to.log.inv_scale, log.inv_scale);
+    set(to.log.weight, log.weight);
   }
+  static MIXFLOW_FN V get(V x) { return x; }
+  static MIXFLOW_FN V get(T x) { return splat<V>(x); }
   static MIXFLOW_FN void set(V& to, V x) { to = x; }
   static MIXFLOW_FN void set(T& to, V x) { to = first_lane(x); }
   MIXFLOW_FN V total_weight() const { return total; }
@@ -93,17 +118,32 @@ struct Prepared {
   // The same set for half of the lanes. What differs between lanes is not in it.
   MIXFLOW_FN auto half() const {
     static_assert(shared);
-    Prepared<decltype(V::a), true> half;
+    Prepared<decltype(V::a), true> half({});
+    half.smallest_scale = this->smallest_scale.a;
     half.stored = stored;
     half.components = components;
-    half.smallest_scale = smallest_scale.a;
     return half;
   }
+};
 
-  MIXFLOW_FN bool has_kept(int k) const { return k < kept_components; }
-  MIXFLOW_FN Shares<V> kept(int k) const { return shares[k]; }
-  MIXFLOW_FN void keep(int k, const Shares<V>& x) const {
-    if (k < kept_components) shares[k] = x;
+// A parameter set per lane, of which each component is prepared where it is used: for a single use, which most
+// parameters of each element's own have, storing would cost as much as preparing.
+template <class Family, class V>
+struct Unprepared : Common<V>, KeptNumbers<V> {
+  const V *logits, *loc, *log_scale;
+  int components;
+  AffineMap<V> affine;
+
+  MIXFLOW_FN V log_weight(int k) const { return logits[k] - this->largest_logit; }
+  MIXFLOW_FN Component<V> component(int k) const { return make_component<Family>(log_weight(k), loc[k], log_scale[k]); }
+  MIXFLOW_FN LogComponent<V> log_component(int k) const {
+    return make_log_component(log_weight(k), loc[k], log_scale[k]);
+  }
+  MIXFLOW_FN V location(int k) const { return loc[k]; }
+  MIXFLOW_FN V total_weight() const {
+    V total{};
+    for (int k = 0; k < components; ++k) total += quick_exp(log_weight(k));
+    return total;
   }
 };
 
@@ -113,13 +153,14 @@ template <class V, bool shared>
 struct Workspace {
   Scratch<V> columns;
   Scratch<typename Prepared<V, shared>::Stored> stored;
-  Scratch<Shares<V>> shares;
+  Scratch<Kept<V>> kept;
   int components, kept_components;
 
-  Workspace(const Problem& problem)
+  // Room for prepared sets only where there are any.
+  Workspace(const Problem& problem, bool prepares)
       : columns(3 * int64_t(problem.components)),
-        stored(problem.components),
-        shares(kept_of(problem)),
+        stored(prepares ? problem.components : 0),
+        kept(kept_of(problem)),
         components(problem.components),
         kept_components(kept_of(problem)) {}
   V* column(int j) { return columns.data + j * int64_t(components); }
@@ -157,28 +198,35 @@ __attribute__((noinline)) void prefetch_sets(const Problem& problem, const Walk&
       prefetch_rows<true>(sets, numbers<T>(problem.gradient(j)), kGradParameters, components, step);
 }
 
+template <class V, bool shared>
+MIXFLOW_FN Common<V> common_of(Workspace<V, shared>& space) {
+  const V *logits = space.column(0), *log_scale = space.column(2);
+  V largest = -infinity<V>(), least_log_scale = infinity<V>(), most_log_scale = -infinity<V>();
+  for (int k = 0; k < space.components; ++k) {
+    largest = max(largest, logits[k]);
+    least_log_scale = min(least_log_scale, log_scale[k]);
+    most_log_scale = max(most_log_scale, log_scale[k]);
+  }
+  return {largest, least_log_scale, most_log_scale};
+}
+
 // The parameter sets whose logits, loc and log_scale are loaded into the columns of `space`.
 template <class Family, class V, bool shared>
 MIXFLOW_FN Prepared<V, shared> prepare(Workspace<V, shared>& space) {
   V *logits = space.column(0), *loc = space.column(1), *log_scale = space.column(2);
-  V largest = -infinity<V>();
-  for (int k = 0; k < space.components; ++k) largest = max(largest, logits[k]);
-  Prepared<V, shared> prepared;
+  Prepared<V, shared> prepared(common_of(space));
   prepared.stored = space.stored.data;
-  prepared.shares = space.shares.data;
+  prepared.numbers = space.kept.data;
   prepared.components = space.components;
   prepared.kept_components = space.kept_components;
-  V total{}, largest_inv_scale{};
+  V total{};
   for (int k = 0; k < space.components; ++k) {
-    Component<V> c = make_component<Family>(logits[k] - largest, loc[k], log_scale[k]);
-    prepared.set_component(k, c);
-    total += c.weight;
-    largest_inv_scale = max(largest_inv_scale, c.inv_scale);
+    V log_weight = logits[k] - prepared.largest_logit;
+    LogComponent<V> log = make_log_component(log_weight, loc[k], log_scale[k]);
+    prepared.set_component(k, make_component<Family>(log_weight, loc[k], log_scale[k]), log);
+    total += log.weight;
   }
   prepared.total = total;
-  prepared.largest_inv_scale = largest_inv_scale;
-  prepared.smallest_scale = reciprocal(largest_inv_scale);
-  prepared.density_floor = density_floor(largest_inv_scale);
   return prepared;
 }
 
@@ -198,22 +246,27 @@ MIXFLOW_FN Prepared<V, true> prepare_one(const Problem& problem, const int64_t (
   return prepared;
 }
 
-// A set for each lane.
-template <class Family, class V>
-MIXFLOW_FN Prepared<V, false> prepare_each(const Problem& problem, const Walk& sets, Workspace<V, false>& space) {
+// Loads a set for each lane into the columns of `space`, and gives what make() makes of them, with its affine map.
+template <class V, class Make>
+MIXFLOW_FN auto load_sets(const Problem& problem, const Walk& sets, Workspace<V, false>& space, Make make) {
   using T = Scalar<V>;
   const void* data[3] = {problem.logits, problem.loc, problem.log_scale};
   Columns<V> columns(sets, problem.components);
   for (int j = 0; j < 3; ++j)
     columns.gather(numbers<T>(data[j]), static_cast<Operand>(kLogits + j), problem.component_stride[j],
                    space.column(j));
-  if (!problem.is_affine()) return prepare<Family>(space);
+  if (!problem.is_affine()) return make();
   Room<T, Number<V>::lanes> shift, log_slope;
   const T* shift_at = shift.read(sets, problem.shift, 0, kLogits);
   const T* log_slope_at = log_slope.read(sets, problem.log_slope, 0, kLogits);
-  Prepared<V, false> prepared = prepare<Family>(space);
-  prepared.affine = {load<V>(shift_at), load<V>(log_slope_at)};
-  return prepared;
+  auto parameters = make();
+  parameters.affine = {load<V>(shift_at), load<V>(log_slope_at)};
+  return parameters;
+}
+
+// Ops that go through the components once, or twice and keep what they need the second time.
+constexpr bool prepares_sets(Op op) {
+  return op == Op::inverse || op == Op::interval || op == Op::interval_backward;
 }
 
 // What an op reads and writes of some elements, each operand side by side; null where the op has no such operand.
@@ -293,6 +346,7 @@ MIXFLOW_FN void backward_pack(const Problem& problem, const Parameters& paramete
   if (some_idle && all(idle)) {
     T* const gradients[] = {at.output, at.grad_upper, at.grad_shift, at.grad_log_slope};
     for (T* gradient : gradients) write(gradient, V{});
+    for (int k = 0; problem.has_parameter_gradients() && k < problem.components; ++k) sink(k, V{}, V{}, V{});
     return;
   }
   auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
@@ -377,7 +431,7 @@ template <class Family, Op op, class V>
 void run_over_elements(const Problem& problem, const Piece& piece) {
   constexpr int lanes = Number<V>::lanes, packs_per_flush = 64;
   bool sums_wanted = is_backward(op) && problem.has_parameter_gradients();
-  Workspace<V, true> space(problem);
+  Workspace<V, true> space(problem, true);
   V* sums = space.columns.data;
   for (int64_t outer = piece.outer_begin; outer < piece.outer_end; ++outer) {
     int64_t place[kOperands];
@@ -429,13 +483,13 @@ void run_over_sets(const Problem& problem, const Piece& piece) {
   using T = Scalar<V>;
   constexpr int lanes = Number<V>::lanes;
   bool sums_wanted = is_backward(op) && problem.has_parameter_gradients();
-  Workspace<V, false> space(problem);
+  bool is_single = problem.inner.size == 1;  // then the elements of several packs of sets are gathered at a time
+  Workspace<V, false> space(problem, prepares_sets(op) || !is_single);
   V *g_logits = space.column(0), *g_locs = space.column(1), *g_log_scales = space.column(2);
   int64_t places[kMostSerialElements][kOperands];
   for (int64_t inner = 0; inner < problem.inner.size; ++inner)
     problem.inner.offsets(inner, all_operands, places[inner]);
   bool is_large = problem.outer.size * problem.components * int64_t(sizeof(T)) > kLargeParameters;
-  bool is_single = problem.inner.size == 1;  // then the elements of several packs of sets are gathered at a time
   Gathered<op, T, kGatheredLength> elements(problem);
   Gathered<op, T, lanes> own_elements(problem);
   Walk sets(problem.outer, piece.outer_begin, piece.outer_end, lanes);
@@ -449,19 +503,38 @@ void run_over_sets(const Problem& problem, const Piece& piece) {
         prefetch_sets<T>(problem, ahead);
         ahead.advance();
       }
-      auto parameters = prepare_each<Family>(problem, sets, space);
-      if (sums_wanted)
-        for (int i = 0; i < 3 * problem.components; ++i) space.columns.data[i] = V{};
-      auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
-        g_logits[k] += g_logit;
-        g_locs[k] += g_loc;
-        g_log_scales[k] += g_log_scale;
-      };
-      for (int64_t inner = 0; inner < problem.inner.size; ++inner) {
-        if (!is_single) own_elements.gather(sets, places[inner]);
-        map_pack<Family, op, V>(problem, parameters, is_single ? elements.elements() : own_elements.elements(),
-                                is_single ? first : 0, add);
-        if (!is_single) own_elements.scatter(sets, places[inner]);
+      if (is_single && !prepares_sets(op)) {
+        auto parameters = load_sets(problem, sets, space, [&] {
+          return Unprepared<Family, V>{common_of(space),
+                                       {space.kept.data, space.kept_components},
+                                       space.column(0),
+                                       space.column(1),
+                                       space.column(2),
+                                       space.components,
+                                       {}};
+        });
+        // The gradients of a component take the place of what is not read again.
+        map_pack<Family, op, V>(problem, parameters, elements.elements(), first,
+                                [&](int k, V g_logit, V g_loc, V g_log_scale) {
+                                  g_logits[k] = g_logit;
+                                  g_locs[k] = g_loc;
+                                  g_log_scales[k] = g_log_scale;
+                                });
+      } else {
+        auto parameters = load_sets(problem, sets, space, [&] { return prepare<Family>(space); });
+        if (sums_wanted)
+          for (int i = 0; i < 3 * problem.components; ++i) space.columns.data[i] = V{};
+        auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
+          g_logits[k] += g_logit;
+          g_locs[k] += g_loc;
+          g_log_scales[k] += g_log_scale;
+        };
+        for (int64_t inner = 0; inner < problem.inner.size; ++inner) {
+          if (!is_single) own_elements.gather(sets, places[inner]);
+          map_pack<Family, op, V>(problem, parameters, is_single ? elements.elements() : own_elements.elements(),
+                                  is_single ? first : 0, add);
+          if (!is_single) own_elements.scatter(sets, places[inner]);
+        }
       }
       if constexpr (is_backward(op)) {
         Columns<V> columns(sets, problem.components);

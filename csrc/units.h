@@ -1,0 +1,71 @@
+// The units for special functions of a GPU: 1 / x, 2^x and log2 x in float32, an instruction each.
+//
+// NVIDIA's largest errors (PTX ISA): 1 ULP; 2^-22.5 relative; 2^-22 relative, and absolute from 1/2 to 2. Where a GPU
+// is emulated, results are off by pseudo-random shares of those, so that what holds there holds on any card.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__) || defined(MIXFLOW_CUDA_EMULATION)
+#define MIXFLOW_UNITS
+
+#if !defined(__CUDA_ARCH__)
+#include <cmath>
+#endif
+
+namespace mixflow {
+namespace MIXFLOW_ARCH {
+
+#if !defined(__CUDA_ARCH__)
+namespace emulated {
+inline uint32_t bits(float x) {
+  uint32_t result;
+  memcpy(&result, &x, sizeof x);
+  return result;
+}
+// From -1 to 1, the same for the same x.
+inline double share(float x) {
+  uint64_t z = (bits(x) + uint64_t(1)) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  return static_cast<double>(static_cast<int64_t>(z ^ (z >> 27))) * 0x1p-63;
+}
+inline float without_subnormals(double x) {
+  return std::fabs(x) < 0x1p-126 ? 0 * static_cast<float>(x) : static_cast<float>(x);
+}
+}  // namespace emulated
+#endif
+
+MIXFLOW_FN float reciprocal_unit(float x) {
+#if defined(__CUDA_ARCH__)
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+#else
+  double r = 1 / static_cast<double>(emulated::without_subnormals(x));
+  return emulated::without_subnormals(r * (1 + emulated::share(x) * 0x1p-24));  // and half an ULP by the rounding
+#endif
+}
+MIXFLOW_FN float exp2_unit(float x) {
+#if defined(__CUDA_ARCH__)
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+#else
+  return emulated::without_subnormals(std::exp2(static_cast<double>(x)) * (1 + emulated::share(x) * 0x1.6a0p-23));
+#endif
+}
+MIXFLOW_FN float log2_unit(float x) {
+#if defined(__CUDA_ARCH__)
+  float r;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+#else
+  double r = std::log2(static_cast<double>(x)), error = emulated::share(x) * 0x1p-22;
+  return static_cast<float>(r + error * (x > 0.5f && x < 2 ? 1 : std::isfinite(r) ? r : 0));
+#endif
+}
+
+}  // namespace MIXFLOW_ARCH
+}  // namespace mixflow
+#endif

@@ -7,7 +7,7 @@
 //     to_logit(z)                                      log G(z) - log(1 - G(z))
 //     mills(z, F, S), log_mills(z, log m, log(1 - m))  m / g(z): bounded where 1 / g(z) overflows
 //     score(z, F, S)                                   d log g(z) / dz
-//     ladj(f, z, F, S)                                 log f - log g(z), where f, F and S are normal numbers
+//     ladj(f, f / m, z, F, S)                          log f - log g(z), where f, F and S are normal numbers
 // dz/dx = f / g = (f / m) * mills, in which the common decay of f and m cancels before anything is rounded.
 #pragma once
 
@@ -44,8 +44,12 @@ struct Normal {
     return -z;
   }
   template <class V>
-  static MIXFLOW_FN V ladj(V density, V z, V, V) {
-    return quick_log(density) + fma(z * Scalar<V>(0.5), z, splat<V>(Scalar<V>(0.918938533204672741780)));
+  static MIXFLOW_FN V ladj(V density, V density_over_smaller, V z, V lower, V upper) {
+    // Without the Mills ratio the error of z enters as z^2, and the result is the small difference of large logarithms.
+    if constexpr (has_units<V>)
+      return quick_log(density) + fma(z * Scalar<V>(0.5), z, splat<V>(Scalar<V>(0.918938533204672741780)));
+    else
+      return log_normal(density_over_smaller * mills(z, lower, upper));
   }
 };
 
@@ -78,7 +82,7 @@ struct StandardLogistic {
     return upper - lower;
   }
   template <class V>
-  static MIXFLOW_FN V ladj(V density, V, V lower, V upper) {
+  static MIXFLOW_FN V ladj(V density, V, V, V lower, V upper) {
     return quick_log(density * bounded_reciprocal(lower * upper));
   }
 };
@@ -113,7 +117,7 @@ struct Uniform {
     return V{};
   }
   template <class V>
-  static MIXFLOW_FN V ladj(V density, V, V, V) {
+  static MIXFLOW_FN V ladj(V density, V, V, V, V) {
     return quick_log(density);
   }
 };

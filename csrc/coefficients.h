@@ -9,16 +9,18 @@
 namespace mixflow {
 namespace MIXFLOW_ARCH {
 
-// exp(r) = 1 + r + r^2 P(r), |r| <= 0.35.
+// exp(r) = 1 + r + r^2 P(r), |r| <= 0.35; P times a constant factor.
 // Error of exp(r): 2^-28.1 (float), 2^-57.7 (double).
 template <class V>
-MIXFLOW_FN V exp_poly(V r) {
+MIXFLOW_FN V exp_poly(V r, Scalar<V> factor = 1) {
   if constexpr (is_float<V>) {
-    return horner(r, 0.49999994f, 0.16666517f, 0.041668285f, 0.008369254f, 0.001382052f);
+    return horner(r, factor * 0.49999994f, factor * 0.16666517f, factor * 0.041668285f, factor * 0.008369254f,
+                  factor * 0.001382052f);
   } else {
-    return horner(r, 0.5000000000000012, 0.1666666666666644, 0.0416666666665176, 0.00833333333348347,
-                  0.0013888888947038804, 0.0001984126952474509, 2.4801489367543618e-05, 2.755757070016864e-06,
-                  2.7631657230714297e-07, 2.5005635899213276e-08);
+    return horner(r, factor * 0.5000000000000012, factor * 0.1666666666666644, factor * 0.0416666666665176,
+                  factor * 0.00833333333348347, factor * 0.0013888888947038804, factor * 0.0001984126952474509,
+                  factor * 2.4801489367543618e-05, factor * 2.755757070016864e-06, factor * 2.7631657230714297e-07,
+                  factor * 2.5005635899213276e-08);
   }
 }
 
@@ -72,24 +74,24 @@ MIXFLOW_FN V scaled_normal_tail(V t) {
 }
 
 // T(u / c), c = sqrt(log2(e) / 2), in the unit in which exp(-t^2/2) = 2^-u^2, for 0 <= u^2 <= octave_limit, where
-// 2^-octave_limit is well above the smallest normal number: P / (sqrt(2 pi) u/c P + S).
-// Error: 2^-26.0 (float), 2^-57.7 (double).
+// 2^-octave_limit is well above the smallest normal number: P / (S + sqrt(2 pi) u/c P), multiplied out.
+// Error: 2^-25.0 (float), 2^-54.7 (double).
 template <class V>
 constexpr Scalar<V> octave_limit = is_float<V> ? Scalar<V>(125) : Scalar<V>(1021);
 template <class V>
 MIXFLOW_FN V octave_normal_tail(V u) {
   if constexpr (is_float<V>) {
     V p = horner(u, 1.0f, 1.0698758f, 0.5411535f, 0.14584078f, 0.018139223f);
-    V s = horner(u, 2.0f, 1.0672984f, 0.3136829f, 0.038415458f, 5.4456773e-06f);
-    return p * bounded_reciprocal(fma(u * 2.9513292f, p, s));
+    V q = horner(u, 2.0f, 4.0186276f, 3.4712389f, 1.6355376f, 0.4304296f, 0.053534817f);
+    return p * bounded_reciprocal(q);
   } else {
     V p = horner(u, 1.0, 1.9926551664699585, 1.9641075830876047, 1.2396885073867172, 0.5501215694560269,
                  0.17861941533720507, 0.04293714102983313, 0.007558571200647144, 0.0009367619231760847,
                  7.440575912822093e-05, 2.91786464294132e-06);
-    V s = horner(u, 2.0, 2.9128556370680094, 2.169973215742332, 1.049497001122561, 0.35787796581372605,
-                 0.08856548309884392, 0.01586316975618936, 0.0019853424010354385, 0.0001584049533867174,
-                 6.211941358574665e-06);
-    return p * bounded_reciprocal(fma(u * 2.951329253271212, p, s));
+    V q = horner(u, 2.0, 5.864184890339221, 8.050954700227138, 6.846225167660826, 4.016606922608269, 1.7121553638898868,
+                 0.5430278754430833, 0.12870698277421355, 0.02246623725078994, 0.002770904808578753,
+                 0.00021959589352696992, 8.611579277798477e-06);
+    return p * bounded_reciprocal(q);
   }
 }
 

@@ -44,7 +44,7 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN V log_interval(V lower, V upper, const Parameters& parameters) {
   V width = interval_width(lower, upper);
   V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
-  Sums<V> sums = add_up<false, V>(parameters.components, [&](int k, Sums<V>& block) {
+  Sums<V> sums = add_up<false, false, V>(parameters.components, [&](int k, Sums<V>& block) {
     LogComponent<V> c = parameters.log_component(k);
     Interval<V> interval = interval_from(lower, upper, width, c);
     V weight = quick_exp((c.log_weight - Family::interval_exponent(interval)) - shift);
@@ -112,7 +112,7 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN SeededEdgeGradients<V> seeded_edge_gradients(V lower, V upper, V g, const Parameters& parameters) {
   V width = interval_width(lower, upper);
   V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
-  Sums<V> sums = add_up<false, V>(parameters.components, [&](int k, Sums<V>& block) {
+  Sums<V> sums = add_up<false, false, V>(parameters.components, [&](int k, Sums<V>& block) {
     LogComponent<V> c = parameters.log_component(k);
     IntervalTerms<V> terms = interval_terms<Family>(lower, upper, width, shift, c);
     parameters.keep(k, Kept<V>{{c.weight, terms.probability, terms.by_loc, terms.by_log_scale}});

@@ -49,7 +49,7 @@ MIXFLOW_FN Rate<V> rate_of(V log_scale) {
   using T = Scalar<V>;
   constexpr T unit = T(Family::unit), unit_rest = T(Family::unit - unit + Family::unit_rest);
   Reduced<V> reduced(-log_scale);
-  V r = reduced.r, more = fma(r, unit, fma(r * r * unit, exp_poly(r), splat<V>(unit_rest)));
+  V r = reduced.r, more = fma(r, unit, fma(r * r, exp_poly(r, unit), splat<V>(unit_rest)));
   V rate = more + unit, rest = more - (rate - unit);
   return {scale_within_range(rate, reduced.shifted), scale_within_range(rest, reduced.shifted)};
 }
@@ -77,7 +77,7 @@ struct Common {
   // of inv_scale times a power of two far below `smallest`. Infinite where the scales leave the linear range.
   V density_floor;
 
-  MIXFLOW_FN Common() = default;
+  Common() = default;
   MIXFLOW_FN Common(V largest_logit, V least_log_scale, V most_log_scale) : largest_logit(largest_logit) {
     using Range = LinearRange<Scalar<V>>;
     largest_inv_scale = exp(-least_log_scale);
@@ -119,19 +119,30 @@ struct Sums {
 
 // Adds up what add(k, sums) adds for each component, in blocks: rounding errors grow with the length of a block and the
 // number of blocks, not with their product.
-template <bool with_slope, class V, class Add>
+// `is_hot`: whether a whole block is worth code of its own for each component.
+template <bool with_slope, bool is_hot, class V, class Add>
 MIXFLOW_FN Sums<V> add_up(int components, Add add) {
   constexpr int block_length = 8;
+  [[maybe_unused]] constexpr int unrolled = is_hot ? block_length : 1;
   Sums<V> total;
-  for (int begin = 0; begin < components; begin += block_length) {
-    int rest = components - begin, end = begin + (rest < block_length ? rest : block_length);
-    Sums<V> block;
-    for (int k = begin; k < end; ++k) add(k, block);
+  auto add_block = [&](const Sums<V>& block) {
     total.lower += block.lower;
     total.upper += block.upper;
     total.density += block.density;
     if constexpr (with_slope) total.density_slope += block.density_slope;
+  };
+  int begin = 0;
+  for (; begin + block_length <= components; begin += block_length) {
+    Sums<V> block;
+    MIXFLOW_UNROLLED
+    for (int k = 0; k < block_length; ++k) add(begin + k, block);
+    add_block(block);
   }
+  if (begin == components) return total;
+  Sums<V> block;
+  MIXFLOW_NOT_UNROLLED
+  for (; begin < components; ++begin) add(begin, block);
+  add_block(block);
   return total;
 }
 
@@ -152,7 +163,7 @@ MIXFLOW_FN Sums<V> linear_sums(V x, const Parameters& parameters) {
     auto a = linear_sums<Family, with_slope, false>(x.a, half), b = linear_sums<Family, with_slope, false>(x.b, half);
     return {{a.lower, b.lower}, {a.upper, b.upper}, {a.density, b.density}, {a.density_slope, b.density_slope}};
   } else {
-    Sums<V> total = add_up<with_slope, V>(parameters.components, [&](int k, Sums<V>& sums) {
+    Sums<V> total = add_up<with_slope, is_float<V>, V>(parameters.components, [&](int k, Sums<V>& sums) {
       Component<V> c = parameters.component(k);
       V distance = x - c.loc;
       Shares<V> shares = Family::template shares<with_slope>(distance, c);
@@ -229,17 +240,17 @@ struct ShiftedSums {
 template <class Family, bool with_slope, class V, class Parameters>
 MIXFLOW_RARE ShiftedSums<V> shifted_sums(V x, const Parameters& parameters) {
   Shifts<V> shift = largest_exponents<Family>(x, parameters);
-  return {add_up<with_slope, V>(parameters.components,
-                                [&](int k, Sums<V>& block) {
-                                  LogComponent<V> c = parameters.log_component(k);
-                                  Terms<V> term = shifted_terms<Family>(x, c, shift);
-                                  block.lower += term.lower;
-                                  block.upper += term.upper;
-                                  block.density += term.density;
-                                  if constexpr (with_slope)
-                                    block.density_slope =
-                                        fma(term.scored, c.inv_scale * parameters.smallest_scale, block.density_slope);
-                                }),
+  return {add_up<with_slope, false, V>(
+              parameters.components,
+              [&](int k, Sums<V>& block) {
+                LogComponent<V> c = parameters.log_component(k);
+                Terms<V> term = shifted_terms<Family>(x, c, shift);
+                block.lower += term.lower;
+                block.upper += term.upper;
+                block.density += term.density;
+                if constexpr (with_slope)
+                  block.density_slope = fma(term.scored, c.inv_scale * parameters.smallest_scale, block.density_slope);
+              }),
           shift};
 }
 
@@ -356,10 +367,11 @@ MIXFLOW_FN V logarithmic_ladj(const Tails<V>& tails, const BaseTerms<V>& terms) 
   return select<V>(abs(tails.logit) == infinity<V>(), -infinity<V>(), tails.log_density_over_smaller + terms.log_mills);
 }
 
-// Linear lanes need no Mills ratio: log f - log g(z) has its rounding errors on the scale of the two logarithms.
 template <class V>
 MIXFLOW_FN V ladj_of(const Evaluation<V>& at, const Tails<V>& tails, const BaseTerms<V>& terms, RuntimeBase base) {
-  V ladj = base.dispatch<V>([&](auto base) { return base.ladj(tails.density, terms.value, tails.lower, tails.upper); });
+  V ladj = base.dispatch<V>([&](auto base) {
+    return base.ladj(tails.density, tails.density_over_smaller, terms.value, tails.lower, tails.upper);
+  });
   if (!at.all_linear) ladj = select<V>(at.linear, ladj, logarithmic_ladj(tails, terms));
   return ladj;
 }
@@ -440,9 +452,9 @@ MIXFLOW_RARE Terms<V> with_shifted_terms(V x, LogComponent<V> c, Mask<V> linear,
 template <class V>
 struct ElementSeeds {
   V x, by_tail, by_weight, by_density, by_slope;
-  Shifts<V> shift;
   Mask<V> lower_is_smaller, linear;
   bool all_linear;
+  Shifts<V> shift;
 };
 
 template <class V>
@@ -508,7 +520,7 @@ MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Par
   V by_density = seeds.g_ladj * inv_density, by_slope = seeds.along * inv_density;
   return {seeds.g_input,
           terms.value,
-          {x, by_tail, by_weight, by_density, by_slope, at.shift, tails.lower_is_smaller, at.linear, at.all_linear}};
+          {x, by_tail, by_weight, by_density, by_slope, tails.lower_is_smaller, at.linear, at.all_linear, at.shift}};
 }
 
 // The gradient of the input, and z. sink(k, g_logit, g_loc, g_log_scale) receives the rest, if it is wanted.

@@ -10,7 +10,11 @@
 #if defined(__CUDACC__)
 #define MIXFLOW_ARCH cuda
 #define MIXFLOW_FN __host__ __device__ __forceinline__
+#define MIXFLOW_UNROLLED _Pragma("unroll unrolled")  // of the constant of this name
+#define MIXFLOW_NOT_UNROLLED _Pragma("unroll 1")
 #else
+#define MIXFLOW_UNROLLED
+#define MIXFLOW_NOT_UNROLLED
 #ifndef MIXFLOW_ARCH
 #error "compile with -DMIXFLOW_ARCH=<name of the instruction set>"
 #endif
@@ -292,6 +296,13 @@ MIXFLOW_FN V at_most(V x, V bound) {
 }
 template <class V>
 MIXFLOW_FN V abs(V x) {
+#if defined(__CUDACC__)
+  // No instruction at all, but a modifier of the one that takes it.
+  if constexpr (is_float<V>)
+    return __builtin_fabsf(x);
+  else
+    return __builtin_fabs(x);
+#endif
   constexpr Bits<Scalar<V>> sign = Bits<Scalar<V>>(1) << (sizeof(Scalar<V>) * 8 - 1);
   return from_bits<V>(to_bits(x) & ~sign);
 }
@@ -369,10 +380,8 @@ MIXFLOW_FN double bounded_reciprocal(double x) {
   return 1 / x;
 }
 MIXFLOW_FN float reciprocal_estimate(float x) {
-#if defined(__CUDA_ARCH__)
-  float r;  // the same with subnormal numbers, at both ends: within 1 ULP for any x
-  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
-  return r;
+#if defined(MIXFLOW_UNITS)
+  return any_reciprocal_unit(x);
 #else
   return 1 / x;
 #endif
@@ -564,9 +573,7 @@ MIXFLOW_FN V fma(V a, Scalar<V> b, Scalar<V> c) {
 
 template <class V>
 MIXFLOW_FN V reciprocal(V x) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (is_float<V>) return reciprocal_estimate(x);
-#endif
+  if constexpr (has_units<V>) return reciprocal_estimate(x);
   V r = bounded_reciprocal(x);
 #if defined(__AVX512F__)
   if constexpr (Number<V>::lanes > 1) r = select<V>(r == r, r, reciprocal_estimate(x));  // 1 / 0, 1 / inf
@@ -574,9 +581,10 @@ MIXFLOW_FN V reciprocal(V x) {
   return r;
 }
 
-// a / b to less than 1 ULP, where an error of the reciprocal and one of the product would be too many.
+// a / b to less than 1 ULP, where an error of the reciprocal and one of the product would be too many; by units to 2.
 template <class V>
 MIXFLOW_FN V quotient(V a, V b) {
+  if constexpr (has_units<V>) return a * reciprocal_estimate(b);
 #if defined(__AVX512F__)
   if constexpr (Number<V>::lanes > 1) {
     V r = reciprocal(b), q = a * r, corrected = fma(fma(-q, b, a), r, q);

@@ -427,8 +427,7 @@ class Functions:
         self.log_poly = rounded(fit_log(settings.log_degree), dtype)
         self.sqrt_2pi = dtype(float(mp.sqrt(2 * mp.pi)))
         self.normal_tail, self.normal_tail_error_but_slope = self.fit_normal_tail()
-        self.octave_slope = dtype(float(mp.sqrt(2 * mp.pi) / OCTAVE_UNIT))
-        self.octave_tail = rounded(fit_octave_normal_tail(settings.octave_tail_degrees, settings.octaves), dtype)
+        self.octave_tail = self.fit_octave_tail()
         self.center = rounded(fit_probit(settings.center, lambda w: w), dtype)
         self.tails = [rounded(fit_probit(piece, lambda s: s * s), dtype) for piece in settings.tails]
 
@@ -450,6 +449,22 @@ class Functions:
         scale = self.dtype(2.0 ** -int(mp.ceil(mp.log(largest, 2))))
         return Rational([x * scale for x in tail.p], [x * scale for x in tail.q], tail.error), error_but_slope
 
+    def fit_octave_tail(self) -> Rational:
+        """Fit T as P/Q, with the asymptote multiplied out: Q = S + sqrt(2 pi) u/OCTAVE_UNIT P."""
+        fit = fit_octave_normal_tail(self.settings.octave_tail_degrees, self.settings.octaves)
+        tail = rounded(fit, self.dtype)
+        slope = mp.sqrt(2 * mp.pi) / OCTAVE_UNIT
+        p, q = [mpf(float(x)) for x in tail.q], [mpf(float(x)) for x in tail.p]
+        q += [mpf(0)] * (len(p) + 1 - len(q))
+        for i, x in enumerate(p):
+            q[i + 1] += slope * x
+        rounded_q = [self.dtype(float(x)) for x in q]
+        exact_q = [mpf(float(x)) for x in rounded_q]
+        error = max(
+            abs(evaluate(p, u) / evaluate(exact_q, u) / scaled_normal_tail(u / OCTAVE_UNIT) - 1) for u in fit.xs
+        )
+        return Rational(tail.q, rounded_q, error)
+
     def exp(self, r: Array) -> Array:
         """Evaluate the exponential of a reduced r."""
         return fma(r * r, horner(r, self.exp_poly.p), r) + self.dtype(1)
@@ -460,8 +475,7 @@ class Functions:
 
     def octave_normal_tail(self, u: Array) -> Array:
         """Evaluate T(u / OCTAVE_UNIT)."""
-        p = horner(u, self.octave_tail.q)
-        return p / fma(u * self.octave_slope, p, horner(u, self.octave_tail.p))
+        return horner(u, self.octave_tail.p) / horner(u, self.octave_tail.q)
 
     def log(self, x: Array) -> Array:
         """Evaluate the logarithm of a reduced x."""
@@ -631,11 +645,11 @@ def literal(x: Any) -> str:
     return f"{x!s}f" if isinstance(x, np.float32) else repr(float(x))
 
 
-def call(prefix: str, variable: str, coefficients: Sequence[Any], indent: int = 4) -> str:
+def call(prefix: str, variable: str, coefficients: Sequence[Any], indent: int = 4, factor: str = "") -> str:
     """Write `prefix`horner(variable, coefficients...); filled and aligned as clang-format does."""
     lines = [" " * indent + prefix + "horner("]
     align = len(lines[0])
-    items = [variable, *map(literal, coefficients)]
+    items = [variable, *(factor + literal(c) for c in coefficients)]
     for i, item in enumerate(items):
         end = ");" if i + 1 == len(items) else ","
         space = "" if i == 0 else " "
@@ -688,9 +702,9 @@ def octave_normal_tail_code(f: Functions) -> str:
     """Write the body of octave_normal_tail."""
     return "\n".join(
         [
-            call("V p = ", "u", f.octave_tail.q),
-            call("V s = ", "u", f.octave_tail.p),
-            f"    return p * bounded_reciprocal(fma(u * {literal(f.octave_slope)}, p, s));",
+            call("V p = ", "u", f.octave_tail.p),
+            call("V q = ", "u", f.octave_tail.q),
+            "    return p * bounded_reciprocal(q);",
         ]
     )
 
@@ -745,11 +759,11 @@ def header(single: Functions, double: Functions) -> str:
 namespace mixflow {{
 namespace MIXFLOW_ARCH {{
 
-// exp(r) = 1 + r + r^2 P(r), |r| <= {mp.nstr(EXP_LIMIT, 3)}.
+// exp(r) = 1 + r + r^2 P(r), |r| <= {mp.nstr(EXP_LIMIT, 3)}; P times a constant factor.
 // Error of exp(r): 2^{exp_errors[0]} (float), 2^{exp_errors[1]} (double).
 template <class V>
-MIXFLOW_FN V exp_poly(V r) {{
-{branches(*(call("return ", "r", f.exp_poly.p) for f in both))}
+MIXFLOW_FN V exp_poly(V r, Scalar<V> factor = 1) {{
+{branches(*(call("return ", "r", f.exp_poly.p, factor="factor * ") for f in both))}
 }}
 
 // 2^r = 1 + r P(r), |r| <= {mp.nstr(EXP2_LIMIT, 3)}.
@@ -777,7 +791,7 @@ MIXFLOW_FN V scaled_normal_tail(V t) {{
 }}
 
 // T(u / c), c = sqrt(log2(e) / 2), in the unit in which exp(-t^2/2) = 2^-u^2, for 0 <= u^2 <= octave_limit, where
-// 2^-octave_limit is well above the smallest normal number: P / (sqrt(2 pi) u/c P + S).
+// 2^-octave_limit is well above the smallest normal number: P / (S + sqrt(2 pi) u/c P), multiplied out.
 // Error: 2^{octave_tail_errors[0]} (float), 2^{octave_tail_errors[1]} (double).
 template <class V>
 constexpr Scalar<V> octave_limit = is_float<V> ? Scalar<V>({octaves[0]}) : Scalar<V>({octaves[1]});

@@ -63,116 +63,188 @@ Chunks chunks_of(const Problem& problem) {
   return chunks;
 }
 
+MIXFLOW_FN constexpr bool is_parameter(Operand operand) {
+  return operand == kLogits || operand == kLoc || operand == kLogScale;
+}
+
 // A parameter set without room for what a second pass could use.
 template <class T>
 struct KeepsNothing {
   MIXFLOW_FN bool has_kept(int) const { return false; }
-  MIXFLOW_FN Shares<T> kept(int) const { return {}; }
-  MIXFLOW_FN void keep(int, const Shares<T>&) const {}
+  MIXFLOW_FN Kept<T> kept(int) const { return {}; }
+  MIXFLOW_FN T location(int) const { return {}; }
+  MIXFLOW_FN void keep(int, const Kept<T>&) const {}
 };
 
-// A parameter set as it lies in memory, for threads without room to keep it prepared.
-template <class Family, class T>
-struct RawParameters : KeepsNothing<T> {
+// Where the rows of a parameter set lie, and its k-th numbers.
+template <class T>
+struct RawRows {
   const T *logits, *loc, *log_scale;
   int64_t stride[3];
-  int components;
-  T largest, largest_inv_scale, smallest_scale, density_floor;
 
-  MIXFLOW_FN RawParameters(const T* logits, const T* loc, const T* log_scale, int64_t logit_stride, int64_t loc_stride,
-                           int64_t log_scale_stride, int components)
-      : logits(logits),
-        loc(loc),
-        log_scale(log_scale),
-        stride{logit_stride, loc_stride, log_scale_stride},
-        components(components),
-        largest(-infinity<T>()) {
-    T smallest_log_scale = infinity<T>();
-    for (int k = 0; k < components; ++k) {
-      largest = at_least(largest, logits[k * stride[0]]);
-      smallest_log_scale = at_most(smallest_log_scale, log_scale[k * stride[2]]);
-    }
-    largest_inv_scale = exp(-smallest_log_scale);
-    smallest_scale = reciprocal(largest_inv_scale);
-    density_floor = MIXFLOW_ARCH::density_floor(largest_inv_scale);
-  }
   // The set at this place of the outer space.
-  MIXFLOW_FN RawParameters(const Problem& problem, const int64_t (&place)[kOperands])
-      : RawParameters(static_cast<const T*>(problem.logits) + place[kLogits],
-                      static_cast<const T*>(problem.loc) + place[kLoc],
-                      static_cast<const T*>(problem.log_scale) + place[kLogScale], problem.component_stride[0],
-                      problem.component_stride[1], problem.component_stride[2], problem.components) {}
+  static MIXFLOW_FN RawRows at(const Problem& problem, const int64_t (&place)[kOperands]) {
+    return {static_cast<const T*>(problem.logits) + place[kLogits],
+            static_cast<const T*>(problem.loc) + place[kLoc],
+            static_cast<const T*>(problem.log_scale) + place[kLogScale],
+            {problem.component_stride[0], problem.component_stride[1], problem.component_stride[2]}};
+  }
+  MIXFLOW_FN T logit_at(int k) const { return logits[k * stride[0]]; }
+  MIXFLOW_FN T loc_at(int k) const { return loc[k * stride[1]]; }
+  MIXFLOW_FN T log_scale_at(int k) const { return log_scale[k * stride[2]]; }
+};
 
-  MIXFLOW_FN T log_weight(int k) const { return logits[k * stride[0]] - largest; }
+template <class T>
+MIXFLOW_FN Common<T> common_of(const RawRows<T>& rows, int components) {
+  T largest = -infinity<T>(), least_log_scale = infinity<T>(), most_log_scale = -infinity<T>();
+  for (int k = 0; k < components; ++k) {
+    T log_scale = rows.log_scale_at(k);
+    largest = at_least(largest, rows.logit_at(k));
+    least_log_scale = at_most(least_log_scale, log_scale);
+    most_log_scale = at_least(most_log_scale, log_scale);
+  }
+  return {largest, least_log_scale, most_log_scale};
+}
+
+// A parameter set as it lies in memory, each component of which is prepared where it is used.
+template <class Family, class T>
+struct RawParameters : Common<T>, KeepsNothing<T> {
+  RawRows<T> rows;
+  int components;
+
+  MIXFLOW_FN RawParameters(const RawRows<T>& rows, int components)
+      : Common<T>(common_of(rows, components)), rows(rows), components(components) {}
+
+  MIXFLOW_FN T log_weight(int k) const { return rows.logit_at(k) - this->largest_logit; }
   MIXFLOW_FN Component<T> component(int k) const {
-    return make_component<Family>(log_weight(k), loc[k * stride[1]], log_scale[k * stride[2]]);
+    return make_component<Family>(log_weight(k), rows.loc_at(k), rows.log_scale_at(k));
+  }
+  MIXFLOW_FN LogComponent<T> log_component(int k) const {
+    return make_log_component(log_weight(k), rows.loc_at(k), rows.log_scale_at(k));
   }
   MIXFLOW_FN T total_weight() const {
     T total(0);
-    for (int k = 0; k < components; ++k) total += exp_flushed(log_weight(k));
+    for (int k = 0; k < components; ++k) total += quick_exp(log_weight(k));
     return total;
   }
 };
 
+// A component in shared memory, such that its linear part is read 16 bytes at a time.
+template <class T>
+struct alignas(16) PreparedComponent {
+  Component<T> linear;
+  T log_weight, inv_scale;
+};
+
 // A parameter set that the block has prepared in shared memory.
 template <class T>
-struct PreparedParameters : KeepsNothing<T> {
-  const Component<T>* prepared;
+struct PreparedParameters : Common<T>, KeepsNothing<T> {
+  const PreparedComponent<T>* prepared;
   int components;
-  T total, largest_inv_scale, smallest_scale, density_floor;
+  T total;
+  bool is_finite;  // every number of it
 
-  MIXFLOW_FN const Component<T>& component(int k) const { return prepared[k]; }
+  MIXFLOW_FN const Component<T>& component(int k) const { return prepared[k].linear; }
+  MIXFLOW_FN LogComponent<T> log_component(int k) const {
+    const PreparedComponent<T>& c = prepared[k];
+    return {c.linear.loc, c.log_weight, c.inv_scale, c.linear.weight};
+  }
   MIXFLOW_FN T total_weight() const { return total; }
 };
 
-// A row of parameters of which a thread keeps in shared memory what is costly, for ops that go through the components
-// several times.
+// A row of parameters whose thread keeps numbers of each component in shared memory, for backward ops. If the row
+// serves a single element, the first two take the place of its logits and log_scale, which are not read again but for
+// logarithmic sums; those read them where they come from.
 template <class Family, class T>
-struct PreparedRow : KeepsNothing<T> {
-  T *log_weights, *locs, *inv_scales;  // in the place of logits, loc and log_scale
-  T *inv_scale_rests, *weights;
-  int components;
-  T total, largest_inv_scale, smallest_scale, density_floor;
+struct KeepingRow : Common<T> {
+  RawRows<T> rows;
+  T* numbers[3];  // kept; of the fourth, `step` beyond the third
+  int step, components;
+  const Problem& problem;
+  int64_t outer;
 
-  // `rows` are five arrays, `step` apart, of which the first three are the row's parameters.
-  MIXFLOW_FN PreparedRow(T* rows, int step, int components)
-      : log_weights(rows),
-        locs(rows + step),
-        inv_scales(rows + 2 * step),
-        inv_scale_rests(rows + 3 * step),
-        weights(rows + 4 * step),
-        components(components),
+  MIXFLOW_FN KeepingRow(T* own, int step, const Problem& problem, int64_t outer)
+      : rows{own, own + step, own + 2 * step, {1, 1, 1}},
+        step(step),
+        components(problem.components),
+        problem(problem),
+        outer(outer) {
+    static_cast<Common<T>&>(*this) = common_of(rows, components);
+    bool in_place = problem.inner.size == 1;
+    numbers[0] = own + (in_place ? 0 : 3 * step);
+    numbers[1] = own + (in_place ? 2 * step : 4 * step);
+    numbers[2] = own + (in_place ? 3 * step : 5 * step);
+  }
+  MIXFLOW_FN Component<T> component(int k) const {
+    return make_component<Family>(rows.logit_at(k) - this->largest_logit, rows.loc_at(k), rows.log_scale_at(k));
+  }
+  MIXFLOW_FN LogComponent<T> log_component(int k) const {
+    int64_t place[kOperands]{};
+    problem.outer.offsets(outer, [](Operand operand) { return is_parameter(operand); }, place);
+    RawRows<T> from = RawRows<T>::at(problem, place);
+    return make_log_component(from.logit_at(k) - this->largest_logit, from.loc_at(k), from.log_scale_at(k));
+  }
+  MIXFLOW_FN T total_weight() const {
+    T total(0);
+    for (int k = 0; k < components; ++k) total += log_component(k).weight;
+    return total;
+  }
+  MIXFLOW_FN T location(int k) const { return rows.loc_at(k); }
+  MIXFLOW_FN bool has_kept(int) const { return true; }
+  MIXFLOW_FN Kept<T> kept(int k) const { return {{numbers[0][k], numbers[1][k], numbers[2][k], numbers[2][step + k]}}; }
+  MIXFLOW_FN void keep(int k, const Kept<T>& x) const {
+    numbers[0][k] = x.number[0];
+    numbers[1][k] = x.number[1];
+    numbers[2][k] = x.number[2];
+    numbers[2][step + k] = x.number[3];
+  }
+};
+
+// A row of parameters beside which a thread keeps in shared memory what is costly in each component, for the inverse,
+// which goes through them several times.
+template <class Family, class T>
+struct PreparedRow : RawParameters<Family, T> {
+  T* prepared;  // rate, its rest and weight, `step` apart
+  int step;
+  T total;
+
+  MIXFLOW_FN PreparedRow(T* own, int step, int components)
+      : RawParameters<Family, T>(RawRows<T>{own, own + step, own + 2 * step, {1, 1, 1}}, components),
+        prepared(own + 3 * step),
+        step(step),
         total(0) {
-    RawParameters<Family, T> raw(log_weights, locs, inv_scales, 1, 1, 1, components);
-    largest_inv_scale = raw.largest_inv_scale;
-    smallest_scale = raw.smallest_scale;
-    density_floor = raw.density_floor;
     for (int k = 0; k < components; ++k) {
-      T log_weight = raw.log_weight(k);
-      Exponentials<T> of = exponentials(log_weight, inv_scales[k]);
-      log_weights[k] = log_weight;
-      inv_scales[k] = of.inv_scale;
-      inv_scale_rests[k] = of.inv_scale_rest;
-      weights[k] = of.weight;
-      total += of.weight;
+      Rate<T> of = rate_of<Family>(this->rows.log_scale_at(k));
+      T weight = quick_exp(this->log_weight(k));
+      prepared[k] = of.rate;
+      prepared[step + k] = of.rest;
+      prepared[2 * step + k] = weight;
+      total += weight;
     }
   }
   MIXFLOW_FN Component<T> component(int k) const {
-    return make_component<Family>(log_weights[k], locs[k],
-                                  Exponentials<T>{weights[k], inv_scales[k], inv_scale_rests[k]});
+    return make_component<Family>(this->rows.loc_at(k), prepared[2 * step + k],
+                                  Rate<T>{prepared[k], prepared[step + k]});
   }
   MIXFLOW_FN T total_weight() const { return total; }
 };
 
 template <class Family, class T>
 __device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem, const int64_t (&place)[kOperands],
-                                                         Component<T>* prepared) {
-  RawParameters<Family, T> raw(problem, place);
-  for (int k = threadIdx.x; k < raw.components; k += blockDim.x) prepared[k] = raw.component(k);
+                                                         PreparedComponent<T>* prepared) {
+  RawParameters<Family, T> raw(RawRows<T>::at(problem, place), problem.components);
+  for (int k = threadIdx.x; k < raw.components; k += blockDim.x) {
+    LogComponent<T> c = raw.log_component(k);
+    prepared[k] = {raw.component(k), c.log_weight, c.inv_scale};
+  }
   __syncthreads();
-  T total(0);
-  for (int k = 0; k < raw.components; ++k) total += prepared[k].weight;
-  return {{}, prepared, raw.components, total, raw.largest_inv_scale, raw.smallest_scale, raw.density_floor};
+  PreparedParameters<T> result{raw, {}, prepared, raw.components, T(0), true};
+  for (int k = 0; k < raw.components; ++k) {
+    const Component<T>& c = prepared[k].linear;
+    result.total += c.weight;
+    result.is_finite = result.is_finite && is_finite(c.loc) && is_finite(c.rated_weight) && is_finite(c.rate);
+  }
+  return result;
 }
 
 // Whether an op reads or writes this for each element.
@@ -197,10 +269,6 @@ MIXFLOW_FN constexpr bool has_operand(Op op, Operand operand) {
   }
 }
 
-MIXFLOW_FN constexpr bool is_parameter(Operand operand) {
-  return operand == kLogits || operand == kLoc || operand == kLogScale;
-}
-
 // The seeds of an element, such that they are read 16 bytes at a time. An element without any incoming gradient is idle
 // and adds nothing to any gradient, even where it, or its parameters, are NaN or infinite: a loss may mask it for that.
 template <Op op, class T>
@@ -208,10 +276,11 @@ struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, Int
   bool idle;
 };
 
-template <class Family, Op op, class T>
-__device__ __forceinline__ ComponentGradients<T> gradients_of(const Component<T>& c, const SeedsOf<op, T>& seeds) {
+template <class Family, Op op, class T, class Parameters>
+__device__ __forceinline__ ComponentGradients<T> gradients_of(int k, const Parameters& parameters,
+                                                              const SeedsOf<op, T>& seeds) {
   if (seeds.idle) return {};
-  return component_gradients<Family>(c, seeds);
+  return component_gradients<Family>(k, parameters, seeds);
 }
 
 // One element through one op, whose operands and rows of parameters are at `place`. Of a backward op, use(seeds) sees
@@ -337,10 +406,9 @@ struct GradientSums {
   template <class Parameters>
   __device__ __forceinline__ void add_tile(const Parameters& parameters, int used) const {
     for_own([&](double* sums, int k, int group, int components) {
-      Component<T> c = parameters.component(k);
       ComponentGradients<T> sum{};
       for (int i = group; i < used; i += groups) {
-        ComponentGradients<T> g = gradients_of<Family, op>(c, seeds[i]);
+        ComponentGradients<T> g = gradients_of<Family, op, T>(k, parameters, seeds[i]);
         sum.logit += g.logit;
         sum.loc += g.loc;
         sum.log_scale += g.log_scale;
@@ -368,24 +436,33 @@ __global__ void __launch_bounds__(kThreads)
   using Seeds = SeedsOf<op, T>;
   auto* seeds = reinterpret_cast<Seeds*>(shared_memory());
   auto* rows = reinterpret_cast<double*>(seeds + (is_backward(op) ? blockDim.x : 0));
-  [[maybe_unused]] auto* prepared = reinterpret_cast<Component<T>*>(
+  [[maybe_unused]] auto* prepared = reinterpret_cast<PreparedComponent<T>*>(
       rows + (is_backward(op) ? GradientSums<Family, op, T>::shared_rows(problem.components, blockDim.x) : 0));
   for (int64_t block = blockIdx.x; block < problem.outer.size * chunks.count; block += gridDim.x) {
     int64_t outer = block / chunks.count, begin = (block - outer * chunks.count) * chunks.length;
     int64_t end = begin + chunks.length < problem.inner.size ? begin + chunks.length : problem.inner.size;
     int64_t first[kOperands];
     find_set<op>(problem, outer, first);
-    auto map_at = [&](int64_t i, const auto& parameters, auto use) {
-      int64_t place[kOperands];
+    // This thread's elements, a tile apart: of a single axis at even distances.
+    bool is_even = problem.inner.count == 1;
+    int64_t place[kOperands], step[kOperands];
+    auto go_to = [&](int64_t i) {
       for (int operand = 0; operand < kOperands; ++operand) place[operand] = first[operand];
       add_inner<op>(problem, i, place);
-      map_element<Family, op, T>(problem, parameters, place, use);
     };
+    auto advance = [&](int64_t next) {
+      if (!is_even) return go_to(next);
+      for (int operand = 0; operand < kLogits; ++operand)
+        if (has_operand(op, static_cast<Operand>(operand))) place[operand] += step[operand];
+    };
+    for (int operand = 0; operand < kLogits; ++operand)
+      step[operand] = blockDim.x * problem.inner.axis[0].stride[operand];
+    go_to(begin + threadIdx.x < end ? begin + threadIdx.x : begin);
     auto parameters = [&] {
       if constexpr (is_prepared)
         return prepare<Family, T>(problem, first, prepared);
       else
-        return RawParameters<Family, T>(problem, first);
+        return RawParameters<Family, T>(RawRows<T>::at(problem, first), problem.components);
     }();
     if constexpr (is_backward(op)) {
       bool sums_wanted = problem.has_parameter_gradients();
@@ -393,8 +470,10 @@ __global__ void __launch_bounds__(kThreads)
       if (sums_wanted) sums.clear();
       for (int64_t tile = begin; tile < end; tile += blockDim.x) {
         int used = end - tile < blockDim.x ? static_cast<int>(end - tile) : blockDim.x;
-        if (static_cast<int>(threadIdx.x) < used)
-          map_at(tile + threadIdx.x, parameters, [&](const Seeds& own) { seeds[threadIdx.x] = own; });
+        if (static_cast<int>(threadIdx.x) < used) {
+          map_element<Family, op, T>(problem, parameters, place, [&](const Seeds& own) { seeds[threadIdx.x] = own; });
+          if (tile + blockDim.x + threadIdx.x < end) advance(tile + blockDim.x + threadIdx.x);
+        }
         if (!sums_wanted) continue;
         __syncthreads();
         sums.add_tile(parameters, used);
@@ -402,7 +481,11 @@ __global__ void __launch_bounds__(kThreads)
       }
       if (sums_wanted) sums.finish();
     } else {
-      for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) map_at(i, parameters, nullptr);
+      for (int64_t i = begin + threadIdx.x; i < end;) {
+        map_element<Family, op, T>(problem, parameters, place, nullptr);
+        i += blockDim.x;
+        if (i < end) advance(i);
+      }
     }
     __syncthreads();
   }
@@ -636,16 +719,12 @@ __device__ __forceinline__ void store_rows(const Problem& problem, const Rows& r
     store_by_rows<1>(rows, to, offsets, size, shared, step);
 }
 
-// Ops that go through the components more than once, whose rows are prepared.
-MIXFLOW_FN constexpr bool prepares_rows(Op op) {
-  return is_backward(op) || op == Op::inverse;
-}
-
-// Arrays of rows that a block has in shared memory: the parameters, or what is prepared of them, and where a set serves
-// several elements, the sums of their gradients. The gradients of a single one take the place of the parameters, since
-// component k is not read again once its gradient is known.
-MIXFLOW_FN constexpr int row_arrays(Op op, bool sums) {
-  return (prepares_rows(op) ? 5 : 3) + (sums ? 3 : 0);
+// Arrays of rows that a block has in shared memory: the parameters, what is kept or prepared of them, and where a set
+// serves several elements, the sums of their gradients. The gradients of a single one take the place of the parameters,
+// since component k is not read again once its gradient is known.
+MIXFLOW_FN int row_arrays(Op op, bool serves_one, bool sums) {
+  int beside = is_backward(op) ? (serves_one ? 2 : 4) : op == Op::inverse ? 3 : 0;
+  return 3 + beside + (sums ? 3 : 0);
 }
 MIXFLOW_FN bool sums_in_rows(const Problem& problem) {
   return problem.inner.size > 1 && problem.has_parameter_gradients();
@@ -660,7 +739,7 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
   auto* offsets = reinterpret_cast<int64_t*>(shared_memory());
   auto* shared = reinterpret_cast<T*>(offsets + 3 * threads);
   bool sums = sums_in_rows(problem);
-  T* gradients = shared + (sums ? row_arrays(op, false) * step : 0);
+  T* gradients = shared + (sums ? row_arrays(op, problem.inner.size == 1, false) * step : 0);
   for (int64_t begin = int64_t(blockIdx.x) * threads; begin < problem.outer.size;
        begin += int64_t(gridDim.x) * threads) {
     int count = problem.outer.size - begin < threads ? static_cast<int>(problem.outer.size - begin) : threads;
@@ -669,10 +748,12 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
     if (static_cast<int>(threadIdx.x) < count) {
       T* own = shared + threadIdx.x * rows.pitch;
       auto parameters = [&] {
-        if constexpr (prepares_rows(op))
+        if constexpr (is_backward(op))
+          return KeepingRow<Family, T>(own, step, problem, begin + threadIdx.x);
+        else if constexpr (op == Op::inverse)
           return PreparedRow<Family, T>(own, step, rows.length);
         else
-          return RawParameters<Family, T>(own, own + step, own + 2 * step, 1, 1, 1, rows.length);
+          return RawParameters<Family, T>(RawRows<T>{own, own + step, own + 2 * step, {1, 1, 1}}, rows.length);
       }();
       T* own_gradients = gradients + threadIdx.x * rows.pitch;
       int64_t first[kOperands];
@@ -683,7 +764,7 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
         if (problem.inner.size > 1) add_inner<op>(problem, inner, place);
         map_element<Family, op, T>(problem, parameters, place, [&](const auto& seeds) {
           for (int k = 0; problem.has_parameter_gradients() && k < rows.length; ++k) {
-            ComponentGradients<T> g = gradients_of<Family, op>(parameters.component(k), seeds);
+            ComponentGradients<T> g = gradients_of<Family, op, T>(k, parameters, seeds);
             own_gradients[k] = inner == 0 ? g.logit : own_gradients[k] + g.logit;
             own_gradients[step + k] = inner == 0 ? g.loc : own_gradients[step + k] + g.loc;
             own_gradients[2 * step + k] = inner == 0 ? g.log_scale : own_gradients[2 * step + k] + g.log_scale;
@@ -706,7 +787,7 @@ __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ 
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += int64_t(gridDim.x) * blockDim.x) {
     int64_t outer = is_backward(op) || inner_size == 1 ? i : i / inner_size, set[kOperands], place[kOperands];
     find_set<op>(problem, outer, set);
-    RawParameters<Family, T> parameters(problem, set);
+    RawParameters<Family, T> parameters(RawRows<T>::at(problem, set), problem.components);
     if constexpr (is_backward(op)) {
       int64_t step = problem.component_stride[kGradParameters - kLogits];
       for (int64_t inner = 0; inner < inner_size; ++inner) {
@@ -719,7 +800,7 @@ __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ 
             sum = inner == 0 ? g : sum + g;
           };
           for (int k = 0; problem.has_parameter_gradients() && k < problem.components; ++k) {
-            ComponentGradients<T> g = gradients_of<Family, op>(parameters.component(k), seeds);
+            ComponentGradients<T> g = gradients_of<Family, op, T>(k, parameters, seeds);
             add(problem.grad_logits, k, g.logit);
             add(problem.grad_loc, k, g.loc);
             add(problem.grad_log_scale, k, g.log_scale);
@@ -802,7 +883,8 @@ bool is_shared(const Problem& problem) {
 
 template <Op op, class T>
 size_t row_bytes(const Problem& problem, const Rows& rows, int threads) {
-  return threads * (3 * sizeof(int64_t) + row_arrays(op, sums_in_rows(problem)) * sizeof(T) * rows.pitch);
+  return threads * (3 * sizeof(int64_t) +
+                    row_arrays(op, problem.inner.size == 1, sums_in_rows(problem)) * sizeof(T) * rows.pitch);
 }
 
 // Threads of a block of run_rows: as many as there is shared memory for. None where it does not apply.
@@ -817,10 +899,11 @@ int row_threads(const Problem& problem, const Rows& rows) {
 template <class Family, Op op, class T, bool is_prepared>
 void launch_shared(const Problem& problem, const Launcher& launch, double* partial) {
   using Seeds = SeedsOf<op, T>;
-  static_assert(kThreads * sizeof(Seeds) + 3 * kThreads * sizeof(double) + kPreparedComponents * sizeof(Component<T>) <=
+  static_assert(kThreads * sizeof(Seeds) + 3 * kThreads * sizeof(double) +
+                    kPreparedComponents * sizeof(PreparedComponent<T>) <=
                 kSharedBytes);
   Chunks chunks = chunks_of(problem);
-  size_t bytes = is_prepared ? problem.components * sizeof(Component<T>) : 0;
+  size_t bytes = is_prepared ? problem.components * sizeof(PreparedComponent<T>) : 0;
   bool sums = is_backward(op) && problem.has_parameter_gradients();
   if (is_backward(op))
     bytes += chunks.threads * sizeof(Seeds) +

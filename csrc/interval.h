@@ -148,15 +148,20 @@ MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& pa
           by_log_scale * at.by_probability};
 }
 
+template <class Family, class V, class Parameters, class Sink>
+MIXFLOW_FN void for_gradients(const Parameters& parameters, const IntervalSeeds<V>& at, Sink&& sink) {
+  for (int k = 0; k < parameters.components; ++k) {
+    ComponentGradients<V> g = component_gradients<Family>(k, parameters, at);
+    sink(k, g.logit, g.loc, g.log_scale);
+  }
+}
+
 // sink(k, g_logit, g_loc, g_log_scale) receives the gradients by the parameters, if they are wanted.
 template <class Family, class V, class Parameters, class Sink>
 MIXFLOW_FN EdgeGradients<V> log_interval_backward(V lower, V upper, V g, const Parameters& parameters,
                                                   bool parameters_wanted, Sink&& sink) {
   SeededEdgeGradients<V> at = seeded_edge_gradients<Family>(lower, upper, g, parameters);
-  for (int k = 0; parameters_wanted && k < parameters.components; ++k) {
-    ComponentGradients<V> gradients = component_gradients<Family>(k, parameters, at.seeds);
-    sink(k, gradients.logit, gradients.loc, gradients.log_scale);
-  }
+  if (parameters_wanted) for_gradients<Family>(parameters, at.seeds, sink);
   return at.edges;
 }
 

@@ -123,7 +123,7 @@ struct Sums {
 template <bool with_slope, bool is_hot, class V, class Add>
 MIXFLOW_FN Sums<V> add_up(int components, Add add) {
   constexpr int block_length = 8;
-  [[maybe_unused]] constexpr int unrolled = is_hot ? block_length : 1;
+  [[maybe_unused]] constexpr int unrolled = !is_hot ? 1 : with_slope ? 4 : block_length;
   Sums<V> total;
   auto add_block = [&](const Sums<V>& block) {
     total.lower += block.lower;
@@ -463,7 +463,7 @@ struct ComponentGradients {
 };
 
 // Of the k-th component, from what was kept of it or, of those that are not kept, found again.
-template <class Family, class V, class Parameters>
+template <class Family, bool all_linear, class V, class Parameters>
 MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& parameters, const ElementSeeds<V>& at) {
   V distance, weight, rate;
   Shares<V> shares;
@@ -483,7 +483,7 @@ MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& pa
   V inv_scale = inv_scale_of<Family>(rate), density = weight * rate * shares.density;
   Terms<V> term{weight * shares.lower, weight * shares.upper, density,
                 Family::scored(density, distance, inv_scale, shares), distance};
-  if (!at.all_linear) {
+  if constexpr (!all_linear) {
     LogComponent<V> c = parameters.log_component(k);
     term = with_shifted_terms<Family>(at.x, c, at.linear, at.shift, term);
     inv_scale = select<V>(at.linear, inv_scale, c.inv_scale);
@@ -492,6 +492,16 @@ MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& pa
   V by_loc = -fma(term.scored, inv_scale * at.by_density, term.density * at.by_slope);
   return {fma(tail, at.by_tail, fma(-weight, at.by_weight, by_density)), by_loc,
           fma(term.distance, by_loc, -by_density)};
+}
+
+// sink(k, g_logit, g_loc, g_log_scale) for each component: in a loop of its own where no lane needs logarithms.
+template <class Family, class V, class Parameters, class Sink>
+MIXFLOW_FN void for_gradients(const Parameters& parameters, const ElementSeeds<V>& at, Sink&& sink) {
+  auto give = [&](int k, const ComponentGradients<V>& g) { sink(k, g.logit, g.loc, g.log_scale); };
+  if (at.all_linear)
+    for (int k = 0; k < parameters.components; ++k) give(k, component_gradients<Family, true>(k, parameters, at));
+  else
+    for (int k = 0; k < parameters.components; ++k) give(k, component_gradients<Family, false>(k, parameters, at));
 }
 
 // The gradient of the input (x forward, z inverse), z itself, and what component_gradients needs for the rest.
@@ -532,11 +542,7 @@ template <class Family, bool inverse, class V, class Parameters, class Sink>
 MIXFLOW_FN InputGradient<V> backward(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base,
                                      bool parameters_wanted, Sink&& sink) {
   SeededGradient<V> at = seeded_gradient<Family, inverse>(x, g_value, g_ladj, parameters, base);
-  if (!parameters_wanted) return {at.input, at.z};
-  for (int k = 0; k < parameters.components; ++k) {
-    ComponentGradients<V> g = component_gradients<Family>(k, parameters, at.seeds);
-    sink(k, g.logit, g.loc, g.log_scale);
-  }
+  if (parameters_wanted) for_gradients<Family>(parameters, at.seeds, sink);
   return {at.input, at.z};
 }
 

@@ -408,6 +408,7 @@ class Block:
         self.predicates[[TRUE, UNIFORM_TRUE]] = True
         self.next = np.zeros(self.threads, np.int64)  # the instruction that each thread is at
         self.alive, self.waiting = np.ones(self.threads, bool), np.zeros(self.threads, bool)
+        self.votes, self.all_agreed = np.ones(self.threads, bool), True  # of the barrier ahead, and of the last one
         self.on = self.alive.copy()  # the threads that execute the present instruction
         self.issued = np.zeros((2, len(self.program.instructions)), np.int64)  # by threads, by warps
 
@@ -426,7 +427,8 @@ class Block:
             while self.alive.any():
                 ready = self.alive & ~self.waiting
                 if not ready.any():
-                    self.waiting[:] = False
+                    self.all_agreed = bool(self.votes.all())
+                    self.waiting[:], self.votes[:] = False, True
                     continue
                 at = int(self.next[ready].min())
                 group = ready & (self.next == at)
@@ -579,9 +581,17 @@ def leave(b: Block, i: Instruction) -> Any:
 
 @opcode("BAR")
 def barrier(b: Block, i: Instruction) -> Any:
-    expect(i, "SYNC")
+    if not i.has("SYNC"):
+        expect(i, "AND")
+        b.votes[b.on] = b.predicate(i.operands[-1])[b.on]
     b.waiting |= b.on
     return LEAVES
+
+
+@opcode("B2R")
+def outcome_of_vote(b: Block, i: Instruction) -> None:
+    expect(i, "RESULT")
+    b.set_predicate(i.operands[-1], np.full(b.threads, b.all_agreed))
 
 
 # Moves and memory

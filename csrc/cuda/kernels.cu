@@ -273,14 +273,18 @@ MIXFLOW_FN constexpr bool has_operand(Op op, Operand operand) {
 // and adds nothing to any gradient, even where it, or its parameters, are NaN or infinite: a loss may mask it for that.
 template <Op op, class T>
 struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>> {
+  using Own = std::conditional_t<op == Op::interval_backward, IntervalSeeds<T>, ElementSeeds<T>>;
   bool idle;
+
+  MIXFLOW_FN const Own& seeds() const { return *this; }
 };
 
-template <class Family, Op op, class T, class Parameters>
-__device__ __forceinline__ ComponentGradients<T> gradients_of(int k, const Parameters& parameters,
-                                                              const SeedsOf<op, T>& seeds) {
-  if (seeds.idle) return {};
-  return component_gradients<Family>(k, parameters, seeds);
+// sink(k, g_logit, g_loc, g_log_scale) for each component.
+template <class Family, Op op, class T, class Parameters, class Sink>
+__device__ __forceinline__ void for_gradients_of(const Parameters& parameters, const SeedsOf<op, T>& seeds,
+                                                 Sink&& sink) {
+  if (!seeds.idle) return for_gradients<Family>(parameters, seeds.seeds(), sink);
+  for (int k = 0; k < parameters.components; ++k) sink(k, T(0), T(0), T(0));
 }
 
 // One element through one op, whose operands and rows of parameters are at `place`. Of a backward op, use(seeds) sees
@@ -403,19 +407,55 @@ struct GradientSums {
     }
     for (; k < components; k += blockDim.x) f(rows + group * 3 * components + k, k, group, components);
   }
+  // f(i) for the elements of a tile that this thread adds up.
+  template <class F>
+  __device__ __forceinline__ void for_elements(int group, int used, F f) const {
+    for (int i = group; i < used; i += groups) f(seeds[i]);
+  }
+  __device__ __forceinline__ static void add(double* sums, int components, const ComponentGradients<T>& sum) {
+    sums[0] += sum.logit;
+    sums[components] += sum.loc;
+    sums[2 * components] += sum.log_scale;
+  }
   template <class Parameters>
   __device__ __forceinline__ void add_tile(const Parameters& parameters, int used) const {
     for_own([&](double* sums, int k, int group, int components) {
       ComponentGradients<T> sum{};
-      for (int i = group; i < used; i += groups) {
-        ComponentGradients<T> g = gradients_of<Family, op, T>(k, parameters, seeds[i]);
+      for_elements(group, used, [&](const Seeds& at) {
+        if (at.idle) return;
+        ComponentGradients<T> g;
+        if constexpr (op == Op::interval_backward)
+          g = component_gradients<Family>(k, parameters, at.seeds());
+        else
+          g = component_gradients<Family, false>(k, parameters, at.seeds());
         sum.logit += g.logit;
         sum.loc += g.loc;
         sum.log_scale += g.log_scale;
-      }
-      sums[0] += sum.logit;
-      sums[components] += sum.loc;
-      sums[2 * components] += sum.log_scale;
+      });
+      add(sums, components, sum);
+    });
+  }
+  // The same where no element needs logarithms and every parameter is finite: all that is the component's own is taken
+  // out of the sums, and idle elements, whose seeds are zero, add nothing.
+  template <class Parameters>
+  __device__ __forceinline__ void add_linear_tile(const Parameters& parameters, int used) const {
+    for_own([&](double* sums, int k, int group, int components) {
+      Component<T> c = parameters.component(k);
+      T inv_scale = inv_scale_of<Family>(c.rate), tails{}, weights{}, densities{}, slopes{}, moments{};
+      for_elements(group, used, [&](const Seeds& at) {
+        T distance = at.x - c.loc;
+        Shares<T> shares = Family::template shares<true>(distance, c);
+        T density = shares.density * at.by_density;
+        T slope = fma(Family::scored(density, distance, inv_scale, shares), inv_scale, shares.density * at.by_slope);
+        tails = fma(at.lower_is_smaller ? shares.lower : shares.upper, at.by_tail, tails);
+        weights += at.by_weight;
+        densities += density;
+        slopes += slope;
+        moments = fma(distance, slope, moments);
+      });
+      add(sums, components,
+          {fma(c.weight, tails - weights, c.rated_weight * densities), -(c.rated_weight * slopes),
+           -(c.rated_weight * (moments + densities))});
     });
   }
   __device__ __forceinline__ void finish() const {
@@ -434,6 +474,7 @@ template <class Family, Op op, class T, bool is_prepared>
 __global__ void __launch_bounds__(kThreads)
     run_shared(const __grid_constant__ Problem problem, Chunks chunks, double* partial) {
   using Seeds = SeedsOf<op, T>;
+  constexpr bool has_lean_sums = is_prepared && is_backward(op) && op != Op::interval_backward;
   auto* seeds = reinterpret_cast<Seeds*>(shared_memory());
   auto* rows = reinterpret_cast<double*>(seeds + (is_backward(op) ? blockDim.x : 0));
   [[maybe_unused]] auto* prepared = reinterpret_cast<PreparedComponent<T>*>(
@@ -470,13 +511,24 @@ __global__ void __launch_bounds__(kThreads)
       if (sums_wanted) sums.clear();
       for (int64_t tile = begin; tile < end; tile += blockDim.x) {
         int used = end - tile < blockDim.x ? static_cast<int>(end - tile) : blockDim.x;
+        [[maybe_unused]] bool is_linear = true;
         if (static_cast<int>(threadIdx.x) < used) {
-          map_element<Family, op, T>(problem, parameters, place, [&](const Seeds& own) { seeds[threadIdx.x] = own; });
+          map_element<Family, op, T>(problem, parameters, place, [&](const Seeds& own) {
+            seeds[threadIdx.x] = own;
+            if constexpr (has_lean_sums) is_linear = own.idle || own.all_linear;
+          });
           if (tile + blockDim.x + threadIdx.x < end) advance(tile + blockDim.x + threadIdx.x);
         }
         if (!sums_wanted) continue;
-        __syncthreads();
-        sums.add_tile(parameters, used);
+        if constexpr (has_lean_sums) {
+          if (__syncthreads_and(is_linear) && parameters.is_finite)
+            sums.add_linear_tile(parameters, used);
+          else
+            sums.add_tile(parameters, used);
+        } else {
+          __syncthreads();
+          sums.add_tile(parameters, used);
+        }
         __syncthreads();
       }
       if (sums_wanted) sums.finish();
@@ -763,12 +815,13 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
         for (int operand = 0; operand < kOperands; ++operand) place[operand] = first[operand];
         if (problem.inner.size > 1) add_inner<op>(problem, inner, place);
         map_element<Family, op, T>(problem, parameters, place, [&](const auto& seeds) {
-          for (int k = 0; problem.has_parameter_gradients() && k < rows.length; ++k) {
-            ComponentGradients<T> g = gradients_of<Family, op, T>(k, parameters, seeds);
-            own_gradients[k] = inner == 0 ? g.logit : own_gradients[k] + g.logit;
-            own_gradients[step + k] = inner == 0 ? g.loc : own_gradients[step + k] + g.loc;
-            own_gradients[2 * step + k] = inner == 0 ? g.log_scale : own_gradients[2 * step + k] + g.log_scale;
-          }
+          if (!problem.has_parameter_gradients()) return;
+          for_gradients_of<Family, op, T>(parameters, seeds, [&](int k, T g_logit, T g_loc, T g_log_scale) {
+            T* own = own_gradients + k;
+            own[0] = inner == 0 ? g_logit : own[0] + g_logit;
+            own[step] = inner == 0 ? g_loc : own[step] + g_loc;
+            own[2 * step] = inner == 0 ? g_log_scale : own[2 * step] + g_log_scale;
+          });
         });
       }
     }
@@ -799,12 +852,12 @@ __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ 
             T& sum = static_cast<T*>(data)[set[kGradParameters] + k * step];
             sum = inner == 0 ? g : sum + g;
           };
-          for (int k = 0; problem.has_parameter_gradients() && k < problem.components; ++k) {
-            ComponentGradients<T> g = gradients_of<Family, op, T>(k, parameters, seeds);
-            add(problem.grad_logits, k, g.logit);
-            add(problem.grad_loc, k, g.loc);
-            add(problem.grad_log_scale, k, g.log_scale);
-          }
+          if (!problem.has_parameter_gradients()) return;
+          for_gradients_of<Family, op, T>(parameters, seeds, [&](int k, T g_logit, T g_loc, T g_log_scale) {
+            add(problem.grad_logits, k, g_logit);
+            add(problem.grad_loc, k, g_loc);
+            add(problem.grad_log_scale, k, g_log_scale);
+          });
         });
       }
     } else {

@@ -47,6 +47,7 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[stack_bytes]};
   unsigned thread = 0;
+  size_t votes_given = 0;
   bool done = false;
 };
 
@@ -60,6 +61,7 @@ struct Block {
   void* argument = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
+  std::vector<int> votes;  // one for each barrier with a vote that a thread has come to
 };
 inline Block block;
 
@@ -96,10 +98,12 @@ inline void run_fiber() {
 
 inline void run_block(unsigned threads) {
   while (block.fibers.size() < threads) block.fibers.emplace_back();
+  block.votes.clear();
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = block.fibers[i];
     fiber.thread = i;
     fiber.done = false;
+    fiber.votes_given = 0;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = Fiber::stack_bytes;
@@ -130,6 +134,15 @@ inline void __syncthreads() {
   unsigned own = threadIdx.x;
   emulation::leave(*emulation::block.running, false);
   threadIdx.x = own;
+}
+
+inline int __syncthreads_and(int vote) {
+  emulation::Block& block = emulation::block;
+  size_t own = block.running->votes_given++;
+  if (own == block.votes.size()) block.votes.push_back(1);
+  block.votes[own] = block.votes[own] && vote;
+  __syncthreads();
+  return block.votes[own];
 }
 
 inline unsigned char* shared_memory() {

@@ -98,7 +98,7 @@ struct Gaussian {
       e = exp2_unit(-square);
       e = fma(e * Scalar<V>(-0.693147180559945309417), rest, e);
     } else {
-      constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
+      constexpr Scalar<V> magic = octave_magic<V>;
       V shifted = fma(-u, u, splat<V>(magic));
       V r = fma(u * u_rest, Scalar<V>(-2), product_minus(-u, u, shifted - magic));
       e = exp2_split(shifted, r).value;
@@ -197,7 +197,7 @@ struct Logistic {
       e = fma(e * Scalar<V>(0.693147180559945309417), rest, e);
       one_plus = e + Scalar<V>(1);
     } else {
-      constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
+      constexpr Scalar<V> magic = octave_magic<V>;
       d = at_least(d, -c.reach);
       V shifted = fma(d, c.rate, splat<V>(magic));
       V r = fma(d, c.rate_rest, product_minus(d, c.rate, shifted - magic));

@@ -418,6 +418,15 @@ MIXFLOW_FN PackD scalef(PackD x, PackD n) {
   return (PackD)_mm512_maskz_scalef_pd(0xff, (__m512d)x, (__m512d)n);
 }
 // (The masked forms of intrinsics, with full masks, since the plain ones make GCC 12 warn of its own header.)
+// For each lane one of 16 numbers, by the low bits of an integer.
+#define MIXFLOW_HAS_LOOKUP
+template <class V>
+MIXFLOW_FN V lookup(const float (&table)[16], Bits<V> index) {
+  if constexpr (is_pair<V>)
+    return {lookup<decltype(V::a)>(table, index.a), lookup<decltype(V::b)>(table, index.b)};
+  else
+    return (PackF)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, _mm512_loadu_ps(table));
+}
 // Division blocks its port for 16 cycles; an estimate to 14 bits and Newton's steps take 2 and 3.
 MIXFLOW_FN PackF reciprocal_estimate(PackF x) {
   return (PackF)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);

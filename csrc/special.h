@@ -97,8 +97,24 @@ MIXFLOW_FN V exp(V x) {
   return exp(x, static_cast<const V*>(nullptr), static_cast<V*>(nullptr));
 }
 
-// 2^(n + r) for |r| <= 1/2 and a normal result; n was rounded by adding `round_magic`. The exponent is added as an
-// integer, and what that makes of NaN may be a number: only one_plus is NaN then.
+#if defined(MIXFLOW_HAS_LOOKUP)
+template <class V>
+constexpr bool has_power_table = is_float<V> && Number<V>::lanes > 1;
+constexpr float power_table[16] = {0x1p+0f,        0x1.0b5586p+0f, 0x1.172b84p+0f, 0x1.2387a6p+0f,
+                                   0x1.306fe0p+0f, 0x1.3dea64p+0f, 0x1.4bfdaep+0f, 0x1.5ab07ep+0f,
+                                   0x1.6a09e6p+0f, 0x1.7a1148p+0f, 0x1.8ace54p+0f, 0x1.9c4918p+0f,
+                                   0x1.ae89fap+0f, 0x1.c199bep+0f, 0x1.d5818ep+0f, 0x1.ea4afap+0f};
+#else
+template <class V>
+constexpr bool has_power_table = false;
+#endif
+
+// 2^(n + r) for a normal result; n was rounded by adding `octave_magic`: to a whole number, |r| <= 1/2, or, where powers
+// are looked up, to a sixteenth. An exponent is added as an integer, and what that makes of NaN may be a number: only
+// one_plus is NaN then.
+template <class V>
+constexpr Scalar<V> octave_magic =
+    has_power_table<V> ? Constants<Scalar<V>>::round_magic / 16 : Constants<Scalar<V>>::round_magic;
 template <class V>
 struct PowerOfTwo {
   V value, one_plus;
@@ -106,6 +122,14 @@ struct PowerOfTwo {
 
 template <class V>
 MIXFLOW_FN PowerOfTwo<V> exp2_split(V n_plus_magic, V r) {
+#if defined(MIXFLOW_HAS_LOOKUP)
+  if constexpr (has_power_table<V>) {
+    // scalef takes the floor of n, and the table what is left of it.
+    V power = lookup<V>(power_table, to_bits(n_plus_magic)), rest = r * horner(r, 0.6931472f, 0.24022651f, 0.0555047f);
+    V value = scalef(fma(power, rest, power), n_plus_magic - octave_magic<V>);
+    return {value, value + Scalar<V>(1)};
+  }
+#endif
   V significand = fma(r, exp2_poly(r), splat<V>(1));
   V value = from_bits<V>(to_bits(significand) + (to_bits(n_plus_magic) << Limits<Scalar<V>>::mantissa_bits));
   return {value, fma(significand, power_of_two(n_plus_magic), splat<V>(1))};
@@ -160,10 +184,12 @@ MIXFLOW_FN V quick_exp(V x) {
   if constexpr (has_units<V>) {
     return exp2_unit(x * C::log2_e);
   } else {
-    x = at_least(x, splat<V>(C::exp_flush));
-    V shifted = fma(x, C::log2_e, C::round_magic), n = shifted - C::round_magic;
-    V r = fma(x, C::log2_e, -n);
-    return fma(r, exp2_poly(r), splat<V>(1)) * power_of_two(shifted);  // 2^-127 is 0
+    V bounded = at_least(x, splat<V>(C::exp_flush));
+    V shifted = fma(bounded, C::log2_e, octave_magic<V>), r = fma(bounded, C::log2_e, -(shifted - octave_magic<V>));
+    if constexpr (has_power_table<V>)
+      return select<V>(x <= C::exp_flush, V{}, exp2_split(shifted, r).value);
+    else
+      return fma(r, exp2_poly(r), splat<V>(1)) * power_of_two(shifted);  // 2^-127 is 0
   }
 }
 

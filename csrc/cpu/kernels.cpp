@@ -64,61 +64,34 @@ struct StoredComponent {
   LogComponent<V> log;
 };
 
-// One prepared parameter set per lane, or one for all lanes: for ops that go through the components several times.
-template <class V, bool shared>
-struct Prepared : Common<V>, KeptNumbers<V> {
-  using T = Scalar<V>;
-  template <class U, bool one>
-  struct Choose {
-    using type = U;
-  };
-  template <class U>
-  struct Choose<U, true> {
-    using type = Scalar<U>;
-  };
-  using S = typename Choose<V, shared>::type;
-  using Stored = StoredComponent<S>;
-
-  Stored* stored;
+// One parameter set for all lanes.
+template <class V>
+struct PreparedSet : Common<V>, KeptNumbers<V> {
+  StoredComponent<Scalar<V>>* stored;
   int components;
   V total;
   AffineMap<V> affine;
 
-  MIXFLOW_FN explicit Prepared(const Common<V>& common) : Common<V>(common), KeptNumbers<V>{} {}
-
-  // Field by field: compilers copy a large struct as a whole through memory.
   MIXFLOW_FN Component<V> component(int k) const {
-    const Component<S>& c = stored[k].linear;
-    return {get(c.loc), get(c.rate), get(c.rate_rest), get(c.reach), get(c.weight), get(c.rated_weight)};
+    const Component<Scalar<V>>& c = stored[k].linear;
+    return {splat<V>(c.loc),   splat<V>(c.rate),   splat<V>(c.rate_rest),
+            splat<V>(c.reach), splat<V>(c.weight), splat<V>(c.rated_weight)};
   }
   MIXFLOW_FN LogComponent<V> log_component(int k) const {
-    const LogComponent<S>& c = stored[k].log;
-    return {get(c.loc), get(c.log_weight), get(c.inv_scale), get(c.weight)};
+    const LogComponent<Scalar<V>>& c = stored[k].log;
+    return {splat<V>(c.loc), splat<V>(c.log_weight), splat<V>(c.inv_scale), splat<V>(c.weight)};
   }
-  MIXFLOW_FN V location(int k) const { return get(stored[k].linear.loc); }
+  MIXFLOW_FN V location(int k) const { return splat<V>(stored[k].linear.loc); }
   MIXFLOW_FN void set_component(int k, const Component<V>& c, const LogComponent<V>& log) {
-    Stored& to = stored[k];
-    set(to.linear.loc, c.loc);
-    set(to.linear.rate, c.rate);
-    set(to.linear.rate_rest, c.rate_rest);
-    set(to.linear.reach, c.reach);
-    set(to.linear.weight, c.weight);
-    set(to.linear.rated_weight, c.rated_weight);
-    set(to.log.loc, log.loc);
-    set(to.log.log_weight, log.log_weight);
-    set(to.log.inv_scale, log.inv_scale);
-    set(to.log.weight, log.weight);
+    stored[k] = {{first_lane(c.loc), first_lane(c.rate), first_lane(c.rate_rest), first_lane(c.reach),
+                  first_lane(c.weight), first_lane(c.rated_weight)},
+                 {first_lane(log.loc), first_lane(log.log_weight), first_lane(log.inv_scale), first_lane(log.weight)}};
   }
-  static MIXFLOW_FN V get(V x) { return x; }
-  static MIXFLOW_FN V get(T x) { return splat<V>(x); }
-  static MIXFLOW_FN void set(V& to, V x) { to = x; }
-  static MIXFLOW_FN void set(T& to, V x) { to = first_lane(x); }
   MIXFLOW_FN V total_weight() const { return total; }
 
   // The same set for half of the lanes. What differs between lanes is not in it.
   MIXFLOW_FN auto half() const {
-    static_assert(shared);
-    Prepared<decltype(V::a), true> half({});
+    PreparedSet<decltype(V::a)> half;
     half.smallest_scale = this->smallest_scale.a;
     half.stored = stored;
     half.components = components;
@@ -126,44 +99,61 @@ struct Prepared : Common<V>, KeptNumbers<V> {
   }
 };
 
-// A parameter set per lane, of which each component is prepared where it is used: for a single use, which most
-// parameters of each element's own have, storing would cost as much as preparing.
-template <class Family, class V>
-struct Unprepared : Common<V>, KeptNumbers<V> {
+// A parameter set per lane, as it was loaded, and of each component what is costly. That is found for all components
+// before the sums are taken: each of the two chains of dependent instructions then has others beside it, of which a
+// processor sees only so many.
+template <class Family, Op op, class V>
+struct PreparedSets : Common<V>, KeptNumbers<V> {
+  static constexpr bool on_intervals = op == Op::interval || op == Op::interval_backward;
   const V *logits, *loc, *log_scale;
+  V *rates, *rests, *weights;  // on intervals, inverse scales in the place of rates, and no rests
   int components;
   AffineMap<V> affine;
 
   MIXFLOW_FN V log_weight(int k) const { return logits[k] - this->largest_logit; }
-  MIXFLOW_FN Component<V> component(int k) const { return make_component<Family>(log_weight(k), loc[k], log_scale[k]); }
+  MIXFLOW_FN void prepare() {
+    for (int k = 0; k < components; ++k) {
+      if constexpr (on_intervals) {
+        rates[k] = exp(-log_scale[k]);
+      } else {
+        Rate<V> of = rate_of<Family>(log_scale[k]);
+        rates[k] = of.rate;
+        rests[k] = of.rest;
+      }
+      weights[k] = quick_exp(log_weight(k));
+    }
+  }
+  MIXFLOW_FN Component<V> component(int k) const {
+    return make_component<Family>(loc[k], weights[k], Rate<V>{rates[k], rests[k]});
+  }
   MIXFLOW_FN LogComponent<V> log_component(int k) const {
-    return make_log_component(log_weight(k), loc[k], log_scale[k]);
+    return {loc[k], log_weight(k), on_intervals ? rates[k] : exp(-log_scale[k]), weights[k]};
   }
   MIXFLOW_FN V location(int k) const { return loc[k]; }
   MIXFLOW_FN V total_weight() const {
     V total{};
-    for (int k = 0; k < components; ++k) total += quick_exp(log_weight(k));
+    for (int k = 0; k < components; ++k) total += weights[k];
     return total;
   }
 };
 
-// Memory of one piece: the parameter sets at hand, their columns as they were loaded, later the sums of their
-// gradients, and what a backward op keeps.
-template <class V, bool shared>
+// Memory of one piece: the parameter sets at hand, in three columns as they were loaded; what is prepared of them; sums
+// of their gradients; and what a backward op keeps.
+template <class V>
 struct Workspace {
   Scratch<V> columns;
-  Scratch<typename Prepared<V, shared>::Stored> stored;
+  Scratch<StoredComponent<Scalar<V>>> stored;
   Scratch<Kept<V>> kept;
   int components, kept_components;
 
-  // Room for prepared sets only where there are any.
-  Workspace(const Problem& problem, bool prepares)
-      : columns(3 * int64_t(problem.components)),
-        stored(prepares ? problem.components : 0),
+  Workspace(const Problem& problem, bool shared)
+      : columns((shared ? 3 : 9) * int64_t(problem.components)),
+        stored(shared ? problem.components : 0),
         kept(kept_of(problem)),
         components(problem.components),
         kept_components(kept_of(problem)) {}
-  V* column(int j) { return columns.data + j * int64_t(components); }
+  V* column(int j) const { return columns.data + j * int64_t(components); }
+  KeptNumbers<V> kept_numbers() const { return {kept.data, kept_components}; }
   static int kept_of(const Problem& problem) {
     return !problem.has_parameter_gradients() ? 0 : problem.components < kKept ? problem.components : kKept;
   }
@@ -198,8 +188,8 @@ __attribute__((noinline)) void prefetch_sets(const Problem& problem, const Walk&
       prefetch_rows<true>(sets, numbers<T>(problem.gradient(j)), kGradParameters, components, step);
 }
 
-template <class V, bool shared>
-MIXFLOW_FN Common<V> common_of(Workspace<V, shared>& space) {
+template <class V>
+MIXFLOW_FN Common<V> common_of(const Workspace<V>& space) {
   const V *logits = space.column(0), *log_scale = space.column(2);
   V largest = -infinity<V>(), least_log_scale = infinity<V>(), most_log_scale = -infinity<V>();
   for (int k = 0; k < space.components; ++k) {
@@ -210,63 +200,48 @@ MIXFLOW_FN Common<V> common_of(Workspace<V, shared>& space) {
   return {largest, least_log_scale, most_log_scale};
 }
 
-// The parameter sets whose logits, loc and log_scale are loaded into the columns of `space`.
-template <class Family, class V, bool shared>
-MIXFLOW_FN Prepared<V, shared> prepare(Workspace<V, shared>& space) {
-  V *logits = space.column(0), *loc = space.column(1), *log_scale = space.column(2);
-  Prepared<V, shared> prepared(common_of(space));
-  prepared.stored = space.stored.data;
-  prepared.numbers = space.kept.data;
-  prepared.components = space.components;
-  prepared.kept_components = space.kept_components;
-  V total{};
-  for (int k = 0; k < space.components; ++k) {
-    V log_weight = logits[k] - prepared.largest_logit;
-    LogComponent<V> log = make_log_component(log_weight, loc[k], log_scale[k]);
-    prepared.set_component(k, make_component<Family>(log_weight, loc[k], log_scale[k]), log);
-    total += log.weight;
-  }
-  prepared.total = total;
-  return prepared;
-}
-
-// One set, at this place of the outer space, in every lane.
+// One set, at this place of the outer space, in every lane. Its columns are free afterwards.
 template <class Family, class V>
-MIXFLOW_FN Prepared<V, true> prepare_one(const Problem& problem, const int64_t (&place)[kOperands],
-                                         Workspace<V, true>& space) {
+MIXFLOW_FN PreparedSet<V> prepare_set(const Problem& problem, const int64_t (&place)[kOperands],
+                                      const Workspace<V>& space) {
   using T = Scalar<V>;
   const void* data[3] = {problem.logits, problem.loc, problem.log_scale};
   for (int j = 0; j < 3; ++j)
     for (int k = 0; k < problem.components; ++k)
       space.column(j)[k] = splat<V>(numbers<T>(data[j])[place[kLogits + j] + k * problem.component_stride[j]]);
-  Prepared<V, true> prepared = prepare<Family>(space);
+  PreparedSet<V> set{common_of(space), space.kept_numbers(), space.stored.data, space.components, V{}, {}};
+  for (int k = 0; k < space.components; ++k) {
+    V log_weight = space.column(0)[k] - set.largest_logit, loc = space.column(1)[k], log_scale = space.column(2)[k];
+    LogComponent<V> log = make_log_component(log_weight, loc, log_scale);
+    set.set_component(k, make_component<Family>(log_weight, loc, log_scale), log);
+    set.total += log.weight;
+  }
   if (problem.is_affine())
-    prepared.affine = {splat<V>(numbers<T>(problem.shift)[place[kLogits]]),
-                       splat<V>(numbers<T>(problem.log_slope)[place[kLogits]])};
-  return prepared;
+    set.affine = {splat<V>(numbers<T>(problem.shift)[place[kLogits]]),
+                  splat<V>(numbers<T>(problem.log_slope)[place[kLogits]])};
+  return set;
 }
 
-// Loads a set for each lane into the columns of `space`, and gives what make() makes of them, with its affine map.
-template <class V, class Make>
-MIXFLOW_FN auto load_sets(const Problem& problem, const Walk& sets, Workspace<V, false>& space, Make make) {
+// A set for each lane.
+template <class Family, Op op, class V>
+MIXFLOW_FN PreparedSets<Family, op, V> prepare_sets(const Problem& problem, const Walk& walk,
+                                                    const Workspace<V>& space) {
   using T = Scalar<V>;
   const void* data[3] = {problem.logits, problem.loc, problem.log_scale};
-  Columns<V> columns(sets, problem.components);
+  Columns<V> columns(walk, problem.components);
   for (int j = 0; j < 3; ++j)
     columns.gather(numbers<T>(data[j]), static_cast<Operand>(kLogits + j), problem.component_stride[j],
                    space.column(j));
-  if (!problem.is_affine()) return make();
+  PreparedSets<Family, op, V> sets{
+      common_of(space), space.kept_numbers(), space.column(0), space.column(1),  space.column(2),
+      space.column(3),  space.column(4),      space.column(5), space.components, {}};
+  if (!problem.is_affine()) return sets.prepare(), sets;
   Room<T, Number<V>::lanes> shift, log_slope;
-  const T* shift_at = shift.read(sets, problem.shift, 0, kLogits);
-  const T* log_slope_at = log_slope.read(sets, problem.log_slope, 0, kLogits);
-  auto parameters = make();
-  parameters.affine = {load<V>(shift_at), load<V>(log_slope_at)};
-  return parameters;
-}
-
-// Ops that go through the components once, or twice and keep what they need the second time.
-constexpr bool prepares_sets(Op op) {
-  return op == Op::inverse || op == Op::interval || op == Op::interval_backward;
+  const T* shift_at = shift.read(walk, problem.shift, 0, kLogits);
+  const T* log_slope_at = log_slope.read(walk, problem.log_slope, 0, kLogits);
+  sets.prepare();
+  sets.affine = {load<V>(shift_at), load<V>(log_slope_at)};
+  return sets;
 }
 
 // What an op reads and writes of some elements, each operand side by side; null where the op has no such operand.
@@ -431,12 +406,12 @@ template <class Family, Op op, class V>
 void run_over_elements(const Problem& problem, const Piece& piece) {
   constexpr int lanes = Number<V>::lanes, packs_per_flush = 64;
   bool sums_wanted = is_backward(op) && problem.has_parameter_gradients();
-  Workspace<V, true> space(problem, true);
+  Workspace<V> space(problem, true);
   V* sums = space.columns.data;
   for (int64_t outer = piece.outer_begin; outer < piece.outer_end; ++outer) {
     int64_t place[kOperands];
     problem.outer.offsets(outer, all_operands, place);
-    auto parameters = prepare_one<Family>(problem, place, space);
+    auto parameters = prepare_set<Family>(problem, place, space);
     auto add = [&](int used, int k, V g_logit, V g_loc, V g_log_scale) {
       if (used < lanes) {
         g_logit = first_lanes(g_logit, used);
@@ -484,8 +459,7 @@ void run_over_sets(const Problem& problem, const Piece& piece) {
   constexpr int lanes = Number<V>::lanes;
   bool sums_wanted = is_backward(op) && problem.has_parameter_gradients();
   bool is_single = problem.inner.size == 1;  // then the elements of several packs of sets are gathered at a time
-  Workspace<V, false> space(problem, prepares_sets(op) || !is_single);
-  V *g_logits = space.column(0), *g_locs = space.column(1), *g_log_scales = space.column(2);
+  Workspace<V> space(problem, false);
   int64_t places[kMostSerialElements][kOperands];
   for (int64_t inner = 0; inner < problem.inner.size; ++inner)
     problem.inner.offsets(inner, all_operands, places[inner]);
@@ -503,45 +477,30 @@ void run_over_sets(const Problem& problem, const Piece& piece) {
         prefetch_sets<T>(problem, ahead);
         ahead.advance();
       }
-      if (is_single && !prepares_sets(op)) {
-        auto parameters = load_sets(problem, sets, space, [&] {
-          return Unprepared<Family, V>{common_of(space),
-                                       {space.kept.data, space.kept_components},
-                                       space.column(0),
-                                       space.column(1),
-                                       space.column(2),
-                                       space.components,
-                                       {}};
-        });
-        // The gradients of a component take the place of what is not read again.
-        map_pack<Family, op, V>(problem, parameters, elements.elements(), first,
-                                [&](int k, V g_logit, V g_loc, V g_log_scale) {
-                                  g_logits[k] = g_logit;
-                                  g_locs[k] = g_loc;
-                                  g_log_scales[k] = g_log_scale;
+      auto parameters = prepare_sets<Family, op>(problem, sets, space);
+      // The gradients of a single element take the place of what is not read again.
+      constexpr int beside = 6;
+      int first_sum = is_single ? 0 : beside;
+      V *g_logits = space.column(first_sum), *g_locs = space.column(first_sum + 1),
+        *g_log_scales = space.column(first_sum + 2);
+      if (sums_wanted && !is_single)
+        for (int i = 0; i < 3 * problem.components; ++i) g_logits[i] = V{};
+      for (int64_t inner = 0; inner < problem.inner.size; ++inner) {
+        if (!is_single) own_elements.gather(sets, places[inner]);
+        map_pack<Family, op, V>(problem, parameters, is_single ? elements.elements() : own_elements.elements(),
+                                is_single ? first : 0, [&](int k, V g_logit, V g_loc, V g_log_scale) {
+                                  g_logits[k] = is_single ? g_logit : g_logits[k] + g_logit;
+                                  g_locs[k] = is_single ? g_loc : g_locs[k] + g_loc;
+                                  g_log_scales[k] = is_single ? g_log_scale : g_log_scales[k] + g_log_scale;
                                 });
-      } else {
-        auto parameters = load_sets(problem, sets, space, [&] { return prepare<Family>(space); });
-        if (sums_wanted)
-          for (int i = 0; i < 3 * problem.components; ++i) space.columns.data[i] = V{};
-        auto add = [&](int k, V g_logit, V g_loc, V g_log_scale) {
-          g_logits[k] += g_logit;
-          g_locs[k] += g_loc;
-          g_log_scales[k] += g_log_scale;
-        };
-        for (int64_t inner = 0; inner < problem.inner.size; ++inner) {
-          if (!is_single) own_elements.gather(sets, places[inner]);
-          map_pack<Family, op, V>(problem, parameters, is_single ? elements.elements() : own_elements.elements(),
-                                  is_single ? first : 0, add);
-          if (!is_single) own_elements.scatter(sets, places[inner]);
-        }
+        if (!is_single) own_elements.scatter(sets, places[inner]);
       }
       if constexpr (is_backward(op)) {
         Columns<V> columns(sets, problem.components);
         for (int j = 0; j < 3; ++j)
           if (T* gradient = static_cast<T*>(problem.gradient(j)))
             columns.scatter(gradient, kGradParameters, problem.component_stride[kGradParameters - kLogits],
-                            space.column(j));
+                            space.column(first_sum + j));
       }
     }
     if (is_single) elements.scatter(block, places[0]);

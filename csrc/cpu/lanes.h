@@ -204,7 +204,7 @@ struct Room {
 // and keep them in memory, since there are more rows than registers. The empty asm hides the first address from it.
 template <class V, class T>
 MIXFLOW_FN auto even_rows(T* first, int64_t stride) {
-  asm("" : "+r"(first));
+  asm("" : "+r"(first), "+r"(stride));
   return [first, stride](int i, int j) { return first + i * stride + j * (kBlock<V> * stride); };
 }
 

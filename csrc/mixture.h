@@ -74,16 +74,19 @@ template <class V>
 struct Common {
   V largest_logit, smallest_scale, largest_inv_scale;
   // The density below which components at the end of their reach could have mattered: there they have an absolute error
-  // of inv_scale times a power of two far below `smallest`. Infinite where the scales leave the linear range.
+  // of inv_scale times a power of two far below `smallest`, so that a power of two for the largest inv_scale will do.
+  // Infinite where the scales leave the linear range.
   V density_floor;
 
   Common() = default;
   MIXFLOW_FN Common(V largest_logit, V least_log_scale, V most_log_scale) : largest_logit(largest_logit) {
     using Range = LinearRange<Scalar<V>>;
+    using C = Constants<Scalar<V>>;
     largest_inv_scale = exp(-least_log_scale);
     smallest_scale = reciprocal(largest_inv_scale);
     Mask<V> holds = (least_log_scale >= Range::least_log_scale) & (most_log_scale <= Range::most_log_scale);
-    density_floor = select<V>(holds, max(largest_inv_scale, splat<V>(1)) * Range::smallest, infinity<V>());
+    V power = power_of_two(fma(least_log_scale, -C::log2_e, splat<V>(C::round_magic)));
+    density_floor = select<V>(holds, max(power, splat<V>(1)) * Range::smallest, infinity<V>());
   }
 };
 

@@ -217,6 +217,38 @@ template <class V>
 constexpr bool exceeds_registers<Pair<Pair<V>>> = true;
 #endif
 
+#if !defined(__CUDACC__) && defined(__x86_64__)
+#if defined(__AVX512F__)
+#define MIXFLOW_NATIVE(NAME, TYPE) _mm512_maskz_##NAME##_##TYPE
+#define MIXFLOW_ALL(LANES) LANES,
+#define MIXFLOW_REGISTER(SUFFIX) __m512##SUFFIX
+#elif defined(__AVX2__)
+#define MIXFLOW_NATIVE(NAME, TYPE) _mm256_##NAME##_##TYPE
+#define MIXFLOW_ALL(LANES)
+#define MIXFLOW_REGISTER(SUFFIX) __m256##SUFFIX
+#else
+#define MIXFLOW_NATIVE(NAME, TYPE) _mm_##NAME##_##TYPE
+#define MIXFLOW_ALL(LANES)
+#define MIXFLOW_REGISTER(SUFFIX) __m128##SUFFIX
+#endif
+// The second argument where either is NaN.
+MIXFLOW_FN PackF larger_of(PackF a, PackF b) {
+  return (PackF)MIXFLOW_NATIVE(max, ps)(MIXFLOW_ALL(0xffff)(MIXFLOW_REGISTER()) a, (MIXFLOW_REGISTER())b);
+}
+MIXFLOW_FN PackD larger_of(PackD a, PackD b) {
+  return (PackD)MIXFLOW_NATIVE(max, pd)(MIXFLOW_ALL(0xff)(MIXFLOW_REGISTER(d)) a, (MIXFLOW_REGISTER(d))b);
+}
+MIXFLOW_FN PackF smaller_of(PackF a, PackF b) {
+  return (PackF)MIXFLOW_NATIVE(min, ps)(MIXFLOW_ALL(0xffff)(MIXFLOW_REGISTER()) a, (MIXFLOW_REGISTER())b);
+}
+MIXFLOW_FN PackD smaller_of(PackD a, PackD b) {
+  return (PackD)MIXFLOW_NATIVE(min, pd)(MIXFLOW_ALL(0xff)(MIXFLOW_REGISTER(d)) a, (MIXFLOW_REGISTER(d))b);
+}
+#undef MIXFLOW_NATIVE
+#undef MIXFLOW_ALL
+#undef MIXFLOW_REGISTER
+#endif
+
 // `x - 0` is exactly x for every x, signed zeros included, so the compiler turns this into one broadcast.
 template <class V>
 MIXFLOW_FN V splat(Scalar<V> x) {
@@ -264,14 +296,29 @@ MIXFLOW_FN V select(Mask<V> mask, V a, V b) {
 #endif
     return mask ? a : b;
 }
-// A NaN in the first argument survives both; the second argument must not be NaN.
+// A NaN in the first argument survives both; the second argument must not be NaN. x86 has an instruction for each, with
+// the arguments in the other order, which compilers do not find by themselves.
 template <class V>
 MIXFLOW_FN V max(V a, V b) {
-  return select<V>(a < b, b, a);
+#if !defined(__CUDACC__) && defined(__x86_64__)
+  if constexpr (is_pair<V>)
+    return {max(a.a, b.a), max(a.b, b.b)};
+  else if constexpr (Number<V>::lanes > 1)
+    return larger_of(b, a);
+  else
+#endif
+    return select<V>(a < b, b, a);
 }
 template <class V>
 MIXFLOW_FN V min(V a, V b) {
-  return select<V>(b < a, b, a);
+#if !defined(__CUDACC__) && defined(__x86_64__)
+  if constexpr (is_pair<V>)
+    return {min(a.a, b.a), min(a.b, b.b)};
+  else if constexpr (Number<V>::lanes > 1)
+    return smaller_of(b, a);
+  else
+#endif
+    return select<V>(b < a, b, a);
 }
 // The same for bounds of which a NaN may come out, too: one instruction of a GPU in place of two.
 template <class V>

@@ -337,27 +337,27 @@ struct Mapped {
   V value, ladj;
 };
 
-// What the base distribution makes of the tails; log_mills only where some lane is not linear.
+// What the base distribution makes of the tails. ladj is set where all lanes are linear, log_mills where some are not.
 template <class V>
 struct BaseTerms {
-  V value, mills, score, log_mills;
+  V value, mills, score, ladj, log_mills;
 };
 
 template <class V>
 MIXFLOW_RARE BaseTerms<V> with_logarithmic_base(Mask<V> linear, Tails<V> tails, BaseTerms<V> at, RuntimeBase base) {
   return base.dispatch<BaseTerms<V>>([&](auto base) {
     V z = select<V>(linear, at.value, base.from_logit(tails.logit));
-    return BaseTerms<V>{z, base.mills(z, tails.lower, tails.upper), base.score(z, tails.lower, tails.upper),
+    return BaseTerms<V>{z, base.mills(z, tails.lower, tails.upper), base.score(z, tails.lower, tails.upper), at.ladj,
                         base.log_mills(z, tails.log_smaller, tails.log_larger)};
   });
 }
 
-template <class V>
+template <bool with_ladj, class V>
 MIXFLOW_FN BaseTerms<V> base_terms(const Evaluation<V>& at, const Tails<V>& tails, RuntimeBase base) {
   BaseTerms<V> terms = base.dispatch<BaseTerms<V>>([&](auto base) {
-    V z = base.from_tails(tails.lower, tails.upper);
-    V mills = base.mills(z, tails.lower, tails.upper);
-    return BaseTerms<V>{z, mills, base.score(z, tails.lower, tails.upper), mills};
+    V z = base.from_tails(tails.lower, tails.upper), ladj{};
+    if constexpr (with_ladj) ladj = base.ladj(tails.density, tails.density_over_smaller, z, tails.lower, tails.upper);
+    return BaseTerms<V>{z, base.mills(z, tails.lower, tails.upper), base.score(z, tails.lower, tails.upper), ladj, V{}};
   });
   if (!at.all_linear) terms = with_logarithmic_base(at.linear, tails, terms, base);
   return terms;
@@ -371,12 +371,8 @@ MIXFLOW_FN V logarithmic_ladj(const Tails<V>& tails, const BaseTerms<V>& terms) 
 }
 
 template <class V>
-MIXFLOW_FN V ladj_of(const Evaluation<V>& at, const Tails<V>& tails, const BaseTerms<V>& terms, RuntimeBase base) {
-  V ladj = base.dispatch<V>([&](auto base) {
-    return base.ladj(tails.density, tails.density_over_smaller, terms.value, tails.lower, tails.upper);
-  });
-  if (!at.all_linear) ladj = select<V>(at.linear, ladj, logarithmic_ladj(tails, terms));
-  return ladj;
+MIXFLOW_FN V ladj_of(const Evaluation<V>& at, const Tails<V>& tails, const BaseTerms<V>& terms) {
+  return at.all_linear ? terms.ladj : select<V>(at.linear, terms.ladj, logarithmic_ladj(tails, terms));
 }
 
 // z = G^-1(F(x)) and log dz/dx.
@@ -384,8 +380,8 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN Mapped<V> forward(V x, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, false, false>(x, parameters);
   Tails<V> tails = tails_of<Family>(at);
-  BaseTerms<V> terms = base_terms(at, tails, base);
-  return {terms.value, ladj_of(at, tails, terms, base)};
+  BaseTerms<V> terms = base_terms<true>(at, tails, base);
+  return {terms.value, ladj_of(at, tails, terms)};
 }
 
 // The same, and the derivatives of both by x: all that a gradient by x alone needs.
@@ -398,8 +394,8 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN SlopedMap<V> forward_with_slopes(V x, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, true, false>(x, parameters);
   Tails<V> tails = tails_of<Family>(at);
-  BaseTerms<V> terms = base_terms(at, tails, base);
-  V slope = tails.density_over_smaller * terms.mills, ladj = ladj_of(at, tails, terms, base);
+  BaseTerms<V> terms = base_terms<true>(at, tails, base);
+  V slope = tails.density_over_smaller * terms.mills, ladj = ladj_of(at, tails, terms);
   V D = at.sums.density_slope * reciprocal(at.sums.density) * parameters.largest_inv_scale;
   return {{terms.value, ladj}, slope, fma(-terms.score, slope, D)};
 }
@@ -518,7 +514,7 @@ template <class Family, bool inverse, class V, class Parameters>
 MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Parameters& parameters, RuntimeBase base) {
   Evaluation<V> at = evaluate<Family, true, true>(x, parameters);
   Tails<V> tails = tails_of<Family>(at);
-  BaseTerms<V> terms = base_terms(at, tails, base);
+  BaseTerms<V> terms = base_terms<false>(at, tails, base);
   V inv_density = reciprocal(at.sums.density);
   V D = at.sums.density_slope * inv_density * parameters.largest_inv_scale;
   Seeds<V> seeds =

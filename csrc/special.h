@@ -109,9 +109,9 @@ template <class V>
 constexpr bool has_power_table = false;
 #endif
 
-// 2^(n + r) for a normal result; n was rounded by adding `octave_magic`: to a whole number, |r| <= 1/2, or, where powers
-// are looked up, to a sixteenth. An exponent is added as an integer, and what that makes of NaN may be a number: only
-// one_plus is NaN then.
+// 2^(n + r) for a normal result; n was rounded by adding `octave_magic`: to a whole number, |r| <= 1/2, or, where
+// powers are looked up, to a sixteenth. An exponent is added as an integer, and what that makes of NaN may be a number:
+// only one_plus is NaN then.
 template <class V>
 constexpr Scalar<V> octave_magic =
     has_power_table<V> ? Constants<Scalar<V>>::round_magic / 16 : Constants<Scalar<V>>::round_magic;

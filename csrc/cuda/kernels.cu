@@ -294,8 +294,9 @@ __device__ __forceinline__ void map_element(const Problem& problem, const Parame
                                             const int64_t (&place)[kOperands], Use use) {
   RuntimeBase base{problem.base};
   auto read = [&](const void* data, Operand operand) { return static_cast<const T*>(data)[place[operand]]; };
+  auto put = [&](void* data, Operand operand, T value) { static_cast<T*>(data)[place[operand]] = value; };
   auto write = [&](void* data, Operand operand, T value) {
-    if (data != nullptr) static_cast<T*>(data)[place[operand]] = value;
+    if (data != nullptr) put(data, operand, value);
   };
   [[maybe_unused]] T g_value{}, g_ladj{};
   if constexpr (is_backward(op)) {
@@ -343,8 +344,8 @@ __device__ __forceinline__ void map_element(const Problem& problem, const Parame
       mapped = inverse<Family>(input, parameters, base).mapped;
       if (problem.is_affine()) mapped.ladj = mapped.ladj - affine.log_slope;
     }
-    write(problem.output, kOutput, mapped.value);
-    write(problem.ladj, kLadj, mapped.ladj);
+    put(problem.output, kOutput, mapped.value);
+    put(problem.ladj, kLadj, mapped.ladj);
   }
 }
 
@@ -469,6 +470,14 @@ struct GradientSums {
   }
 };
 
+// A number that the compiler is to keep, and not to find again wherever it is used.
+__device__ __forceinline__ int64_t once(int64_t x) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(x));
+#endif
+  return x;
+}
+
 // A block works on one chunk of the elements of one parameter set.
 template <class Family, Op op, class T, bool is_prepared>
 __global__ void __launch_bounds__(kThreads)
@@ -497,7 +506,7 @@ __global__ void __launch_bounds__(kThreads)
         if (has_operand(op, static_cast<Operand>(operand))) place[operand] += step[operand];
     };
     for (int operand = 0; operand < kLogits; ++operand)
-      step[operand] = blockDim.x * problem.inner.axis[0].stride[operand];
+      step[operand] = once(blockDim.x * problem.inner.axis[0].stride[operand]);
     go_to(begin + threadIdx.x < end ? begin + threadIdx.x : begin);
     auto parameters = [&] {
       if constexpr (is_prepared)

@@ -148,6 +148,15 @@ MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& pa
           by_log_scale * at.by_probability};
 }
 
+// The same formula serves all intervals.
+template <class Family, class V, class Parameters>
+MIXFLOW_FN ComponentGradients<V> linear_gradients(int k, const Parameters& parameters, const IntervalSeeds<V>& at) {
+  return component_gradients<Family>(k, parameters, at);
+}
+template <class Family, class V, class Parameters>
+MIXFLOW_FN ComponentGradients<V> any_gradients(int k, const Parameters& parameters, const IntervalSeeds<V>& at) {
+  return component_gradients<Family>(k, parameters, at);
+}
 template <class Family, class V, class Parameters, class Sink>
 MIXFLOW_FN void for_gradients(const Parameters& parameters, const IntervalSeeds<V>& at, Sink&& sink) {
   for (int k = 0; k < parameters.components; ++k) {

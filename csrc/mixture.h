@@ -493,14 +493,23 @@ MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& pa
           fma(term.distance, by_loc, -by_density)};
 }
 
+template <class Family, class V, class Parameters>
+MIXFLOW_FN ComponentGradients<V> linear_gradients(int k, const Parameters& parameters, const ElementSeeds<V>& at) {
+  return component_gradients<Family, true>(k, parameters, at);
+}
+template <class Family, class V, class Parameters>
+MIXFLOW_FN ComponentGradients<V> any_gradients(int k, const Parameters& parameters, const ElementSeeds<V>& at) {
+  return component_gradients<Family, false>(k, parameters, at);
+}
+
 // sink(k, g_logit, g_loc, g_log_scale) for each component: in a loop of its own where no lane needs logarithms.
 template <class Family, class V, class Parameters, class Sink>
 MIXFLOW_FN void for_gradients(const Parameters& parameters, const ElementSeeds<V>& at, Sink&& sink) {
   auto give = [&](int k, const ComponentGradients<V>& g) { sink(k, g.logit, g.loc, g.log_scale); };
   if (at.all_linear)
-    for (int k = 0; k < parameters.components; ++k) give(k, component_gradients<Family, true>(k, parameters, at));
+    for (int k = 0; k < parameters.components; ++k) give(k, linear_gradients<Family>(k, parameters, at));
   else
-    for (int k = 0; k < parameters.components; ++k) give(k, component_gradients<Family, false>(k, parameters, at));
+    for (int k = 0; k < parameters.components; ++k) give(k, any_gradients<Family>(k, parameters, at));
 }
 
 // The gradient of the input (x forward, z inverse), z itself, and what component_gradients needs for the rest.

@@ -160,17 +160,11 @@ struct KeepingRow : Common<T> {
   RawRows<T> rows;
   T* numbers[3];  // kept; of the fourth, `step` beyond the third
   int step, components;
-  const Problem& problem;
-  int64_t outer;
+  RawRows<T> origin;
 
-  MIXFLOW_FN KeepingRow(T* own, int step, const Problem& problem, int64_t outer)
-      : rows{own, own + step, own + 2 * step, {1, 1, 1}},
-        step(step),
-        components(problem.components),
-        problem(problem),
-        outer(outer) {
+  MIXFLOW_FN KeepingRow(T* own, int step, int components, bool in_place, const RawRows<T>& origin)
+      : rows{own, own + step, own + 2 * step, {1, 1, 1}}, step(step), components(components), origin(origin) {
     static_cast<Common<T>&>(*this) = common_of(rows, components);
-    bool in_place = problem.inner.size == 1;
     numbers[0] = own + (in_place ? 0 : 3 * step);
     numbers[1] = own + (in_place ? 2 * step : 4 * step);
     numbers[2] = own + (in_place ? 3 * step : 5 * step);
@@ -179,10 +173,7 @@ struct KeepingRow : Common<T> {
     return make_component<Family>(rows.logit_at(k) - this->largest_logit, rows.loc_at(k), rows.log_scale_at(k));
   }
   MIXFLOW_FN LogComponent<T> log_component(int k) const {
-    int64_t place[kOperands]{};
-    problem.outer.offsets(outer, [](Operand operand) { return is_parameter(operand); }, place);
-    RawRows<T> from = RawRows<T>::at(problem, place);
-    return make_log_component(from.logit_at(k) - this->largest_logit, from.loc_at(k), from.log_scale_at(k));
+    return make_log_component(origin.logit_at(k) - this->largest_logit, origin.loc_at(k), origin.log_scale_at(k));
   }
   MIXFLOW_FN T total_weight() const {
     T total(0);
@@ -277,6 +268,13 @@ struct alignas(16) SeedsOf : std::conditional_t<op == Op::interval_backward, Int
   bool idle;
 
   MIXFLOW_FN const Own& seeds() const { return *this; }
+  // Whether no component needs logarithms.
+  MIXFLOW_FN bool is_linear() const {
+    if constexpr (op == Op::interval_backward)
+      return true;
+    else
+      return this->all_linear;
+  }
 };
 
 // sink(k, g_logit, g_loc, g_log_scale) for each component.
@@ -424,11 +422,7 @@ struct GradientSums {
       ComponentGradients<T> sum{};
       for_elements(group, used, [&](const Seeds& at) {
         if (at.idle) return;
-        ComponentGradients<T> g;
-        if constexpr (op == Op::interval_backward)
-          g = component_gradients<Family>(k, parameters, at.seeds());
-        else
-          g = component_gradients<Family, false>(k, parameters, at.seeds());
+        ComponentGradients<T> g = any_gradients<Family>(k, parameters, at.seeds());
         sum.logit += g.logit;
         sum.loc += g.loc;
         sum.log_scale += g.log_scale;
@@ -524,7 +518,7 @@ __global__ void __launch_bounds__(kThreads)
         if (static_cast<int>(threadIdx.x) < used) {
           map_element<Family, op, T>(problem, parameters, place, [&](const Seeds& own) {
             seeds[threadIdx.x] = own;
-            if constexpr (has_lean_sums) is_linear = own.idle || own.all_linear;
+            if constexpr (has_lean_sums) is_linear = own.idle || own.is_linear();
           });
           if (tile + blockDim.x + threadIdx.x < end) advance(tile + blockDim.x + threadIdx.x);
         }
@@ -808,23 +802,34 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < count) {
       T* own = shared + threadIdx.x * rows.pitch;
+      int64_t first[kOperands];
+      find_set<op>(problem, begin + threadIdx.x, first);
       auto parameters = [&] {
         if constexpr (is_backward(op))
-          return KeepingRow<Family, T>(own, step, problem, begin + threadIdx.x);
+          return KeepingRow<Family, T>(own, step, rows.length, problem.inner.size == 1, RawRows<T>::at(problem, first));
         else if constexpr (op == Op::inverse)
           return PreparedRow<Family, T>(own, step, rows.length);
         else
           return RawParameters<Family, T>(RawRows<T>{own, own + step, own + 2 * step, {1, 1, 1}}, rows.length);
       }();
       T* own_gradients = gradients + threadIdx.x * rows.pitch;
-      int64_t first[kOperands];
-      find_set<op>(problem, begin + threadIdx.x, first);
       for (int64_t inner = 0; inner < problem.inner.size; ++inner) {
         int64_t place[kOperands];
         for (int operand = 0; operand < kOperands; ++operand) place[operand] = first[operand];
         if (problem.inner.size > 1) add_inner<op>(problem, inner, place);
         map_element<Family, op, T>(problem, parameters, place, [&](const auto& seeds) {
           if (!problem.has_parameter_gradients()) return;
+          if (problem.inner.size == 1 && !seeds.idle && seeds.is_linear()) {
+            constexpr int unrolled = 4;
+            MIXFLOW_UNROLLED
+            for (int k = 0; k < rows.length; ++k) {
+              ComponentGradients<T> g = linear_gradients<Family>(k, parameters, seeds.seeds());
+              own_gradients[k] = g.logit;
+              own_gradients[step + k] = g.loc;
+              own_gradients[2 * step + k] = g.log_scale;
+            }
+            return;
+          }
           for_gradients_of<Family, op, T>(parameters, seeds, [&](int k, T g_logit, T g_loc, T g_log_scale) {
             T* own = own_gradients + k;
             own[0] = inner == 0 ? g_logit : own[0] + g_logit;

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "gpu_instructions.py"
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import gpu_instructions
+from sass.assembly import parse_programs
+from sass.block import Block, Launch, Memory
+from sass.cubin import Cubin, Kernel
+from sass.launch import Kernels, compile_kernels
+from sass.threads import run_block
+from sass.toolkit import ToolError, compiler, disassembler
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_instructions", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(tool: ModuleType, code: str, registers: dict[int, int], predicates: str = ""):
+def run(code: str, registers: dict[int, int], predicates: str = "") -> Block:
     """A block of two warps after some lines of code, of which those that end in a colon are labels."""
     text, address = ["\t.section .text.k,"], 0
     for line in code.splitlines():
         text.append(line if line.endswith(":") else f"        /*{address:04x}*/  {line} ;")
         address += 0 if line.endswith(":") else 16
-    program = tool.parse_programs("\n".join(text))["k"]
-    kernel = tool.Kernel(0, 8, lambda: program)
-    block = tool.Block(tool.Launch("k", kernel, 1, 64, 256, []), tool.Memory("global", {}))
+    program = parse_programs("\n".join(text))["k"]
+    block = Block(Launch("k", Kernel(8, lambda: program), 1, 64, 256, []), Memory("global", {}))
     for index, value in registers.items():
         block.registers[index] = value
     for j, value in enumerate(predicates):
         block.predicates[j] = value == "1"
-    block.run()
+    run_block(block)
     return block
 
 
@@ -87,9 +79,9 @@ INSTRUCTIONS = {
 
 
 @pytest.mark.parametrize("line", INSTRUCTIONS)
-def test_an_instruction_computes(tool, line: str) -> None:
+def test_an_instruction_computes(line: str) -> None:
     x, y, z, expected = INSTRUCTIONS[line]
-    assert run(tool, f"{line}\nEXIT", {2: x, 3: y, 4: z}, "10").registers[6].tolist() == [expected] * 64
+    assert run(f"{line}\nEXIT", {2: x, 3: y, 4: z}, "10").registers[6].tolist() == [expected] * 64
 
 
 # Values in R2, R3 and R4, R5, as for 64 bits, and the predicate P0 afterwards.
@@ -109,13 +101,13 @@ COMPARISONS = {
 
 
 @pytest.mark.parametrize("lines", COMPARISONS)
-def test_a_comparison_sets_its_predicate(tool, lines: str) -> None:
+def test_a_comparison_sets_its_predicate(lines: str) -> None:
     *values, expected = COMPARISONS[lines]
-    block = run(tool, f"{lines}\nEXIT", dict(zip((2, 3, 4, 5), values, strict=True)))
+    block = run(f"{lines}\nEXIT", dict(zip((2, 3, 4, 5), values, strict=True)))
     assert block.predicates[0].tolist() == [expected] * 64
 
 
-def test_threads_take_their_own_paths_meet_at_a_barrier_and_are_counted(tool) -> None:
+def test_threads_take_their_own_paths_meet_at_a_barrier_and_are_counted() -> None:
     code = """\
 S2R R2, SR_TID.X
 IMAD.SHL.U32 R3, R2, 0x4, RZ
@@ -128,12 +120,36 @@ LDS.128 R4, [R3+0x400]
 @!P0 IADD3 R8, R4, R7, RZ
 .L_x_1:
 EXIT"""
-    block = run(tool, code, {})
+    block = run(code, {})
     first = [2 * (thread & ~3) + 3 for thread in range(8)]
     assert block.registers[8].tolist() == first + [0] * 56
     threads, warps = block.issued.tolist()
     assert threads == [64] * 7 + [8] * 2 + [64]
     assert warps == [2] * 7 + [1] * 2 + [2]
+
+
+def test_a_function_returns_to_the_instruction_after_its_call() -> None:
+    code = """\
+k:
+MOV R2, 0x20
+CALL.REL.NOINC `(f)
+MOV R6, R7
+EXIT
+f:
+MOV R7, 0x5
+RET.REL.NODEC R2 `(k)"""
+    assert run(code, {}).registers[6].tolist() == [5] * 64
+
+
+@pytest.mark.parametrize(("other", "agreed"), [("0x5", False), ("0x50", True)])
+def test_all_threads_of_a_block_agree_or_one_does_not(other: str, agreed: bool) -> None:
+    code = f"""\
+S2R R2, SR_TID.X
+ISETP.NE.AND P0, PT, R2, {other}, PT
+BAR.RED.AND.DEFER_BLOCKING 0x0, P0
+B2R.RESULT RZ, P1
+EXIT"""
+    assert run(code, {}).predicates[1].tolist() == [agreed] * 64
 
 
 @pytest.mark.parametrize(
@@ -142,20 +158,17 @@ EXIT"""
         ("HMMA.16816.F32 R0, R2, R3, R4", "HMMA.16816.F32: this instruction is unknown"),
         ("LDS R6, [R2+0x1000]", "shared memory: address 0x1000 is in none"),
         ("LDS.64 R6, [R2+0x404]", "shared memory: an address is not a multiple of 8"),
-        ("BAR.RED.AND P0, PT, PT", "expected BAR.SYNC"),
+        ("BAR.RED.OR.DEFER_BLOCKING 0x0, P0", "expected BAR.AND"),
     ],
 )
-def test_what_can_not_be_interpreted_is_named(tool, line: str, message: str) -> None:
-    with pytest.raises(tool.ToolError, match=message):
-        run(tool, f"{line}\nEXIT", {})
+def test_what_can_not_be_interpreted_is_named(line: str, message: str) -> None:
+    with pytest.raises(ToolError, match=message):
+        run(f"{line}\nEXIT", {})
 
 
 @pytest.mark.release
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_the_compiled_kernels_agree_with_the_cpu(tool, tmp_path: Path) -> None:
-    try:
-        nvdisasm = tool.find_nvdisasm()
-    except tool.ToolError as e:
-        pytest.skip(str(e))
-    library, cubin = tool.compile_kernels(tool.ROOT / "csrc", "sm_90", tmp_path, None)
-    assert tool.table(tool.Kernels(library, tool.Cubin(cubin, nvdisasm)))[1] < tool.TOLERANCE
+@pytest.mark.skipif(not (compiler() and disassembler()), reason="needs nvcc and nvdisasm")
+def test_the_compiled_kernels_agree_with_the_cpu(tmp_path: Path) -> None:
+    library, cubin = compile_kernels(gpu_instructions.SOURCE, "sm_90", tmp_path, None)
+    kernels = Kernels(library, Cubin(cubin, Path(disassembler())))
+    assert gpu_instructions.table(kernels)[1] < gpu_instructions.TOLERANCE

@@ -1,6 +1,7 @@
 """tools/gpu.py, which is to work on the first run on a machine with a card: all of it that needs none."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from mixflow.bench.cases import CASES, COMPARISONS
 from mixflow.flows import RECIPES
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tools"))  # where tools import each other from
 
 
 @pytest.fixture
@@ -48,9 +50,25 @@ def test_without_a_card_it_says_so(gpu, monkeypatch, capsys):
     assert capsys.readouterr().err == f"gpu: torch {torch.__version__} finds no CUDA device here\n"
 
 
+def test_without_a_card_a_step_runs_that_needs_none(gpu, monkeypatch, tmp_path, capsys):
+    steps = [
+        gpu.Step("tests", 1, [python("print('1 passed')")]),
+        gpu.Step("instructions", 1, [python("print('a table')")], on_device=False),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "all_steps", lambda out, capability: steps)
+    monkeypatch.setenv("CUDACXX", "nvcc")
+    only = ["--out", str(tmp_path), "--only", "instructions"]
+    assert gpu.main(only) == 0
+    report = (tmp_path / "report.txt").read_text()
+    assert report.startswith(f"no CUDA device, torch {torch.__version__}\n\ninstructions   ok, ")
+    assert report.endswith("\na table\n")
+    assert gpu.main([*only, "--only", "tests"]) == 1
+    assert "finds no CUDA device here" in capsys.readouterr().err
+
+
 def test_without_a_compiler_it_says_so(gpu, card, monkeypatch, capsys):
-    monkeypatch.delenv("CUDACXX")
-    monkeypatch.setattr(gpu, "program", lambda name: "")
+    monkeypatch.setattr(gpu, "compiler", lambda: "")
     assert gpu.main([]) == 1
     assert capsys.readouterr().err.startswith("gpu: nvcc is not there")
 
@@ -65,7 +83,7 @@ def test_an_unknown_step_is_refused(gpu, card, tmp_path, capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--only", "bild", "--out", str(tmp_path)])
     assert (
-        "--only: expected some of build, info, tests, card, sanitizer, benchmark, training; got bild"
+        "--only: expected some of build, info, tests, card, sanitizer, benchmark, training, instructions; got bild"
         in capsys.readouterr().err
     )
 
@@ -124,7 +142,7 @@ def test_the_report_ends_with_the_tables(gpu, card, works, tmp_path, monkeypatch
 
 
 def test_the_steps_name_what_is_there(gpu, card, tmp_path, monkeypatch):
-    build, info, tests, _, sanitizer, benchmark, training = gpu.all_steps(tmp_path, (9, 0))
+    build, info, tests, _, sanitizer, benchmark, training, instructions = gpu.all_steps(tmp_path, (9, 0))
     assert build.environment["CUDAARCHS"] == "90"
     monkeypatch.setattr(mixflow, "show_config", lambda: {"cuda_usable": False})
     with pytest.raises(AssertionError, match="it has no CUDA kernels"):
@@ -139,6 +157,22 @@ def test_the_steps_name_what_is_there(gpu, card, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "print_training", devices.append)
     assert gpu.main(training.commands[0][2:]) == 0
     assert devices == ["cuda"]
+    assert not instructions.on_device
+    assert all(step.on_device for step in (build, info, tests, sanitizer, benchmark, training))
+
+
+@pytest.mark.parametrize(
+    ("nvdisasm", "missing"), [("a/nvdisasm", ""), ("", "nvdisasm is not there; pip install nvidia-cuda-nvdisasm")]
+)
+def test_instructions_are_counted_where_there_is_a_disassembler(gpu, tmp_path, monkeypatch, nvdisasm, missing):
+    monkeypatch.setattr(gpu, "disassembler", lambda: nvdisasm)
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    step = gpu.all_steps(tmp_path, (9, 0))[-1]
+    assert (step.name, step.missing) == ("instructions", missing)
+    assert step.environment["PYTHONPATH"].split(os.pathsep) == [str(tmp_path / "site"), "mine"]
+    [[_, script, *options]] = step.commands
+    assert Path(script).is_file()
+    assert options == ["--nvdisasm", nvdisasm]
 
 
 def test_steps_of_training_are_timed_for_every_flow_in_both_ways(gpu, monkeypatch, capsys):

@@ -4,8 +4,9 @@
 
 In this order: a build for the device at hand; the tests of the ops with their tensors on it; the tests of what a card
 adds; some of the former under compute-sanitizer; the benchmark; steps of training a second, captured as CUDA graphs
-and kernel by kernel. Nothing is fetched. nvcc is to be there, and for the Python that runs this torch, numpy,
-safetensors, tqdm, pybind11 and cmake, with what the tests import.
+and kernel by kernel; the instructions that the kernels execute, which takes nvdisasm and no device. Nothing is fetched.
+nvcc is to be there, and for the Python that runs this torch, numpy, safetensors, tqdm, pybind11 and cmake, with what
+the tests import.
 
 Time that a step leaves goes to those after it. One that fails or takes too long ends nothing. Logs and report.txt are
 in --out; the tables come last. The exit status is 1 if any step failed.
@@ -27,6 +28,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sass.toolkit import compiler, disassembler, program
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 460
@@ -51,7 +54,7 @@ SANITIZED += ["-k", "(oracle or solves) and gaussian and normal and float32 and 
 # Without this, a build that has no kernels after all would have all its tests skipped.
 INFO = "import mixflow; told = mixflow.show_config(); print(told); assert told['cuda_usable'], 'it has no CUDA kernels'"
 BENCHMARKS = ("Forward: ", "Inverse: ", "Forward and backward: ")
-TABLES = ("benchmark", "training")  # the steps whose logs are tables
+TABLES = ("benchmark", "training", "instructions")  # the steps whose logs are tables
 
 # Of the flows whose steps of training are timed, by their recipes' names, the arguments.
 TRAINED: dict[str, dict[str, int]] = {
@@ -72,6 +75,7 @@ class Step:
         commands: Tried in turn until one succeeds.
         environment: Beside that of this process.
         missing: Why it cannot be done here; empty where it can.
+        on_device: Whether it needs a CUDA device.
 
     """
 
@@ -80,6 +84,7 @@ class Step:
     commands: Sequence[Sequence[str]]
     environment: dict[str, str] = field(default_factory=dict)
     missing: str = ""
+    on_device: bool = True
 
 
 @dataclass(frozen=True)
@@ -138,13 +143,6 @@ def run(command: Sequence[str], environment: dict[str, str], log: int, limit: fl
             process.wait()
 
 
-def program(name: str) -> str:
-    """Where a program of the CUDA toolkit is; empty if nowhere."""
-    homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", ""), "/usr/local/cuda"]
-    places = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
-    return shutil.which(name, path=os.pathsep.join(places)) or ""
-
-
 def has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -153,7 +151,7 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
     """The steps for a device of this compute capability."""
     python, site = sys.executable, str(out / "site")
     # A toolkit need not be on PATH, nor the programs of a virtual environment that is not activated.
-    scripts, nvcc = str(Path(python).parent), os.environ.get("CUDACXX") or program("nvcc")
+    scripts, nvcc = str(Path(python).parent), compiler()
     path = os.pathsep.join([scripts, os.environ.get("PATH", "")])
     building = {"CUDAARCHS": os.environ.get("CUDAARCHS") or "{}{}".format(*capability), "CUDACXX": nvcc, "PATH": path}
     pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade"]
@@ -178,6 +176,9 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
     bench = [python, "-m", "mixflow", "bench", "--device", "cuda"]
     bench += ["--out", str(out)] if has("matplotlib") else []
     bench += [part for text in BENCHMARKS for part in ("--only", text)]
+    # On a machine without a device there is no build, and the step compares with the mixflow that Python finds.
+    beside = os.pathsep.join(filter(None, [site, os.environ.get("PYTHONPATH")]))
+    nvdisasm = disassembler()
     return [
         Step("build", 150, [pip, plainly], building),
         Step("info", 10, [[python, "-c", INFO]], built),
@@ -193,6 +194,14 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
         ),
         Step("benchmark", 110, [bench], built),
         Step("training", 60, [[python, __file__, "--training"]], built),
+        Step(
+            "instructions",
+            60,
+            [[python, str(ROOT / "tools" / "gpu_instructions.py"), "--nvdisasm", nvdisasm]],
+            {"PYTHONPATH": beside, "CUDACXX": nvcc},
+            missing="" if nvdisasm else "nvdisasm is not there; pip install nvidia-cuda-nvdisasm",
+            on_device=False,
+        ),
     ]
 
 
@@ -308,19 +317,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     import torch
 
-    if not torch.cuda.is_available():
-        print(f"gpu: torch {torch.__version__} finds no CUDA device here", file=sys.stderr)
-        return 1
-    if not (os.environ.get("CUDACXX") or program("nvcc")):
-        print("gpu: nvcc is not there; put it on PATH, or set CUDACXX or CUDA_HOME", file=sys.stderr)
-        return 1
-    properties = torch.cuda.get_device_properties(0)
-    steps = all_steps(out, (properties.major, properties.minor))
+    found = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    steps = all_steps(out, (found.major, found.minor) if found else (0, 0))
     unknown = set(options.only) - {step.name for step in steps}
     if unknown:
         parser.error(f"--only: expected some of {', '.join(s.name for s in steps)}; got {', '.join(sorted(unknown))}")
-    device = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, torch {torch.__version__}"
     chosen = [step for step in steps if not options.only or step.name in options.only]
+    if not found and any(step.on_device for step in chosen):
+        print(f"gpu: torch {torch.__version__} finds no CUDA device here", file=sys.stderr)
+        return 1
+    if not compiler():
+        print("gpu: nvcc is not there; put it on PATH, or set CUDACXX or CUDA_HOME", file=sys.stderr)
+        return 1
+    device = f"{found.name}, {found.total_memory / 2**30:.0f} GiB" if found else "no CUDA device"
+    device += f", torch {torch.__version__}"
     if chosen[0].name == "build":
         shutil.rmtree(out / "site", ignore_errors=True)  # else a build that fails would leave an old one to be tested
     out.mkdir(parents=True, exist_ok=True)

@@ -479,13 +479,12 @@ __global__ void __launch_bounds__(kThreads)
   using Seeds = SeedsOf<op, T>;
   constexpr bool has_lean_sums = is_prepared && is_backward(op) && op != Op::interval_backward;
   auto* seeds = reinterpret_cast<Seeds*>(shared_memory());
-  auto* rows = reinterpret_cast<double*>(seeds + (is_backward(op) ? blockDim.x : 0));
-  [[maybe_unused]] auto* prepared = reinterpret_cast<PreparedComponent<T>*>(
-      rows + (is_backward(op) ? GradientSums<Family, op, T>::shared_rows(problem.components, blockDim.x) : 0));
+  auto* prepared = reinterpret_cast<PreparedComponent<T>*>(seeds + (is_backward(op) ? blockDim.x : 0));
+  auto* rows = reinterpret_cast<double*>(prepared + (is_prepared ? problem.components : 0));
   for (int64_t block = blockIdx.x; block < problem.outer.size * chunks.count; block += gridDim.x) {
     int64_t outer = block / chunks.count, begin = (block - outer * chunks.count) * chunks.length;
     int64_t end = begin + chunks.length < problem.inner.size ? begin + chunks.length : problem.inner.size;
-    int64_t first[kOperands];
+    int64_t first[kOperands]{};
     find_set<op>(problem, outer, first);
     // This thread's elements, a tile apart: of a single axis at even distances.
     bool is_even = problem.inner.count == 1;
@@ -802,7 +801,7 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < count) {
       T* own = shared + threadIdx.x * rows.pitch;
-      int64_t first[kOperands];
+      int64_t first[kOperands]{};
       find_set<op>(problem, begin + threadIdx.x, first);
       auto parameters = [&] {
         if constexpr (is_backward(op))
@@ -820,7 +819,7 @@ __global__ void __launch_bounds__(kThreads) run_rows(const __grid_constant__ Pro
         map_element<Family, op, T>(problem, parameters, place, [&](const auto& seeds) {
           if (!problem.has_parameter_gradients()) return;
           if (problem.inner.size == 1 && !seeds.idle && seeds.is_linear()) {
-            constexpr int unrolled = 4;
+            [[maybe_unused]] constexpr int unrolled = 4;
             MIXFLOW_UNROLLED
             for (int k = 0; k < rows.length; ++k) {
               ComponentGradients<T> g = linear_gradients<Family>(k, parameters, seeds.seeds());
@@ -852,7 +851,7 @@ template <class Family, Op op, class T>
 __global__ void __launch_bounds__(kThreads) run_strided(const __grid_constant__ Problem problem) {
   int64_t inner_size = problem.inner.size, size = problem.outer.size * (is_backward(op) ? 1 : inner_size);
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += int64_t(gridDim.x) * blockDim.x) {
-    int64_t outer = is_backward(op) || inner_size == 1 ? i : i / inner_size, set[kOperands], place[kOperands];
+    int64_t outer = is_backward(op) || inner_size == 1 ? i : i / inner_size, set[kOperands]{}, place[kOperands];
     find_set<op>(problem, outer, set);
     RawParameters<Family, T> parameters(RawRows<T>::at(problem, set), problem.components);
     if constexpr (is_backward(op)) {

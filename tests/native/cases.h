@@ -469,4 +469,26 @@ inline bool is_refused(const Call& call) {
   return false;
 }
 
+// An element of the batch, with the parameters that it uses, alone: by run(call).
+template <class Run>
+void check_alone(Random& random, const Case& from, const Outputs& whole, bool diagnosed, Run run) {
+  int64_t position = random.below(count(from.batch)), rest = position;
+  Shape index(from.batch.size());
+  for (size_t i = index.size(); i-- > 0; rest /= from.batch[i]) index[i] = rest % from.batch[i];
+  Case alone = from;
+  alone.batch.clear();
+  alone.input = from.input.element(from.input.offset(from.batch, index, 0));
+  alone.upper = from.upper.element(from.upper.offset(from.batch, index, 0));
+  alone.grad_value = from.grad_value.element(from.grad_value.offset(from.batch, index, 0));
+  alone.grad_ladj = from.grad_ladj.element(from.grad_ladj.offset(from.batch, index, 0));
+  for (int j = 0; j < 3 && !from.is_affine; ++j)
+    alone.parameters[j] = from.parameters[j].row(from.parameters[j].offset(from.batch, index, 1));
+  if (from.is_affine) alone.rows = from.rows.row(from.rows.offset(from.batch, index, 1));
+  Outputs single(alone, diagnosed);
+  run(single.call);
+  for (size_t i = 0; i < whole.by_element; ++i)
+    require(single.all[i].same(0, whole.all[i], whole.all[i].place(position)),
+            "an element alone differs from itself in the batch");
+}
+
 }  // namespace mixflow

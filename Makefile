@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(shell find csrc python -type f -not -name '*.pyc')
 CPP := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test gpu bench bench-flows bench-jobs bench-robust accuracy stress docs wheel sanitize fuzz coverage release-check lint format clean
+.PHONY: demo test gpu bench bench-flows bench-jobs bench-robust accuracy emulated stress docs wheel sanitize fuzz coverage release-check lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out output
@@ -38,6 +38,17 @@ bench-robust: $(VENV)/.installed
 
 accuracy: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python bench/accuracy.py
+
+# The accuracy of the CUDA kernels without a GPU: compiled as C++, in a module that takes the CPU's memory for a device's.
+EMULATED := build/emulated
+emulated: $(VENV)/.cmake $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(EMULATED) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DMIXFLOW_CUDA=EMULATED -DMIXFLOW_X86_BUILDS= -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DCMAKE_INSTALL_PREFIX=$(EMULATED)/site
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(EMULATED)
+	rm -rf $(EMULATED)/site && mkdir -p $(EMULATED)/site && cp -r python/mixflow $(EMULATED)/site/
+	PATH="$(abspath $(BIN)):$$PATH" cmake --install $(EMULATED)
+	PYTHONPATH=$(EMULATED)/site:tests $(BIN)/python bench/accuracy.py --emulated --quick
 
 stress: $(VENV)/.installed
 	$(BIN)/python bench/inverse.py

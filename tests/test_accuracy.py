@@ -130,14 +130,14 @@ def test_no_seams(components, family, base, dtype, device):
             continue
         seen.add(name)
         unit = float(eps * truth.value_scale(at, base))
-        bound = truth.BOUNDS["z"] * unit
+        bound = truth.bounds(dtype, device)["z"] * unit
         rise = np.diff(z.astype(np.float64))
         expected = float(at.slope) * np.diff(x.astype(np.float64))
         assert (rise >= -bound).all(), f"{name} at {centre}: z falls by {-rise.min() / unit:.2f} eps"
         assert (rise <= bound + expected).all(), f"{name} at {centre}: jump of {rise.max() / unit:.2f} eps"
         jumps = np.abs(np.diff(ladj.astype(np.float64))).max() / float(eps * at.L)
         # One step of x changes ladj by far less than its error.
-        assert jumps <= 2 * truth.BOUNDS["ladj"], f"{name} at {centre}: ladj jumps by {jumps:.2f} eps"
+        assert jumps <= 2 * truth.bounds(dtype, device)["ladj"], f"{name} at {centre}: ladj jumps by {jumps:.2f} eps"
         # Where the truth rises by more than twice the bound, z rises strictly.
         if 2 * bound < 127 * expected[128]:
             stride = int(2 * bound / expected[128]) + 1

@@ -436,20 +436,19 @@ struct GradientSums {
   __device__ __forceinline__ void add_linear_tile(const Parameters& parameters, int used) const {
     for_own([&](double* sums, int k, int group, int components) {
       Component<T> c = parameters.component(k);
-      T inv_scale = inv_scale_of<Family>(c.rate), tails{}, weights{}, densities{}, slopes{}, moments{};
+      T inv_scale = inv_scale_of<Family>(c.rate), masses{}, densities{}, slopes{}, moments{};
       for_elements(group, used, [&](const Seeds& at) {
         T distance = at.x - c.loc;
         Shares<T> shares = Family::template shares<true>(distance, c);
         T density = shares.density * at.by_density;
         T slope = fma(Family::scored(density, distance, inv_scale, shares), inv_scale, shares.density * at.by_slope);
-        tails = fma(at.lower_is_smaller ? shares.lower : shares.upper, at.by_tail, tails);
-        weights += at.by_weight;
+        masses += fma(at.lower_is_smaller ? shares.lower : shares.upper, at.by_tail, -at.by_weight);
         densities += density;
         slopes += slope;
         moments = fma(distance, slope, moments);
       });
       add(sums, components,
-          {fma(c.weight, tails - weights, c.rated_weight * densities), -(c.rated_weight * slopes),
+          {fma(c.weight, masses, c.rated_weight * densities), -(c.rated_weight * slopes),
            -(c.rated_weight * (moments + densities))});
     });
   }

@@ -152,6 +152,16 @@ EXIT"""
     assert run(code, {}).predicates[1].tolist() == [agreed] * 64
 
 
+def test_a_vote_of_a_warp_is_its_own() -> None:
+    code = """\
+S2R R2, SR_TID.X
+ISETP.EQ.AND P0, PT, R2, 0x21, PT
+VOTEU.ANY UP0, P0
+PLOP3.LUT P1, PT, PT, PT, UP0, 0x80, 0x0
+EXIT"""
+    assert run(code, {}).predicates[1].tolist() == [False] * 32 + [True] * 32
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -42,6 +42,7 @@ def step(name: str, *command: str, notable: str = "$^") -> None:
 def check_kernels() -> None:
     fuzzed = r"^fuzz.*: ok$"
     step("sanitizers", "make", "sanitize", "CASES=5000", notable=fuzzed)
+    step("emulated", "make", "emulated", notable=r"^every bound holds$")
     step("fuzz", "make", "fuzz", f"SECONDS={FUZZ_SECONDS}", notable=fuzzed)
     long = [sys.executable, "-m", "pytest", "-q", "-rA", "--release", "-m", "release", "tests"]
     step("long forms", *long, notable=r"^PASSED .*$")

@@ -68,6 +68,14 @@ def outcome_of_vote(b: Block, i: Instruction) -> None:
     b.set_predicate(i.operands[-1], np.full(b.threads, b.all_agreed))
 
 
+@opcodes.add("VOTEU")
+def vote_of_warp(b: Block, i: Instruction) -> None:
+    i.expect("ANY")
+    votes = b.predicate(i.operands[-1]) & b.on
+    by_warp = np.logical_or.reduceat(votes, np.arange(0, b.threads, 32))
+    b.set_predicate(i.operands[0], np.repeat(by_warp, 32)[: b.threads])
+
+
 def run_block(b: Block) -> None:
     """Runs a block to its end. Of threads that are at different instructions, those at the first of these run."""
     with np.errstate(all="ignore"):

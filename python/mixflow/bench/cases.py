@@ -463,10 +463,10 @@ ON_CPU: list[Comparison] = [
 ON_CUDA: list[Comparison] = [
     ("Forward", FORWARD, "shared", {LOG: None, COMPILED_LOG: None, SPECIAL: 0.6}),
     ("Forward", FORWARD, "per element", {LOG: None, COMPILED_LOG: None, COPY: 0.8}),
-    ("Inverse", INVERSE, "shared", {COMPILED_BISECTIONS: 20}),
-    ("Inverse", INVERSE, "per element", {COMPILED_BISECTIONS: 20}),
-    ("Forward and backward", FORWARD_BACKWARD, "shared", {LOG: None, COMPILED_LOG: 5}),
-    ("Forward and backward", FORWARD_BACKWARD, "per element", {LOG: None, COMPILED_LOG: 5, COPY: None}),
+    ("Inverse", INVERSE, "shared", {COMPILED_BISECTIONS: 25}),
+    ("Inverse", INVERSE, "per element", {COMPILED_BISECTIONS: 25}),
+    ("Forward and backward", FORWARD_BACKWARD, "shared", {LOG: None, COMPILED_LOG: 8}),
+    ("Forward and backward", FORWARD_BACKWARD, "per element", {LOG: None, COMPILED_LOG: 2, COPY: 0.65}),
 ]
 COMPARISONS = {"cpu": ON_CPU, "cuda": ON_CUDA}
 SHAPES = [

@@ -37,6 +37,17 @@ MIXFLOW_FN V exp2_poly(V r) {
   }
 }
 
+// 2^(j/16) for j from 0 to 15, in float.
+constexpr float sixteenth_powers[16] = {1.0f,       1.0442737f, 1.0905077f, 1.1387886f, 1.1892071f, 1.2418578f,
+                                        1.2968396f, 1.3542556f, 1.4142135f, 1.4768262f, 1.5422108f, 1.6104903f,
+                                        1.6817929f, 1.7562522f, 1.8340081f, 1.9152066f};
+
+// 2^r = 1 + r P(r), |r| <= 0.0316, in float. Error of 2^r: 2^-29.2.
+template <class V>
+MIXFLOW_FN V sixteenth_poly(V r) {
+  return horner(r, 0.6931472f, 0.24023446f, 0.055502445f);
+}
+
 // log(1 + f) = f - (f^2/2 - s (f^2/2 + z P(z))), s = f / (2 + f), z = s^2, for 1 + f between sqrt(1/2) and
 // sqrt(2) and 0.1 % further. Error of log(1 + f): 2^-30.2 (float), 2^-59.4 (double).
 template <class V>

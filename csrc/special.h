@@ -100,10 +100,6 @@ MIXFLOW_FN V exp(V x) {
 #if defined(MIXFLOW_HAS_LOOKUP)
 template <class V>
 constexpr bool has_power_table = is_float<V> && Number<V>::lanes > 1;
-constexpr float power_table[16] = {0x1p+0f,        0x1.0b5586p+0f, 0x1.172b84p+0f, 0x1.2387a6p+0f,
-                                   0x1.306fe0p+0f, 0x1.3dea64p+0f, 0x1.4bfdaep+0f, 0x1.5ab07ep+0f,
-                                   0x1.6a09e6p+0f, 0x1.7a1148p+0f, 0x1.8ace54p+0f, 0x1.9c4918p+0f,
-                                   0x1.ae89fap+0f, 0x1.c199bep+0f, 0x1.d5818ep+0f, 0x1.ea4afap+0f};
 #else
 template <class V>
 constexpr bool has_power_table = false;
@@ -125,7 +121,7 @@ MIXFLOW_FN PowerOfTwo<V> exp2_split(V n_plus_magic, V r) {
 #if defined(MIXFLOW_HAS_LOOKUP)
   if constexpr (has_power_table<V>) {
     // scalef takes the floor of n, and the table what is left of it.
-    V power = lookup<V>(power_table, to_bits(n_plus_magic)), rest = r * horner(r, 0.6931472f, 0.24022651f, 0.0555047f);
+    V power = lookup<V>(sixteenth_powers, to_bits(n_plus_magic)), rest = r * sixteenth_poly(r);
     V value = scalef(fma(power, rest, power), n_plus_magic - octave_magic<V>);
     return {value, value + Scalar<V>(1)};
   }

@@ -318,6 +318,7 @@ SETTINGS = [
 
 EXP_LIMIT = mpf("0.3466") * mpf("1.01")  # ln(2)/2 and what a rounded reduction may exceed it by
 EXP2_LIMIT = mpf("0.505")
+SIXTEENTH_LIMIT = mpf("0.0316")  # of r where powers of 2^(1/16) are looked up
 OCTAVE_UNIT = mp.sqrt(mp.log(mp.e, 2) / 2)  # exp(-t^2/2) = 2^-u^2 with u = OCTAVE_UNIT t
 
 
@@ -328,9 +329,9 @@ def fit_exp(degree: int) -> Fit:
     return Fit(r, target, [x**2 / mp.exp(x) for x in r], degree)
 
 
-def fit_exp2(degree: int) -> Fit:
+def fit_exp2(degree: int, limit: mpf = EXP2_LIMIT) -> Fit:
     """Fit P in 2^r = 1 + r P(r)."""
-    r = chebyshev_points(-EXP2_LIMIT, EXP2_LIMIT, points_for(degree + 1))
+    r = chebyshev_points(-limit, limit, points_for(degree + 1))
     target = [mp.expm1(x * mp.log(2)) / x if x else mp.log(2) for x in r]
     return Fit(r, target, [x / mpf(2) ** x for x in r], degree)
 
@@ -424,6 +425,7 @@ class Functions:
         self.dtype = dtype = settings.dtype
         self.exp_poly = rounded(fit_exp(settings.exp_degree), dtype)
         self.exp2_poly = rounded(fit_exp2(settings.exp2_degree), dtype)
+        self.sixteenth_poly = rounded(fit_exp2(2, SIXTEENTH_LIMIT), dtype)
         self.log_poly = rounded(fit_log(settings.log_degree), dtype)
         self.sqrt_2pi = dtype(float(mp.sqrt(2 * mp.pi)))
         self.normal_tail, self.normal_tail_error_but_slope = self.fit_normal_tail()
@@ -733,10 +735,24 @@ def probit_tail_code(f: Functions) -> str:
     )
 
 
+def powers_code() -> str:
+    """Write the table of powers, in columns as clang-format puts them."""
+    items = [literal(np.float32(float(mpf(2) ** (mpf(j) / 16)))) for j in range(16)]
+    width = max(map(len, items)) + 2
+    start = "constexpr float sixteenth_powers[16] = {"
+    per_line = (HEADER_COLUMNS - len(start)) // width
+    lines = []
+    for first in range(0, 16, per_line):
+        cells = [f"{item}," for item in items[first : first + per_line]]
+        lines.append("".join(cell.ljust(width) for cell in cells).rstrip())
+    return start + ("\n" + " " * len(start)).join(lines)[:-1] + "};"
+
+
 def header(single: Functions, double: Functions) -> str:
     """Write the whole header."""
     both = (single, double)
     exp_errors = [log2(f.exp_poly.error) for f in both]
+    sixteenth_error = log2(single.sixteenth_poly.error)
     exp2_errors = [log2(f.exp2_poly.error) for f in both]
     octave_tail_errors = [log2(f.octave_tail.error) for f in both]
     octaves = [f.settings.octaves for f in both]
@@ -771,6 +787,15 @@ MIXFLOW_FN V exp_poly(V r, Scalar<V> factor = 1) {{
 template <class V>
 MIXFLOW_FN V exp2_poly(V r) {{
 {branches(*(call("return ", "r", f.exp2_poly.p) for f in both))}
+}}
+
+// 2^(j/16) for j from 0 to 15, in float.
+{powers_code()}
+
+// 2^r = 1 + r P(r), |r| <= {mp.nstr(SIXTEENTH_LIMIT, 3)}, in float. Error of 2^r: 2^{sixteenth_error}.
+template <class V>
+MIXFLOW_FN V sixteenth_poly(V r) {{
+{call("return ", "r", single.sixteenth_poly.p, indent=2)}
 }}
 
 // log(1 + f) = f - (f^2/2 - s (f^2/2 + z P(z))), s = f / (2 + f), z = s^2, for 1 + f between sqrt(1/2) and

@@ -18,8 +18,9 @@
 // where tail and density are tame functions that neither overflow nor vanish. Both tails therefore keep full relative
 // accuracy, and log-space sums need only the exponents, which cost no transcendental function.
 //
+//     score_grows                      whether d log c(a) / da grows with a
 //     scored(density, distance, inv_scale, shares)
-//                                      density d log c(a) / da: zero without density, however far away
+//                                      density d log c(a) / da; NaN where a is infinite, of a family whose score grows
 //     quantile(logit) = C^-1(sigmoid(logit))
 //
 // Over an interval, from its nearer to its farther edge (u + v >= 0, see Interval), again without cancellation:
@@ -133,9 +134,10 @@ struct Gaussian {
   static MIXFLOW_FN V density(V, V) {
     return splat<V>(1);
   }
+  static constexpr bool score_grows = true;
   template <class V>
   static MIXFLOW_FN V scored(V density, V distance, V inv_scale, const Shares<V>&) {
-    return -(density * inv_scale * distance);
+    return -(density * (inv_scale * distance));
   }
   template <class V>
   static MIXFLOW_FN V quantile(V logit) {
@@ -231,6 +233,7 @@ struct Logistic {
     V r = tail(t, e);
     return r * r;
   }
+  static constexpr bool score_grows = false;
   template <class V>
   static MIXFLOW_FN V scored(V density, V, V, const Shares<V>& shares) {
     return density * (shares.upper - shares.lower);

@@ -24,7 +24,7 @@ namespace MIXFLOW_ARCH {
 #endif
 
 // Where the linear sums hold, for all of which a GPU's float32 decides. Of a set with scales outside of these, no
-// density is above the floor: exp(-log_scale) is an exponent added to a significand, and f' is summed as it is.
+// density is above the floor: exp(-log_scale) is an exponent added to a significand.
 template <class T>
 struct LinearRange;
 template <>
@@ -172,19 +172,19 @@ MIXFLOW_FN Sums<V> linear_sums(V x, const Parameters& parameters) {
       Shares<V> shares = Family::template shares<with_slope>(distance, c);
       sums.lower = fma(c.weight, shares.lower, sums.lower);
       sums.upper = fma(c.weight, shares.upper, sums.upper);
+      sums.density = fma(c.rated_weight, shares.density, sums.density);
       if constexpr (with_slope) {
         V density = c.rated_weight * shares.density, inv_scale = inv_scale_of<Family>(c.rate);
-        sums.density += density;
-        sums.density_slope = fma(Family::scored(density, distance, inv_scale, shares), inv_scale, sums.density_slope);
-      } else {
-        sums.density = fma(c.rated_weight, shares.density, sums.density);
+        V scored = Family::scored(density, distance, inv_scale, shares);
+        sums.density_slope = fma(scored, inv_scale * parameters.smallest_scale, sums.density_slope);
+        // NaN where the distance is infinite, as by families whose score grows with it.
+        if constexpr (!Family::score_grows) sums.density_slope = fma(distance, Scalar<V>(0), sums.density_slope);
       }
       if constexpr (keep) {
         KeptShares<V> kept = Family::kept(distance, shares);
         parameters.keep(k, Kept<V>{{c.weight, c.rate, kept.first, kept.second}});
       }
     });
-    if constexpr (with_slope) total.density_slope = total.density_slope * parameters.smallest_scale;
     return total;
   }
 }
@@ -199,7 +199,7 @@ MIXFLOW_FN Terms<V> shifted_terms(V x, const LogComponent<V>& c, const Shifts<V>
   V upper = exp_flushed(select<V>(negative, c.log_weight, decayed) - shift.upper);
   // A scale below the dtype's range makes a point mass: no density beside it, though its inverse scale is inf.
   V density = exp_flushed(decayed - shift.density) * Family::density(t, e);
-  density = select<V>(density == Scalar<V>(0), V{}, density * (c.inv_scale * Scalar<V>(Family::unit)));
+  density = select<V>(density == Scalar<V>(0), V{}, density * c.inv_scale);
   Shares<V> shares{select<V>(negative, e * tail, bulk), select<V>(negative, bulk, e * tail), density};
   V distance = x - c.loc, scored = Family::scored(density, a, splat<V>(1), shares);
   // A component without density at x may be infinitely many scales away; its share is zero all the same.
@@ -315,7 +315,7 @@ MIXFLOW_RARE Tails<V> with_logarithms(Evaluation<V> at, Tails<V> tails) {
   tails.lower_is_smaller = (at.linear & tails.lower_is_smaller) | ((at.linear == 0) & (log_lower < log_upper));
   V shift = select<V>(tails.lower_is_smaller, at.shift.lower, at.shift.upper);
   V sum = select<V>(tails.lower_is_smaller, at.sums.lower, at.sums.upper);
-  V density = at.sums.density * Scalar<V>(density_unit<Family>);
+  V density = at.sums.density * Scalar<V>(Family::density_factor);  // sums in log space are in this unit
   tails.log_density_over_smaller = (at.shift.density - shift) + (log(density) - log(sum));
   V e = exp(-magnitude), larger = bounded_reciprocal(Scalar<V>(1) + e), smaller = e * larger;
   tails.smaller = select<V>(at.linear, tails.smaller, smaller);

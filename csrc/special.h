@@ -14,7 +14,7 @@ template <class T>
 struct Constants;
 template <>
 struct Constants<float> {
-  static constexpr float log2_e = 0x1.715476p+0f;
+  static constexpr float log2_e = 0x1.715476p+0f, log2_e_rest = 0x1.4ae0bcp-26f;
   static constexpr float ln2_hi = 0x1.63p-1f, ln2_lo = -0x1.bd0106p-13f;  // hi: 9 bits, so n * hi is exact
   static constexpr float round_magic = 0x1.8p23f;
   static constexpr float exp_flush = -88.0f, exp_lowest = -104.0f, exp_highest = 89.0f;
@@ -23,7 +23,7 @@ struct Constants<float> {
 };
 template <>
 struct Constants<double> {
-  static constexpr double log2_e = 0x1.71547652b82fep+0;
+  static constexpr double log2_e = 0x1.71547652b82fep+0, log2_e_rest = 0x1.777d0ffda0d24p-56;
   static constexpr double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;  // hi: 32 bits
   static constexpr double round_magic = 0x1.8p52;
   static constexpr double exp_flush = -709.0, exp_lowest = -746.0, exp_highest = 710.0;
@@ -172,8 +172,8 @@ MIXFLOW_FN V quick_log(V x) {
     return log_normal(x);
 }
 
-// exp(x) for x <= 0, within |x| + 2 half eps: x log2(e) is rounded before its power is taken. Results below the
-// smallest normal number may be flushed to 0.
+// exp(x) for x <= 0; results below the smallest normal number are flushed to 0. By units within (|x| + 3) / 2 eps: there
+// x log2(e) is rounded before its power is taken. Else within 2 ULP.
 template <class V>
 MIXFLOW_FN V quick_exp(V x) {
   using C = Constants<Scalar<V>>;
@@ -181,7 +181,8 @@ MIXFLOW_FN V quick_exp(V x) {
     return exp2_unit(x * C::log2_e);
   } else {
     V bounded = at_least(x, splat<V>(C::exp_flush));
-    V shifted = fma(bounded, C::log2_e, octave_magic<V>), r = fma(bounded, C::log2_e, -(shifted - octave_magic<V>));
+    V shifted = fma(bounded, C::log2_e, octave_magic<V>);
+    V r = fma(bounded, C::log2_e_rest, product_minus(bounded, splat<V>(C::log2_e), shifted - octave_magic<V>));
     if constexpr (has_power_table<V>)
       return select<V>(x <= C::exp_flush, V{}, exp2_split(shifted, r).value);
     else

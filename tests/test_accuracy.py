@@ -256,3 +256,27 @@ def test_jvp(family, base, dtype, direction, device):
                 scale = mp.fsum(e[3] * abs(t) for e, t in zip(entries, tangent, strict=True))
             error = truth.relative_error(got.item(), expected, scale, dtype)
             assert error <= truth.BOUNDS["grad z"], f"{name} at {start}: {error:.1f} eps"
+
+
+@pytest.mark.parametrize(("dtype", "log_scale"), [(torch.float32, -88.5), (torch.float64, -709.5)], ids=str)
+def test_the_centre_of_a_component_near_the_narrowest_is_a_number(dtype, log_scale, device):
+    parameters = [torch.tensor(p, dtype=dtype, device=device) for p in ([0.0, 0.0], [0.25, 0.0], [0.0, log_scale])]
+    x = torch.zeros((), dtype=dtype, device=device)
+    _, ladj = mixflow.cdf_transform(x, *parameters, family="logistic", base="uniform")
+    assert ladj.item() == pytest.approx(math.log(1 / 8) - log_scale, rel=1e-6)
+
+
+def test_a_light_component_has_its_weight_to_the_last_digit():
+    # on its flank log f is about 0 and lets an error of the weight show; float64, in which no unit computes
+    at = truth.Case(
+        "extreme",
+        "flank",
+        "float64",
+        "gaussian",
+        1.4006628230834256e-115,
+        (0.0, -263.0),
+        (-2.0, 0.0),
+        (0.0, -264.47296729894987),
+    )
+    table = truth.measure([at], {"mixflow": {"forward": mixflow.cdf_transform}}, ("uniform",))
+    assert not truth.broken(table)

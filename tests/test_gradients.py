@@ -195,3 +195,30 @@ def test_functional_transforms(direction, device):
     hessian = torch.func.hessian(loss, 2)(x, *parameters)
     twice = torch.autograd.functional.hessian(lambda loc: loss(x, parameters[0], loc, parameters[2]), parameters[1])
     torch.testing.assert_close(hessian, twice)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "logistic"])
+def test_gradients_of_one_wide_component_follow_the_closed_form(family, device):
+    # d log c(a) / dx is -a / s or -tanh(a / 2) / s: far below the numbers whose squares are numbers
+    for dtype, log_scale in ((torch.float64, 400.0), (torch.float32, 40.0)):
+        scale = math.exp(log_scale)
+        x = torch.tensor([-1.5 * scale, 1e-6 * scale, 0.7 * scale], dtype=dtype, device=device, requires_grad=True)
+        zero = torch.zeros(1, dtype=dtype, device=device)
+        _, ladj = mixflow.cdf_transform(x, zero, zero, zero + log_scale, family=family, base="uniform")
+        (found,) = torch.autograd.grad(ladj.sum(), x)
+        a = x.detach().double() / scale
+        expected = -(a if family == "gaussian" else (a / 2).tanh()) / scale
+        assert torch.allclose(found.double(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("infinity", [math.inf, -math.inf])
+def test_a_component_at_infinity_has_gradients_zero(infinity, dtype, device):
+    x = torch.tensor([0.3], dtype=dtype, device=device)
+    ours = leaves(
+        [x, *(torch.tensor(p, dtype=dtype, device=device) for p in ([0.1, -0.3], [infinity, 1.0], [0.1, -0.5]))]
+    )
+    value, ladj = mixflow.cdf_transform(*ours, family="logistic")
+    for gradient in torch.autograd.grad((value + ladj).sum(), ours)[2:]:
+        assert gradient[0] == 0
+        assert gradient[1].isfinite()

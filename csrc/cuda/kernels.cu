@@ -233,7 +233,9 @@ __device__ __forceinline__ PreparedParameters<T> prepare(const Problem& problem,
   for (int k = 0; k < raw.components; ++k) {
     const Component<T>& c = prepared[k].linear;
     result.total += c.weight;
-    result.is_finite = result.is_finite && is_finite(c.loc) && is_finite(c.rated_weight) && is_finite(c.rate);
+    // An idle element is taken to be at zero: its distance in octaves is to be finite, too.
+    result.is_finite = result.is_finite && is_finite(c.loc * c.rate) && is_finite(c.loc) && is_finite(c.rated_weight) &&
+                       is_finite(c.rate);
   }
   return result;
 }

@@ -172,8 +172,8 @@ MIXFLOW_FN V quick_log(V x) {
     return log_normal(x);
 }
 
-// exp(x) for x <= 0; results below the smallest normal number are flushed to 0. By units within (|x| + 3) / 2 eps: there
-// x log2(e) is rounded before its power is taken. Else within 2 ULP.
+// exp(x) for x <= 0; results below the smallest normal number are flushed to 0. By units within (|x| + 3) / 2 eps:
+// there x log2(e) is rounded before its power is taken. Else within 2 ULP.
 template <class V>
 MIXFLOW_FN V quick_exp(V x) {
   using C = Constants<Scalar<V>>;

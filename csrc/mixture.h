@@ -149,6 +149,7 @@ MIXFLOW_FN Sums<V> add_up(int components, Add add) {
   return total;
 }
 
+// 1 / scale to about an ULP, from unit / scale.
 template <class Family, class V>
 MIXFLOW_FN V inv_scale_of(V rate) {
   return rate * Scalar<V>(1 / Family::unit);

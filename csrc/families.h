@@ -4,8 +4,8 @@
 // A family is symmetric and standardised: C its CDF, c its density up to `density_factor`. It is asked in two ways.
 //
 // Near the centre, where nothing overflows, all three at once:
-//     shares(distance, component)      C(a), C(-a), c(a) for a = distance / scale, or, beyond the component's reach, for
-//                                      a there; if that is asked for, what decays is zero beyond it
+//     shares(distance, component)      C(a), C(-a), c(a) for a = distance / scale, or, beyond the component's reach,
+//                                      for a there; if that is asked for, what decays is zero beyond it
 //     kept(distance, shares), restored(distance, kept)
 //                                      the two numbers from which the three can be had again, bit by bit
 // The exponential in them is a power of two of the distance in octaves: u(a) = unit a is the variable in which the

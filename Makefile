@@ -41,13 +41,10 @@ accuracy: $(VENV)/.installed
 
 # The accuracy of the CUDA kernels without a GPU: compiled as C++, in a module that takes the CPU's memory for a device's.
 EMULATED := build/emulated
-emulated: $(VENV)/.cmake $(VENV)/.installed
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(EMULATED) -G Ninja -DCMAKE_BUILD_TYPE=Release \
-	  -DMIXFLOW_CUDA=EMULATED -DMIXFLOW_X86_BUILDS= -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
-	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DCMAKE_INSTALL_PREFIX=$(EMULATED)/site
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(EMULATED)
-	rm -rf $(EMULATED)/site && mkdir -p $(EMULATED)/site && cp -r python/mixflow $(EMULATED)/site/
-	PATH="$(abspath $(BIN)):$$PATH" cmake --install $(EMULATED)
+emulated: $(VENV)/.installed
+	rm -rf $(EMULATED)/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(EMULATED)/site . \
+	  -C build-dir=$(EMULATED)/cmake -C cmake.define.MIXFLOW_CUDA=EMULATED -C cmake.define.MIXFLOW_X86_BUILDS=avx2
 	PYTHONPATH=$(EMULATED)/site:tests $(BIN)/python bench/accuracy.py --emulated --quick
 
 stress: $(VENV)/.installed

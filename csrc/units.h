@@ -33,6 +33,10 @@ inline double share(float x) {
 inline float without_subnormals(double x) {
   return std::fabs(x) < 0x1p-126 ? 0 * static_cast<float>(x) : static_cast<float>(x);
 }
+// Half an ULP off, and half of one more by the rounding to come.
+inline double reciprocal(float x) {
+  return 1 / static_cast<double>(x) * (1 + share(x) * 0x1p-24);
+}
 }  // namespace imitated
 #endif
 
@@ -42,8 +46,7 @@ MIXFLOW_FN float reciprocal_unit(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 #else
-  double r = 1 / static_cast<double>(imitated::without_subnormals(x));
-  return imitated::without_subnormals(r * (1 + imitated::share(x) * 0x1p-24));  // and half an ULP by the rounding
+  return imitated::without_subnormals(imitated::reciprocal(imitated::without_subnormals(x)));
 #endif
 }
 // The same with subnormal numbers, at both ends: four instructions.
@@ -53,7 +56,7 @@ MIXFLOW_FN float any_reciprocal_unit(float x) {
   asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 #else
-  return static_cast<float>(1 / static_cast<double>(x) * (1 + imitated::share(x) * 0x1p-24));
+  return static_cast<float>(imitated::reciprocal(x));
 #endif
 }
 MIXFLOW_FN float exp2_unit(float x) {

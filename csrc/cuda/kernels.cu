@@ -408,7 +408,19 @@ struct GradientSums {
     }
     for (; k < components; k += blockDim.x) f(rows + group * 3 * components + k, k, group, components);
   }
-  // f(i) for the elements of a tile that this thread adds up.
+  // A parameter set as a thread sees it that takes one component through a tile: found once, however dear it is.
+  template <class Parameters>
+  struct Held : KeepsNothing<T> {
+    const Parameters& parameters;
+    Component<T> linear;
+    LogComponent<T> log;
+
+    MIXFLOW_FN const Component<T>& component(int) const { return linear; }
+    MIXFLOW_FN LogComponent<T> log_component(int k) const {
+      return op == Op::interval_backward ? log : parameters.log_component(k);
+    }
+  };
+  // f(seeds) for the elements of a tile that this thread adds up.
   template <class F>
   __device__ __forceinline__ void for_elements(int group, int used, F f) const {
     for (int i = group; i < used; i += groups) f(seeds[i]);
@@ -421,10 +433,15 @@ struct GradientSums {
   template <class Parameters>
   __device__ __forceinline__ void add_tile(const Parameters& parameters, int used) const {
     for_own([&](double* sums, int k, int group, int components) {
+      Held<Parameters> held{{}, parameters, {}, {}};
+      if constexpr (op == Op::interval_backward)
+        held.log = parameters.log_component(k);
+      else
+        held.linear = parameters.component(k);
       ComponentGradients<T> sum{};
       for_elements(group, used, [&](const Seeds& at) {
         if (at.idle) return;
-        ComponentGradients<T> g = any_gradients<Family>(k, parameters, at.seeds());
+        ComponentGradients<T> g = any_gradients<Family>(k, held, at.seeds());
         sum.logit += g.logit;
         sum.loc += g.loc;
         sum.log_scale += g.log_scale;

@@ -76,7 +76,7 @@ def zuko_op() -> truth.Op | None:
 
 
 def run_on_emulated_device(kernel: Callable[..., None], indices: Any, tensors: Sequence[Any], *extra: Any) -> None:
-    """Take the place of ``mixflow.ops._run`` in a module whose devices are emulated, on tensors of the CPU."""
+    """Take the place of ``mixflow.op._run`` in a module whose devices are emulated, on tensors of the CPU."""
     operands = [t if type(t) is tuple else (t.data_ptr(), t.shape, t.stride()) for t in tensors]
     kernel(*indices, tensors[0].dtype == torch.float64, operands, 0, 0, *extra)
 
@@ -193,7 +193,7 @@ def main() -> int:
     if args.emulated:
         if mixflow._core.cuda_architectures() != "emulated":
             parser.error("--emulated: expected a module built with MIXFLOW_CUDA=EMULATED; `make emulated` builds one")
-        mixflow.ops._run = run_on_emulated_device
+        mixflow.op._run = run_on_emulated_device
         where = "the CUDA kernels, emulated, with units as inexact as they may be"
     table = measure(256 if args.quick else args.cases, args.seed, args.emulated)
     text = render(rows(table))

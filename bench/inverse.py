@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import mixflow
-from mixflow.ops import inverse_diagnostics
+from mixflow.op import inverse_diagnostics
 
 Draw = Callable[..., Tensor]
 Parameters = tuple[Tensor, Tensor, Tensor]

@@ -27,7 +27,7 @@ from mixflow.bench.inputs import Settings
 from mixflow.bench.jobs import LogProb, check_density, training_step, zuko_nsf
 from mixflow.bench.report import machine, table
 from mixflow.bench.rivals import Absent
-from mixflow.files import replace_file
+from mixflow.files.atomic import replace_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import toys

@@ -53,8 +53,8 @@ import mixflow
 from mixflow import flows
 from mixflow.bench.inputs import Settings
 from mixflow.bench.report import machine
-from mixflow.files import replace_file
-from mixflow.tables import read_table
+from mixflow.files.atomic import replace_file
+from mixflow.files.tables import read_table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import toys

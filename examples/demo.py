@@ -21,8 +21,9 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 import mixflow
-from mixflow import flows, plot, tables, transforms
+from mixflow import flows, plot, transforms
 from mixflow.bench.baselines import BASE_OF, log_space_forward
+from mixflow.files import tables
 
 COMPONENTS = (4, 8, 16)
 FIT = {"epochs": 25, "batch_size": 16384, "lr": 0.03, "patience": 25, "seed": 0}

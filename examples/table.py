@@ -18,7 +18,7 @@ from sklearn.datasets import load_breast_cancer
 
 import mixflow
 from mixflow import flows, plot
-from mixflow.tables import read_table
+from mixflow.files.tables import read_table
 
 COLUMNS = ["mean radius", "mean texture", "mean smoothness", "mean compactness", "mean symmetry"]
 

@@ -7,8 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixflow
-from mixflow import captured, flows, steps
-from mixflow.captured import MOST_SHAPES, PLAIN_FIRST, Graphs
+from mixflow import flows
+from mixflow.fitting import captured, steps
+from mixflow.fitting.captured import MOST_SHAPES, PLAIN_FIRST, Graphs
 
 CAPTURED = "Steps: each is one launch of a CUDA graph."
 ATEN = torch.ops.aten
@@ -185,8 +186,8 @@ def test_a_captured_run_goes_on_from_its_checkpoint_with_the_same_numbers(graphs
         return epoch(training)
 
     with pytest.MonkeyPatch.context() as patch:
-        epoch = mixflow.learning.Training.epoch
-        patch.setattr(mixflow.learning.Training, "epoch", interrupted)
+        epoch = mixflow.fitting.epochs.Training.epoch
+        patch.setattr(mixflow.fitting.epochs.Training, "epoch", interrupted)
         mixflow.fit(flow, draw(200, 1), epochs=6, batch_size=32, progress=False, checkpoint=file)
     flow = flows.univariate(4)
     history = mixflow.fit(flow, draw(200, 1), epochs=6, batch_size=32, progress=False, checkpoint=file, resume=True)

@@ -18,8 +18,8 @@ from commands import WEATHER, column, command, run, weather, weather_in, write_c
 from mixflow import History, transforms
 from mixflow.cli import fit as fit_command
 from mixflow.cli import main, roles
-from mixflow.gaussian import gaussian
-from mixflow.tables import write_table
+from mixflow.files.tables import write_table
+from mixflow.start.gaussian import gaussian
 
 
 def test_fit_says_what_it_did(tmp_path):

@@ -9,7 +9,7 @@ import torch
 import mixflow
 from commands import WEATHER, column, command, fitted_in, run, weather, weather_in, write_csv
 from mixflow import plot, transforms
-from mixflow.tables import read_table
+from mixflow.files.tables import read_table
 
 FLOWS = {
     "gaussianization": "--layers 2 --components 3 --family logistic --base logistic",

@@ -9,7 +9,7 @@ import torch
 import mixflow
 from commands import WEATHER, command, fitted_in, run, weather_in, write_csv
 from mixflow.cli import sample
-from mixflow.tables import read_table, write_table
+from mixflow.files.tables import read_table, write_table
 
 
 @pytest.fixture(scope="module")

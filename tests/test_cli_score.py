@@ -14,7 +14,7 @@ import mixflow
 from commands import WEATHER, column, command, fitted_in, run, weather, weather_in, write_csv
 from mixflow.cli import sample, source, sums
 from mixflow.cli.sums import Sum
-from mixflow.tables import read_table
+from mixflow.files.tables import read_table
 
 
 @pytest.fixture(scope="module")

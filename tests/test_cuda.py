@@ -16,7 +16,8 @@ import torch
 
 import mixflow
 from cases import EPSILON, FAMILY_AND_BASE, arguments, to_base_range
-from mixflow import flows, ops, reference
+from mixflow import flows, standard
+from mixflow import op as ops
 from mixflow.bench.memory import beyond_outputs_on_cuda
 from mixflow.cli import main
 
@@ -98,7 +99,7 @@ def test_so_does_the_op_itself(card, op, monkeypatch):
 
 def scales(z, ladj, base):
     """What the bounds of docs/how-exact.md are multiplied by, for the value and for ladj."""
-    log_g = reference.BASES[base].log_prob(z)
+    log_g = standard.BASES[base].log_prob(z)
     size = z * z.log().abs().clamp(min=1) if base == "uniform" else z.abs().clamp(min=1)
     return size, 1 + (ladj + log_g).abs() + log_g.abs()
 
@@ -307,7 +308,7 @@ def test_fit_takes_captured_steps_with_the_numbers_of_plain_ones(card, recipe):
     plain, flow = (build(components=4, **({} if recipe == "univariate" else {"features": 3})) for _ in range(2))
     flow.load_state_dict(plain.state_dict())
     plain.fitted = flow.fitted = False
-    with mixflow.captured.disabled():
+    with mixflow.fitting.captured.disabled():
         expected = mixflow.fit(plain, data, **settings)
     history = mixflow.fit(flow, data, **settings)
     assert history.notes[-1] == "Steps: each is one launch of a CUDA graph."

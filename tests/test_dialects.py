@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mixflow.tables import (
+from mixflow.files.tables import (
     Reading,
     TableError,
     columns_of,

@@ -28,7 +28,7 @@ from torch.distributions import (
 import mixflow
 import truth
 from cases import EPSILON, FAMILY_AND_BASE, arguments, to_base_range
-from mixflow import Mixture, MixtureCDFTransform, distributions, reference
+from mixflow import Mixture, MixtureCDFTransform, distributions, standard
 
 DTYPES = [torch.float32, torch.float64]
 VALUES = ("log_prob", "cdf", "log_cdf", "log_sf")
@@ -147,8 +147,8 @@ def test_values_so_far_out_that_squares_overflow(family, dtype, device):
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
 def test_every_family_knows_its_variance(family):
     a = torch.linspace(-60, 60, 2_000_001, dtype=torch.float64)
-    density = reference.FAMILIES[family].log_pdf(a).exp()
-    assert torch.trapezoid(a * a * density, a).item() == pytest.approx(reference.FAMILIES[family].variance, rel=1e-9)
+    density = standard.FAMILIES[family].log_pdf(a).exp()
+    assert torch.trapezoid(a * a * density, a).item() == pytest.approx(standard.FAMILIES[family].variance, rel=1e-9)
 
 
 @mp.workdps(20)

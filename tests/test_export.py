@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import mixflow
-from mixflow.ops import affine_transform
+from mixflow.op import affine_transform
 
 pytestmark = [
     # torch's own tracing instantiates the Function class, which torch itself deprecates.

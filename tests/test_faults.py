@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import mixflow
-from mixflow import tables, tensor_file
 from mixflow.cli import main
-from mixflow.tables import TableError, iter_table, read_table
+from mixflow.files import tables, tensor_file
+from mixflow.files.tables import TableError, iter_table, read_table
 
 limits_memory = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs limits that count what is used")
 

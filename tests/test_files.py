@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from mixflow.files import check_writable, replace_file
+from mixflow.files.atomic import check_writable, replace_file
 
 
 def write(path, text="new"):

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import mixflow
-from mixflow import History, flows, learning, steps, threads
-from mixflow.checkpoint import weights
-from mixflow.sources import shuffled
+from mixflow import History, flows
+from mixflow.fitting import epochs as learning
+from mixflow.fitting import steps, threads
+from mixflow.fitting.checkpoint import weights
+from mixflow.fitting.sources import shuffled
 
 WEIGHT = torch.tensor([0.3, 0.2, 0.4, 0.1], dtype=torch.float64)
 LOC = torch.tensor([-4.0, 0.0, 1.5, 6.0], dtype=torch.float64)
@@ -608,7 +610,7 @@ class Watching(mixflow.transforms.Affine):
         self.seen = set()
 
     def _forward(self, x, context):
-        self.seen.add((torch.get_num_threads(), mixflow.ops.limit.threads))
+        self.seen.add((torch.get_num_threads(), mixflow.op.limit.threads))
         return super()._forward(x, context)
 
 
@@ -621,7 +623,7 @@ def test_steps_and_scores_take_further_threads_only_where_batches_are_large(monk
         flow = flows.Flow(Watching())
         mixflow.fit(flow, draw(300), epochs=1, progress=False, initialize=False)
         assert flow.data_to_base.seen == {expected}
-        assert (torch.get_num_threads(), mixflow.ops.limit.threads) == (2, 0)
+        assert (torch.get_num_threads(), mixflow.op.limit.threads) == (2, 0)
     finally:
         torch.set_num_threads(before)
 

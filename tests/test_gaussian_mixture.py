@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mixflow import flows
-from mixflow.flows import expectation
+from mixflow.start import expectation
 
 
 def started(x, components, dtype=torch.float32, context=None):

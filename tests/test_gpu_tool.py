@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import mixflow
-from mixflow import captured
 from mixflow.bench import command
 from mixflow.bench.cases import CASES, COMPARISONS
+from mixflow.fitting import captured
 from mixflow.flows import RECIPES
 
 ROOT = Path(__file__).parents[1]

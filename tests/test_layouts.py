@@ -8,7 +8,7 @@ import torch
 
 import mixflow
 from cases import EPSILON, to_base_range
-from mixflow.ops import affine_transform
+from mixflow.op import affine_transform
 
 # torch's own tracing instantiates the Function class, which torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")
@@ -205,7 +205,7 @@ def test_results_have_the_memory_format_of_x(direction, name, device):
 def spied_gradients(monkeypatch, run):
     """Which of the gradients that it could write each call asks the core for, and what ``run`` returns."""
     asked = []
-    for op in (mixflow.ops._MAP, mixflow.ops._INTERVAL, mixflow.ops._AFFINE):
+    for op in (mixflow.op._MAP, mixflow.op._INTERVAL, mixflow.op._AFFINE):
         kernel = op.backward_kernel
 
         def spy(*args, kernel=kernel, op=op):

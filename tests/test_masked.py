@@ -14,7 +14,7 @@ import torch
 from torch.func import grad, hessian, vmap
 
 import mixflow
-from mixflow.ops import affine_transform
+from mixflow.op import affine_transform
 
 # torch's own tracing instantiates the Function class, which torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")

@@ -12,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import mixflow
-from mixflow import flows, parts, tensor_file, transforms
-from mixflow.flows import RECIPES
+from mixflow import flows, transforms
+from mixflow.files import tensor_file
+from mixflow.files.tensor_file import sign
+from mixflow.flows import RECIPES, parts
 from mixflow.flows.gaussian_mixture import GaussianMixture
 from mixflow.networks import ConvNet
-from mixflow.tensor_file import sign
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mixflow
-from mixflow import ops
+from mixflow import op as ops
 
 OPS = {"x": mixflow.cdf_transform, "z": mixflow.cdf_transform_inverse}
 VALUES = np.linspace(-2, 2, 12).reshape(3, 4)

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 import mixflow
 import truth
 from cases import EPSILON, FAMILY_AND_BASE, LAYOUTS, arguments
-from mixflow import export, flows, ops, transforms
+from mixflow import export, flows, transforms
+from mixflow import op as ops
 
 INF, NAN = math.inf, math.nan
 DTYPES = [torch.float32, torch.float64]

@@ -13,7 +13,7 @@ import torch
 import mixflow
 from cases import EPSILON, FAMILY_AND_BASE, LAYOUTS, arguments, computes_by_units, to_base_range
 from mixflow import reference
-from mixflow.ops import inverse_diagnostics
+from mixflow.op import inverse_diagnostics
 
 DTYPES = [torch.float32, torch.float64]
 

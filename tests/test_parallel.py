@@ -16,7 +16,7 @@ import torch
 
 import mixflow
 from mixflow import flows
-from mixflow.parallel import Group
+from mixflow.fitting.parallel import Group
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mixflow import flows
-from mixflow.train import History
+from mixflow.fitting.fit import History
 from mixflow.transforms import Affine, Compose, Dequantize, Logit, Reshape, Transform
 
 pytest.importorskip("matplotlib")

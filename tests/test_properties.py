@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import mixflow
 from cases import EPSILON, FAMILY_AND_BASE
-from mixflow.ops import inverse_diagnostics
+from mixflow.op import inverse_diagnostics
 
 # derandomize: the same examples in every run, so that CI fails for a change and not for its luck.
 bounded = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import mixflow
 from mixflow import cli, flows, transforms
-from mixflow.checkpoint import weights
-from mixflow.conditioners import Inputs
-from mixflow.learning import Training
-from mixflow.parallel import Group
-from mixflow.sources import shuffled
+from mixflow.fitting.checkpoint import weights
+from mixflow.fitting.epochs import Training
+from mixflow.fitting.parallel import Group
+from mixflow.fitting.sources import shuffled
+from mixflow.networks.conditioners import Inputs
 
 LOG_2PI = math.log(2.0 * math.pi)
 HOUR = 3600.0

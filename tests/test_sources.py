@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import mixflow
-from mixflow import _core, flows, learning, sources, split
-from mixflow.parallel import Group
-from mixflow.sources import Loader, Rows, Subset, check_weights, is_loader, shuffled
-from mixflow.tables import write_table
+from mixflow import _core, flows
+from mixflow.files.tables import write_table
+from mixflow.fitting import epochs as learning
+from mixflow.fitting import sources, split
+from mixflow.fitting.parallel import Group
+from mixflow.fitting.sources import Loader, Rows, Subset, check_weights, is_loader, shuffled
 
 
 def draw(n=500, columns=1, seed=0):

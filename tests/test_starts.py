@@ -11,13 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mixflow
 from mixflow import flows, transforms
 from mixflow.flows.start import ONE_GAUSSIAN
-from mixflow.gaussian import FLOOR, folds, gaussian
-from mixflow.ops import cdf_transform
-from mixflow.robust import bulk, clipped, in_order, moments
-from mixflow.transforms import start
+from mixflow.op import cdf_transform
+from mixflow.start import mixtures as start
+from mixflow.start.gaussian import FLOOR, folds, gaussian
+from mixflow.start.mixtures import best_counts, likely_mixture, predictive_mixture, start_from, wide_normal
+from mixflow.start.robust import bulk, clipped, in_order, moments
 from mixflow.transforms.compose import frozen_kept
 from mixflow.transforms.elementwise import ElementwiseMap
-from mixflow.transforms.start import best_counts, likely_mixture, predictive_mixture, start_from, wide_normal
 
 FAMILIES = ("gaussian", "logistic")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mixflow.survey import Dependence, survey
+from mixflow.fitting.survey import Dependence, survey
 
 NAMES = ["a", "b", "c", "d", "e"]
 

@@ -7,7 +7,15 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from mixflow.tables import TableError, count_rows, iter_table, map_table, read_table, table_writer, write_table
+from mixflow.files.tables import (
+    TableError,
+    count_rows,
+    iter_table,
+    map_table,
+    read_table,
+    table_writer,
+    write_table,
+)
 
 VALUES = np.array([[0.1, -2.0], [1e-300, 12345678.9], [3.0, 1 / 3]])
 

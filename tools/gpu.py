@@ -263,7 +263,7 @@ def training_rates(flow: str, rows: int, device: str, steps: int = STEPS, epochs
         return trained.state_dict(), steps / statistics.median(history.seconds[1:]), history.notes
 
     weights, captured, notes = fitted()
-    with mixflow.captured.disabled():
+    with mixflow.fitting.captured.disabled():
         others, plain, _ = fitted()
     off = None
     if not all(torch.equal(value, others[name]) for name, value in weights.items()):

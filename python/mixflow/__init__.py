@@ -9,9 +9,9 @@ from . import export, flows, networks, reference, transforms
 from ._core import __version__
 from .config import show_config
 from .distributions import Mixture, MixtureCDFTransform
-from .model_file import load, save
-from .ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse, discretized_log_prob
-from .train import History, fit
+from .files.model_file import load, save
+from .fitting.fit import History, fit
+from .op import BASES, FAMILIES, cdf_transform, cdf_transform_inverse, discretized_log_prob
 
 __all__ = [
     "BASES",

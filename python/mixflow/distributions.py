@@ -13,9 +13,9 @@ from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 from torch.nn.functional import logsigmoid
 
-from . import reference
+from . import standard
 from .checks import broadcast_shapes
-from .ops import cdf_transform, cdf_transform_inverse, check_mixture, components_last, discretized_log_prob
+from .op import cdf_transform, cdf_transform_inverse, check_mixture, components_last, discretized_log_prob
 
 __all__ = ["Mixture", "MixtureCDFTransform"]
 
@@ -182,7 +182,7 @@ class Mixture(Distribution):
         like = self._parameters[0]
         dtype = like.dtype if like.dtype == torch.float64 else torch.float32
         shape = self._extended_shape(sample_shape)
-        z = reference.BASES["logistic"].sample(shape, dtype=dtype, device=like.device)
+        z = standard.BASES["logistic"].sample(shape, dtype=dtype, device=like.device)
         return cdf_transform_inverse(z, *self._parameters, family=self.family, base="logistic")[0].to(like.dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -198,7 +198,7 @@ class Mixture(Distribution):
     @property
     def variance(self) -> Tensor:
         """``sum_k w_k (v scale_k^2 + (loc_k - mean)^2)``, v the variance of the family's standard distribution."""
-        spread = reference.FAMILIES[self.family].variance * (2 * self.log_scale).exp()
+        spread = standard.FAMILIES[self.family].variance * (2 * self.log_scale).exp()
         return (self.weights * (spread + (self.loc - self.mean.unsqueeze(-1)) ** 2)).sum(-1)
 
     def entropy(self) -> Tensor:
@@ -210,7 +210,7 @@ class Mixture(Distribution):
         """
         with torch.no_grad():  # the integral does not depend on where it is cut
             logit = torch.tensor(_PANEL_LOGITS, dtype=torch.float64, device=self.loc.device)
-            quantile = reference.FAMILIES[self.family].quantile_from_logit(logit).to(self.loc.dtype)
+            quantile = standard.FAMILIES[self.family].quantile_from_logit(logit).to(self.loc.dtype)
             edges = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * quantile
             edges = edges.flatten(-2).sort(-1).values.movedim(-1, 0)
             nodes, weights = (torch.from_numpy(v).to(edges) for v in np.polynomial.legendre.leggauss(_PANEL_NODES))

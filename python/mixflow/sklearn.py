@@ -23,8 +23,8 @@ except ImportError as error:
     raise ImportError("FlowDensity needs scikit-learn 1.6 or later: pip install mixflow[sklearn]") from error
 
 from .checks import check_integer
+from .fitting.fit import fit as fit_flow
 from .flows import RECIPES, Flow, like
-from .train import fit as fit_flow
 
 __all__ = ["FlowDensity"]
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 import mixflow
 
-from ..files import check_writable
+from ..files.atomic import check_writable
 from . import report
 from .cases import CASES, Case, RateRow, Row
 from .inputs import Settings
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         _measure(settings, cases)
         return 0
     from ..plot import save_figure
-    from .picture import rates  # before the long work, since it needs matplotlib
+    from .picture import rates
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     json_file, picture_file = (arguments.out / f"{settings.device.type}.{ending}" for ending in ("json", "png"))

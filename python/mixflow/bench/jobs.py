@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import mixflow
 
 from .. import flows
-from ..ops import affine_transform
+from ..op import affine_transform
 from ..transforms import Affine, Autoregressive, Compose, Coupling, MixtureCDF, Transform
 from .baselines import BASE_OF, log_space_forward
 from .inputs import Settings

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import mixflow
 
 from .. import flows
-from ..ops import affine_transform
+from ..op import affine_transform
 from ..transforms import elementwise, mixture
 from . import verify
 from .baselines import log_space_forward

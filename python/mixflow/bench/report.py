@@ -13,7 +13,7 @@ import torch
 
 import mixflow
 
-from ..files import PathLike, replace_file
+from ..files.atomic import PathLike, replace_file
 from .cases import RateRow, Row
 from .inputs import Settings
 

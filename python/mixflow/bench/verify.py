@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import standard
 from .baselines import BASE_OF, Parameters, log_space_forward
 from .inputs import Inputs
 
@@ -67,7 +67,7 @@ def check_values(name: str, inputs: Inputs, results: Sequence[Tensor], family: s
             spacing = torch.nextafter(x.abs(), torch.full_like(x, torch.inf)) - x.abs()
             allowed += slope.exp() * spacing.double()
         _require(name, "x" if inverse else "z", (z - exact).abs(), allowed)
-        log_g = reference.BASES[base].log_prob(exact)
+        log_g = standard.BASES[base].log_prob(exact)
         scale = 1 + (slope + log_g).abs() + log_g.abs()
         _require(name, "ladj", (ladj.double() + (slope if inverse else -slope)).abs(), _LADJ * eps * scale)
 
@@ -130,7 +130,7 @@ def _exact_gradients(point: Tensor, inputs: Inputs, family: str, *, inverse: boo
     logits, loc, log_scale = (p.expand(n, p.shape[-1]).clone().requires_grad_() for p in _doubles(inputs))
     parameters = logits, loc, log_scale
     z, ladj = log_space_forward(x, parameters, family)
-    log_g = reference.BASES[base].log_prob(z.detach())
+    log_g = standard.BASES[base].log_prob(z.detach())
     weight = 1 + (ladj.detach() + log_g).abs() + log_g.abs()
     grad_value, grad_ladj = (s.double() for s in inputs.seeds)
     if not inverse:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from ..fitting.parallel import Group
+from ..fitting.sources import CHUNK, Subset
+from ..fitting.split import open_split
 from ..flows import Flow, like
-from ..gaussian import gaussian
-from ..parallel import Group
-from ..sources import CHUNK, Subset
-from ..split import open_split
+from ..start.gaussian import gaussian
 
 __all__ = ["one_gaussian"]
 

@@ -14,15 +14,15 @@ import torch
 
 import mixflow
 
-from ..files import check_writable
+from ..files.atomic import check_writable
+from ..files.model_file import load, save
+from ..files.tables import Reading, listed, map_table
+from ..fitting.fit import History, fit
+from ..fitting.parallel import process_rank
+from ..fitting.split import HELD_OUT
 from ..flows import RECIPES, Flow
 from ..flows.base import NO_NUMBERS
 from ..flows.start import ONE_GAUSSIAN
-from ..model_file import load, save
-from ..parallel import process_rank
-from ..split import HELD_OUT
-from ..tables import Reading, listed, map_table
-from ..train import History, fit
 from .baseline import one_gaussian
 from .names import request
 from .reading import add_table, reading_of

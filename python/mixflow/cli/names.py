@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.tables import NoColumn, Reading, Table, TableError, columns_of, default_names, iter_table, listed
 from ..flows import Flow
-from ..tables import NoColumn, Reading, Table, TableError, columns_of, default_names, iter_table, listed
 
 __all__ = ["Names", "has_column", "own_columns", "positions_of", "request", "usual_columns"]
 

@@ -114,6 +114,6 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from ..bench import command  # large, and of use here alone
+    from ..bench import command
 
     return command.run(arguments)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..fitting.threads import PRODUCT, one_thread
 from ..flows import Flow
-from ..threads import PRODUCT, one_thread
 
 __all__ = ["PART", "array_of", "in_parallel", "progress_bar"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..files import check_writable
-from ..history import History
-from ..model_file import load
+from ..files.atomic import check_writable
+from ..files.model_file import load
+from ..fitting.history import History
 from .passes import array_of
 from .reading import add_table, reading_of
 from .source import Source
@@ -34,7 +34,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the picture; returns 0."""
-    from .. import plot  # matplotlib is optional, and slow to import
+    from .. import plot
 
     plot.check_extension(arguments.out)
     check_writable(arguments.out)

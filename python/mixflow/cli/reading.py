@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ..tables import Reading
+from ..files.tables import Reading
 
 __all__ = ["TABLE", "add_reading", "add_table", "reading_of"]
 

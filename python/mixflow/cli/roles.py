@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.tables import Reading, Table, TableError, columns_of, default_names, listed
 from ..flows import Flow
-from ..tables import Reading, Table, TableError, columns_of, default_names, listed
 from .names import Names, has_column, own_columns, positions_of, usual_columns
 
 __all__ = ["Roles"]

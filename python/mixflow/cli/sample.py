@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..checks import check_integer, check_seed
-from ..files import check_space, check_writable
+from ..files.atomic import check_space, check_writable
+from ..files.model_file import load
+from ..files.tables import TableError, check_extension, columns_of, count_rows, iter_table, listed, table_writer
 from ..flows import Flow
-from ..model_file import load
-from ..tables import TableError, check_extension, columns_of, count_rows, iter_table, listed, table_writer
 from .names import Names, positions_of, request
 from .passes import PART, array_of, in_parallel, progress_bar
 from .reading import TABLE, add_reading, reading_of

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..files import check_writable
+from ..files.atomic import check_writable
+from ..files.model_file import load
+from ..files.tables import check_extension, count_rows, table_writer
 from ..flows import Flow
-from ..model_file import load
-from ..tables import check_extension, count_rows, table_writer
 from .passes import array_of, in_parallel, progress_bar
 from .reading import TABLE, add_table, reading_of
 from .source import Part, Source

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..files.tables import Reading, Table, iter_table, read_table
 from ..flows import Flow, like
-from ..tables import Reading, Table, iter_table, read_table
 from .names import own_columns, positions_of, request
 from .passes import PART
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..files import check_writable
+from ..files.atomic import check_writable
+from ..files.model_file import load
+from ..files.tables import check_extension, count_rows, listed, table_writer
 from ..flows import Flow, like, transport
-from ..model_file import load
-from ..tables import check_extension, count_rows, listed, table_writer
 from ..transforms import Transform
 from .names import Names
 from .passes import array_of, in_parallel, progress_bar

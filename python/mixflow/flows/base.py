@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..checks import check_integer, check_seed
-from ..ops import can_be_looked_at, from_numpy, is_known_finite
-from ..parts import plain
-from ..reference import BASES
+from ..op import can_be_looked_at, from_numpy, is_known_finite
+from ..standard import BASES
 from ..transforms import MixtureCDF, Transform
 from ..transforms.base import (
     any_of_event,
@@ -29,6 +28,7 @@ from ..transforms.base import (
     own_tensor,
     spread,
 )
+from .parts import plain
 from .start import start, supported_counts, use_counts
 
 __all__ = ["RECIPES", "Flow", "Recipe", "like", "recipe", "seeded"]
@@ -354,7 +354,7 @@ class Flow(nn.Module):
             '124.5 124.5'
 
         """
-        from .distribution import FlowDistribution, mixture_of  # which needs this module
+        from .distribution import FlowDistribution, mixture_of
 
         if isinstance(context, np.ndarray):
             context = _to_tensor("context", context).to(like(self).device)

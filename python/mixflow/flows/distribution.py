@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from ..checks import broadcast_shapes
 from ..distributions import Mixture
-from ..reference import BASES, Base
+from ..standard import BASES, Base
 from ..transforms import Affine, Compose, MixtureCDF, Transform
 from .base import Flow, like
 from .gaussian_mixture import GaussianMixture

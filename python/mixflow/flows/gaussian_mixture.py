@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
-from ..conditioners import Network, context_network
-from ..ops import cdf_transform_inverse
+from ..networks.conditioners import Network, context_network
+from ..op import cdf_transform_inverse
+from ..start.expectation import cholesky, mixture
 from ..transforms import Affine, Compose, Support
 from ..transforms.base import full_precision, infinite_where_overflowed
 from ..transforms.compose import frozen_kept
 from .base import Flow
-from .expectation import cholesky, mixture
 
 __all__ = ["GaussianMixture"]
 
@@ -81,7 +81,7 @@ class GaussianMixture(Flow):
         return [self.logits, self.loc, self.lower, self.log_diagonal]
 
     def starts(self, x: Tensor, context: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
-        """Start from the mixture that EM finds, in float64: see :func:`mixflow.flows.expectation.mixture`.
+        """Start from the mixture that EM finds, in float64: see :func:`mixflow.start.expectation.mixture`.
 
         Few rows are given fewer components than K: spare ones repeat the used ones, and the density is that of these.
         With a context, the network starts from offsets of almost nothing.

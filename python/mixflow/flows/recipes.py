@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..checks import check_integer
-from ..conditioners import Network
-from ..ops import BASES
+from ..networks.conditioners import Network
+from ..op import BASES
 from ..transforms import (
     Affine,
     Autoregressive,

@@ -17,11 +17,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..gaussian import gaussian
+from ..start.gaussian import gaussian
+from ..start.mixtures import best_counts, predictive_mixture, wide_normal
 from ..transforms import Autoregressive, Compose, Coupling, MixtureCDF, Whitening
 from ..transforms.base import Transform
 from ..transforms.compose import frozen_kept
-from ..transforms.start import best_counts, predictive_mixture, wide_normal
 
 __all__ = ["ONE_GAUSSIAN", "start", "supported_counts", "use_counts"]
 

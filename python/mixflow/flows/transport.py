@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ops import BASES
+from ..op import BASES
 from ..transforms import Compose, Inverse, Rebase, Transform
 from .base import Flow
 

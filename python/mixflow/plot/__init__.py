@@ -32,9 +32,9 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("pictures need matplotlib: pip install mixflow[plot]") from error
 
-from ..files import PathLike, replace_file
+from ..files.atomic import PathLike, replace_file
+from ..fitting.history import History
 from ..flows import Flow
-from ..history import History
 from .panels import (
     MODEL,
     draw_context,

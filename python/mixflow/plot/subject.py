@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..fitting.survey import survey
 from ..flows import Flow, like
-from ..survey import survey
 
 __all__ = ["Choice", "Column", "Subject", "at_rest", "spread", "subject_of", "subject_of_one"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..conditioners import HIDDEN, FeatureByFeature, MaskedMLP, Network, require_no_hidden
+from ..networks.conditioners import HIDDEN, FeatureByFeature, MaskedMLP, Network, require_no_hidden
 from .base import Transform
 from .elementwise import ElementwiseMap
 
@@ -19,9 +19,9 @@ class Autoregressive(Transform):
     """Every feature through a map whose parameters a masked network makes of the features before it.
 
     The map is :class:`~mixflow.transforms.elementwise.ElementwiseMap`, the network
-    :class:`~mixflow.conditioners.MaskedMLP`: a neural autoregressive flow (Huang et al., 2018, arXiv:1804.00779), here
-    with a mixture of any family. Both directions take the work of one pass of the network; the inverse does it in D
-    parts, one feature after the other.
+    :class:`~mixflow.networks.conditioners.MaskedMLP`: a neural autoregressive flow (Huang et al., 2018,
+    arXiv:1804.00779), here with a mixture of any family. Both directions take the work of one pass of the network; the
+    inverse does it in D parts, one feature after the other.
     It starts close to the identity.
 
     Args:
@@ -32,7 +32,7 @@ class Autoregressive(Transform):
         context: C, the size of a context that every feature's parameters depend on; 0 for none.
         network: builds a network in place of the masked one that ``hidden`` describes: ``network(inputs, outputs)``
             returns a module that maps (N, inputs) to (N, outputs). It may be any, and needs no masks: see
-            :class:`~mixflow.conditioners.FeatureByFeature`, which calls it once for each feature.
+            :class:`~mixflow.networks.conditioners.FeatureByFeature`, which calls it once for each feature.
 
     Raises:
         TypeError: ``network`` does not build a module.

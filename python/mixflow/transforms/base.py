@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import broadcast_shapes, check_integer
-from ..ops import can_be_looked_at, is_known_finite
-from ..reference import BASES
-from ..robust import moments
+from ..op import can_be_looked_at, is_known_finite
+from ..standard import BASES
+from ..start.robust import moments
 
 __all__ = [
     "Transform",
@@ -338,7 +338,7 @@ def spread(rows: Tensor, event: torch.Size) -> Tensor:
 
 
 def spread_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the bulk of each column of ``x`` (N, D): see :mod:`mixflow.robust`.
+    """Mean and standard deviation of the bulk of each column of ``x`` (N, D): see :mod:`mixflow.start.robust`.
 
     Raises:
         ValueError: a single row, or a column without a positive, finite deviation.

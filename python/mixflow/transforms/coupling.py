@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..conditioners import Network, conditioner, join
+from ..networks.conditioners import Network, conditioner, join
 from .base import Transform
 from .elementwise import ElementwiseMap
 

@@ -7,10 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
-from ..ops import BASES, FAMILIES, affine_transform, cdf_transform
-from ..reference import BASES as DISTRIBUTIONS
+from ..op import BASES, FAMILIES, affine_transform, cdf_transform
+from ..standard import BASES as DISTRIBUTIONS
+from ..start.mixtures import normal_quantiles
 from .base import check_name
-from .start import normal_quantiles
 
 __all__ = ["ElementwiseMap"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..conditioners import Inputs, Network, OwnNetwork
 from ..networks import ConvNet
+from ..networks.conditioners import Inputs, Network, OwnNetwork
 from .base import Transform, check_name, check_transform
 from .elementwise import ElementwiseMap
 

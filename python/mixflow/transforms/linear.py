@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..checks import check_integer
 from ..export import cayley, in_onnx_export
-from ..gaussian import gaussian
 from ..precise import KeepsPrecision
-from ..robust import clipped
+from ..start.directions import interesting_directions
+from ..start.gaussian import gaussian
 from .base import Transform, full_precision, infinite_where_overflowed, spread_of
 
 __all__ = ["ActNorm", "Affine", "Permutation", "Rotation", "Whitening"]
@@ -26,8 +26,8 @@ class Affine(KeepsPrecision, Transform):
     """``z = (x - loc) / scale``, feature by feature.
 
     ``initialize`` sets ``loc`` and ``scale`` to the mean and standard deviation of the data's bulk, which a few values
-    far out do not move (:mod:`mixflow.robust`). With ``trainable=True`` they are learned from there: the activation
-    normalisation of Kingma and Dhariwal, "Glow" (2018, arXiv:1807.03039), also named ``ActNorm`` here. With
+    far out do not move (:mod:`mixflow.start.robust`). With ``trainable=True`` they are learned from there: the
+    activation normalisation of Kingma and Dhariwal, "Glow" (2018, arXiv:1807.03039), also named ``ActNorm`` here. With
     ``trainable=False`` they stay there: a standardisation whose ladj keeps densities in the data's own units.
 
     ``x`` may have any floating-point dtype, and is subtracted from in its own precision; ``z`` has the dtype of
@@ -330,50 +330,6 @@ class Permutation(Transform):
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return z.index_select(-1, self.back), z.new_zeros(z.shape[:-1])
-
-
-def interesting_directions(x: Tensor, rows: int = 20_000, steps: int = 20) -> Tensor:
-    """An orthogonal matrix (D, D) whose rows are the directions in which ``x`` (N, D) tells most, apart, from a normal.
-
-    Of the principal axes and the independent components that FastICA finds from there (Hyvarinen, 1999, with tanh),
-    the ones whose projections have the smaller sum of entropies: a marginal transform that follows can make that much
-    of the data normal. Only the first ``rows`` are looked at, clipped to their bulk. Fewer than ten rows a feature show
-    directions that are interesting by chance alone: the identity is returned for them.
-
-    Example:
-        >>> import torch
-        >>> from mixflow.transforms.linear import interesting_directions
-        >>> x = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.1, -0.1], [-0.1, 0.1]]).repeat(5, 1)
-        >>> interesting_directions(x).abs()
-        tensor([[0.7071, 0.7071],
-                [0.7071, 0.7071]])
-
-    """
-    if len(x) < 10 * x.shape[1]:
-        return torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    centred = clipped(x[:rows].double())
-    centred = centred - centred.mean(0)
-    variance, axes = torch.linalg.eigh(centred.mT @ centred / len(centred))
-    principal: Tensor = axes.mT
-    # Directions without any variance, of columns that repeat each other, are left as small as rounding made them.
-    white = centred @ (axes * variance.clamp_min(1e-12 * variance[-1].item() + 1e-300).rsqrt()) @ axes.mT
-    independent = principal
-    for _ in range(steps):
-        bent = torch.tanh(white @ independent.mT)
-        slope = (1.0 - bent.square()).mean(0).unsqueeze(-1)
-        left, _, right = torch.linalg.svd(bent.mT @ white / len(white) - slope * independent)
-        independent = left @ right
-    return min((principal, independent), key=lambda matrix: _entropy(centred @ matrix.mT)).to(x.dtype)
-
-
-def _entropy(x: Tensor) -> float:
-    """Sum of the entropies of the columns of ``x`` but for a constant, by the approximation of Hyvarinen (1998)."""
-    scale = x.std(dim=0, correction=0)
-    standard = x / scale
-    bell = torch.exp(-0.5 * standard.square())
-    skewed = 36.0 / (8.0 * math.sqrt(3.0) - 9.0) * (standard * bell).mean(0).square()
-    peaked = 24.0 / (16.0 * math.sqrt(3.0) - 27.0) * (bell.mean(0) - math.sqrt(0.5)).square()
-    return (scale.log() - skewed - peaked).sum().item()
 
 
 def _per_feature(

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
-from ..conditioners import Network, context_network
-from ..ops import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
+from ..networks.conditioners import Network, context_network
+from ..op import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
+from ..start.mixtures import best_counts, normal_start, predictive_mixture
 from .base import Transform, check_name, density_where_finite, spread_of
-from .start import best_counts, normal_start, predictive_mixture
 
 __all__ = ["MixtureCDF"]
 
@@ -77,7 +77,7 @@ class MixtureCDF(Transform):
         self.conditioner = context_network(self.context, outputs, network)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """A mixture for each column of ``x`` (N, D) that predicts further rows: :mod:`mixflow.transforms.start`."""
+        """A mixture for each column of ``x`` (N, D) that predicts further rows: :mod:`mixflow.start.mixtures`."""
         spread_of(x)
         self.used = best_counts(x, self.components, self.family) if self.counts is None else self.counts
         self.counts = None  # of these data alone

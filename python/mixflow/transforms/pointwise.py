@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..checks import check_integer
-from ..ops import BASES
-from ..reference import BASES as DISTRIBUTIONS
+from ..op import BASES
+from ..standard import BASES as DISTRIBUTIONS
 from .base import Transform, base_log_prob, check_name, density_where_finite
 
 __all__ = ["Exp", "Log", "Logit", "Pointwise", "Rebase", "Sigmoid", "Softplus", "describe_interval", "point_inside"]

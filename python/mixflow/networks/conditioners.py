@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .checks import check_integer
-from .precise import KeepsPrecision
-from .robust import moments
+from ..checks import check_integer
+from ..precise import KeepsPrecision
+from ..start.robust import moments
 
 __all__ = ["MLP", "FeatureByFeature", "Inputs", "MaskedMLP", "Network", "OwnNetwork", "Standardised", "conditioner"]
 
@@ -33,7 +33,7 @@ class Inputs(KeepsPrecision):
 
     Example:
         >>> import torch
-        >>> from mixflow.conditioners import Inputs
+        >>> from mixflow.networks.conditioners import Inputs
         >>> Inputs(1)(torch.tensor([[0.1], [1e30]]))
         tensor([[0.1000],
                 [8.0000]])
@@ -48,7 +48,7 @@ class Inputs(KeepsPrecision):
         self.register_buffer("loc", torch.zeros(size))
 
     def initialize(self, x: Tensor) -> None:
-        """Set loc and scale from the bulk of ``x`` (..., size), :mod:`mixflow.robust`; a constant keeps its scale."""
+        """Set loc and scale from the bulk of ``x`` (..., size), by ``start.robust``; a constant keeps its scale."""
         with torch.no_grad():
             loc, spread = moments(x.reshape(-1, x.shape[-1]))
             self._set_loc(loc)
@@ -90,7 +90,7 @@ class MLP(Standardised):
 
     Example:
         >>> import torch
-        >>> from mixflow.conditioners import MLP
+        >>> from mixflow.networks.conditioners import MLP
         >>> MLP(3, 5)(torch.randn(7, 3)).shape
         torch.Size([7, 5])
 
@@ -123,7 +123,7 @@ class OwnNetwork(nn.Module):
 
     Example:
         >>> import torch
-        >>> from mixflow.conditioners import OwnNetwork
+        >>> from mixflow.networks.conditioners import OwnNetwork
         >>> OwnNetwork(torch.nn.Linear, 3, 5)(torch.randn(7, 3)).shape
         torch.Size([7, 5])
 
@@ -173,7 +173,7 @@ def conditioner(
 
     Example:
         >>> import torch
-        >>> from mixflow.conditioners import conditioner
+        >>> from mixflow.networks.conditioners import conditioner
         >>> conditioner(3, 5, network=torch.nn.Linear)(torch.randn(7, 3)).shape
         torch.Size([7, 5])
 
@@ -191,7 +191,7 @@ def context_network(context: int, outputs: int, network: Network | None = None) 
         ValueError: there is a network, and no context.
 
     Example:
-        >>> from mixflow.conditioners import context_network
+        >>> from mixflow.networks.conditioners import context_network
         >>> context_network(0, 5) is None
         True
 
@@ -227,7 +227,7 @@ class MaskedMLP(nn.Module):
 
     Example:
         >>> import torch
-        >>> from mixflow.conditioners import MaskedMLP
+        >>> from mixflow.networks.conditioners import MaskedMLP
         >>> MaskedMLP(3, 5)(torch.randn(7, 3)).shape
         torch.Size([7, 3, 5])
 
@@ -340,7 +340,7 @@ class FeatureByFeature(nn.Module):
 
     Example:
         >>> import torch
-        >>> from mixflow.conditioners import FeatureByFeature
+        >>> from mixflow.networks.conditioners import FeatureByFeature
         >>> FeatureByFeature(torch.nn.Linear, 3, 5)(torch.randn(7, 3)).shape
         torch.Size([7, 3, 5])
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import PathLike, replace_file
+from ..atomic import PathLike, replace_file
 from .delimited import open_delimited, packed, plain, write_delimited
 from .npy import map_columns, open_npy, write_npy
 from .parquet import open_parquet, write_parquet
@@ -118,7 +118,7 @@ def iter_table(
 
     Example:
         >>> import pathlib, tempfile
-        >>> from mixflow.tables import iter_table
+        >>> from mixflow.files.tables import iter_table
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "data.csv")
         ...     _ = path.write_text("length;mass\n2,5;1\n0,01;2\n7;3\n")
@@ -160,7 +160,7 @@ def read_table(path: PathLike, columns: Sequence[str] | None = None, reading: Re
 
     Example:
         >>> import pathlib, tempfile
-        >>> from mixflow.tables import read_table
+        >>> from mixflow.files.tables import read_table
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "data.csv")
         ...     _ = path.write_text("name,length\nox,2.5\nant,0.01\n")
@@ -186,7 +186,7 @@ def map_table(path: PathLike, columns: Sequence[str] | None = None, reading: Rea
     Example:
         >>> import pathlib, tempfile
         >>> import numpy as np
-        >>> from mixflow.tables import map_table
+        >>> from mixflow.files.tables import map_table
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "data.npy")
         ...     np.save(path, np.arange(6.0).reshape(3, 2))
@@ -244,7 +244,7 @@ def table_writer(path: PathLike, columns: Sequence[str]) -> Iterator[Callable[[N
     Example:
         >>> import pathlib, tempfile
         >>> import numpy as np
-        >>> from mixflow.tables import table_writer
+        >>> from mixflow.files.tables import table_writer
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "data.csv")
         ...     with table_writer(path, ["length"]) as write:

@@ -1,4 +1,4 @@
-"""Networks for couplings, named by what they are made of, so that model files can name them, too.
+"""Convolutional networks for couplings of images.
 
 Each class is a factory: an object that a coupling calls with the numbers of inputs and outputs that it needs, and that
 returns a ``torch.nn.Module``. Any other function of these two numbers serves as well, except that a flow with one
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .checks import check_integer
+from ..checks import check_integer
 
 __all__ = ["ConvNet"]
 

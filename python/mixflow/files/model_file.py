@@ -1,9 +1,9 @@
 """Model files: one safetensors file with the weights, and the description that rebuilds the flow.
 
 A file is data. A flow that a recipe built is described by the recipe's name and arguments; one that was put together by
-hand by its parts, as in :mod:`mixflow.parts`. Loading looks these names up among mixflow's own and calls what it finds
-with the recorded numbers and strings, on torch's meta device, so that nothing is allocated before the shapes are known
-to fit the weights in the file.
+hand by its parts, as in :mod:`mixflow.flows.parts`. Loading looks these names up among mixflow's own and calls what it
+finds with the recorded numbers and strings, on torch's meta device, so that nothing is allocated before the shapes are
+known to fit the weights in the file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from ..flows import RECIPES, Flow
+from ..flows.parts import Builder, describe, describe_arguments, own_weights, sizes, unsavable
+from ..precise import KeepsPrecision
 from . import tensor_file
-from .files import PathLike
-from .flows import RECIPES, Flow
-from .parts import Builder, describe, describe_arguments, own_weights, sizes, unsavable
-from .precise import KeepsPrecision
+from .atomic import PathLike
 
 __all__ = ["load", "save"]
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .files import PathLike, replace_file
+from .atomic import PathLike, replace_file
 
 __all__ = ["Contents", "is_intact", "read", "sign", "write"]
 
@@ -26,7 +26,7 @@ def write(path: PathLike, metadata: dict[str, str], tensors: dict[str, Tensor]) 
 
     Example:
         >>> import pathlib, tempfile, torch
-        >>> from mixflow import tensor_file
+        >>> from mixflow.files import tensor_file
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "file.safetensors")
         ...     tensor_file.write(path, {"name": "ones"}, {"ones": torch.ones(2)})

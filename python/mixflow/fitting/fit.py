@@ -18,22 +18,22 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..checks import check_integer, check_seed
+from ..files.atomic import PathLike, check_writable
+from ..flows import Flow, like, seeded
+from ..precise import offsets_of, restore_offsets
+from ..transforms import Dequantize, MixtureCDF
 from .checkpoint import Contents, Run, read_file
 from .checkpoint import weights as _weights
-from .checks import check_integer, check_seed
-from .files import PathLike, check_writable
-from .flows import Flow, like, seeded
+from .epochs import SCORING, Diverged, Rounding, Training, stage
 from .history import History
-from .learning import SCORING, Diverged, Rounding, Training, stage
 from .parallel import Group
-from .precise import offsets_of, restore_offsets
 from .schedule import schedule_of
 from .sources import Data, Loader, Subset
 from .split import Split, open_split
 from .steps import Parameters, optimizer_for, own_stream, trained, trained_alone
 from .survey import Survey, survey
 from .threads import one_thread
-from .transforms import Dequantize, MixtureCDF
 
 __all__ = ["History", "fit"]
 

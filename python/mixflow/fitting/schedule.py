@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .conditioners import Inputs
-from .flows import Flow, GaussianMixture
-from .transforms import MixtureCDF
+from ..flows import Flow, GaussianMixture
+from ..networks.conditioners import Inputs
+from ..transforms import MixtureCDF
 
 __all__ = ["Schedule", "schedule_of"]
 
@@ -40,7 +40,7 @@ class Schedule:
         """Rows per step for ``rows`` rows in all.
 
         Example:
-            >>> from mixflow.schedule import Schedule
+            >>> from mixflow.fitting.schedule import Schedule
             >>> schedule = Schedule(steps=1000, least=256, most=1024, lr=0.01)
             >>> [schedule.batch_size_for(rows) for rows in (100, 1000, 4000, 10**4, 10**7)]
             [100, 256, 500, 1024, 10000]
@@ -62,7 +62,7 @@ def schedule_of(flow: Flow) -> Schedule:
 
     Example:
         >>> from mixflow import flows
-        >>> from mixflow.schedule import schedule_of
+        >>> from mixflow.fitting.schedule import schedule_of
         >>> schedule_of(flows.coupling(2)).lr < schedule_of(flows.univariate()).lr
         True
 

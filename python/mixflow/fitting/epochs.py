@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..flows import like, seeded
 from .checkpoint import Run, weights
-from .flows import like, seeded
 from .parallel import Group
 from .sources import CHUNK, Batch, Loader, Subset, send
 from .steps import Parameters, Steps

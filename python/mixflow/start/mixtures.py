@@ -4,11 +4,10 @@ A start is a density already, often a good one, and training goes on from it. Th
 its cure here:
 
 - few rows: every component that is added follows the rows at hand, not the density that they come from. There are at
-most
-  a tenth as many components as rows, and their number is the one that predicts rows left out best;
-- values far out: cells of equal counts and standard deviations are taken of the bulk (:mod:`mixflow.robust`). Columns
-with
-  values outside their bulk also try components whose widths grow geometrically from the bulk to the farthest value;
+  most a tenth as many components as rows, and their number is the one that predicts rows left out best;
+- values far out: cells of equal counts and standard deviations are taken of the bulk (:mod:`mixflow.start.robust`).
+  Columns with values outside their bulk also try components whose widths grow geometrically from the bulk to the
+  farthest value;
 - repeated values: a component could shrink onto one of them without end. Each component's scale is held by a prior.
 """
 
@@ -19,8 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..ops import cdf_transform
-from ..robust import bulk, clipped, in_order, moments
+from ..op import cdf_transform
+from .robust import bulk, clipped, in_order, moments
 
 __all__ = ["best_counts", "normal_quantiles", "normal_start", "predictive_mixture", "start_from", "wide_normal"]
 
@@ -53,7 +52,7 @@ def predictive_mixture(
 
     Example:
         >>> import torch
-        >>> from mixflow.transforms.start import predictive_mixture
+        >>> from mixflow.start.mixtures import predictive_mixture
         >>> x = torch.tensor([[-1.0], [0.0], [1.0], [0.5], [-0.5]])
         >>> logits, loc, log_scale = predictive_mixture(x, 4, "gaussian")  # five rows: a normal, wider than they are
         >>> bool((loc.abs() < 1.0).all())
@@ -80,7 +79,7 @@ def best_counts(x: Tensor, components: int, family: str) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from mixflow.transforms.start import best_counts
+        >>> from mixflow.start.mixtures import best_counts
         >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
         >>> x[:, 1] = x[:, 1].sign() * (4.0 + x[:, 1].abs())
         >>> best_counts(x, 8, "gaussian") > 1
@@ -235,7 +234,7 @@ def start_from(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor]
 
     Example:
         >>> import torch
-        >>> from mixflow.transforms.start import start_from
+        >>> from mixflow.start.mixtures import start_from
         >>> loc, log_scale = start_from(torch.tensor([[-5.1], [-4.9], [4.9], [5.1]]), 2, "gaussian")
         >>> loc
         tensor([[-5.,  5.]])
@@ -285,7 +284,7 @@ def improved(
 
     Example:
         >>> import torch
-        >>> from mixflow.transforms.start import improved
+        >>> from mixflow.start.mixtures import improved
         >>> x = torch.tensor([[-5.0], [-4.0], [-4.5], [5.0], [4.0], [6.0]])
         >>> improved(x, torch.tensor([[-1.0, 1.0]]), torch.ones(1, 2), "gaussian")[1]
         tensor([[-4.5000,  5.0000]])

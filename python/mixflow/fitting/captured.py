@@ -34,7 +34,7 @@ def disabled() -> Iterator[None]:
 
     Example:
         >>> import torch, mixflow
-        >>> with mixflow.captured.disabled():
+        >>> with mixflow.fitting.captured.disabled():
         ...     history = mixflow.fit(mixflow.flows.univariate(2), torch.randn(100), epochs=1, progress=False)
 
     """
@@ -50,7 +50,7 @@ def can_capture(device: torch.device) -> bool:
 
     Example:
         >>> import torch
-        >>> from mixflow.captured import can_capture
+        >>> from mixflow.fitting.captured import can_capture
         >>> can_capture(torch.device("cpu"))
         False
 
@@ -130,7 +130,7 @@ class Graphs:
 
     Example:
         >>> import torch
-        >>> from mixflow.captured import Graphs
+        >>> from mixflow.fitting.captured import Graphs
         >>> total = torch.zeros(())
         >>> graphs = Graphs(total.add_, why_not="there is no GPU")
         >>> graphs(torch.ones(()))

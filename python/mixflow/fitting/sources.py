@@ -26,10 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from . import _core
-from .files import PathLike
+from .. import _core
+from ..files.atomic import PathLike
+from ..files.tables import map_table
 from .parallel import Group
-from .tables import map_table
 from .threads import one_thread
 
 __all__ = ["Batch", "Data", "Loader", "Part", "Rows", "Subset", "check_weights", "is_loader", "send", "shuffled"]
@@ -67,7 +67,7 @@ def is_loader(data: object) -> bool:
     """Whether ``data`` is a stream of batches: a DataLoader, an IterableDataset or another iterable that is no array.
 
     Example:
-        >>> from mixflow.sources import is_loader
+        >>> from mixflow.fitting.sources import is_loader
         >>> is_loader([1.0, 2.0]), is_loader(iter([1.0, 2.0]))
         (False, True)
 
@@ -99,7 +99,7 @@ def shuffled(positions: NDArray[np.int64] | range, count: int, *key: int) -> NDA
 
     Example:
         >>> import numpy as np
-        >>> from mixflow.sources import shuffled
+        >>> from mixflow.fitting.sources import shuffled
         >>> sorted(shuffled(np.arange(10), 10, 7).tolist())
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 
@@ -142,7 +142,7 @@ class Rows:
 
     Example:
         >>> import numpy as np, torch
-        >>> from mixflow.sources import Rows
+        >>> from mixflow.fitting.sources import Rows
         >>> Rows("data", np.float32([[1, 2], [3, 4], [5, 6]]), 2, torch.empty(0)).take(np.array([2, 0]))
         tensor([[5., 6.],
                 [1., 2.]])
@@ -256,7 +256,7 @@ def check_weights(weights: Rows) -> Rows:
 
     Example:
         >>> import torch
-        >>> from mixflow.sources import Rows, check_weights
+        >>> from mixflow.fitting.sources import Rows, check_weights
         >>> check_weights(Rows("weights", [1.0, 0.0, -2.0], 1, torch.empty(0)))
         Traceback (most recent call last):
         ...
@@ -405,7 +405,7 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from mixflow.sources import send
+        >>> from mixflow.fitting.sources import send
         >>> send(torch.zeros(2), torch.device("cpu"))
         tensor([0., 0.])
 
@@ -569,8 +569,8 @@ class Loader:
 
     Example:
         >>> import torch
-        >>> from mixflow.parallel import Group
-        >>> from mixflow.sources import Loader
+        >>> from mixflow.fitting.parallel import Group
+        >>> from mixflow.fitting.sources import Loader
         >>> def simulate():
         ...     while True:
         ...         yield {"x": torch.zeros(5, 2), "weight": torch.full((5,), 0.5)}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import can_be_looked_at
+from ..op import can_be_looked_at
 
 __all__ = ["bulk", "bulk_in_order", "clipped", "in_order", "moments"]
 
@@ -28,7 +28,7 @@ def in_order(x: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from mixflow.robust import in_order
+        >>> from mixflow.start.robust import in_order
         >>> in_order(torch.tensor([[3.0, 0.1], [1.0, 0.3], [2.0, 0.2]]))
         tensor([[1.0000, 0.1000],
                 [2.0000, 0.2000],
@@ -49,7 +49,7 @@ def bulk(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> import torch
-        >>> from mixflow.robust import bulk
+        >>> from mixflow.start.robust import bulk
         >>> bulk(torch.cat([torch.linspace(-1.0, 1.0, 101), torch.tensor([1e9])]).unsqueeze(-1))
         (tensor([-1.]), tensor([7.5812]))
 
@@ -62,7 +62,7 @@ def bulk_in_order(ordered: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> import torch
-        >>> from mixflow.robust import bulk_in_order
+        >>> from mixflow.start.robust import bulk_in_order
         >>> bulk_in_order(torch.linspace(-1.0, 1.0, 101).unsqueeze(-1))
         (tensor([-1.]), tensor([1.]))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .robust import bulk_in_order, in_order, moments
+from ..start.robust import bulk_in_order, in_order, moments
 
 __all__ = ["Dependence", "Survey", "survey"]
 
@@ -35,7 +35,7 @@ class Dependence:
         """The dependence as a formula in the columns' ``names``.
 
         Example:
-            >>> from mixflow.survey import Dependence
+            >>> from mixflow.fitting.survey import Dependence
             >>> Dependence(1, [(2.0, 0)], 1.0).describe(["x", "y"])
             'y = 2 x + 1'
 
@@ -192,7 +192,7 @@ def survey(x: Tensor) -> Survey:
 
     Example:
         >>> import torch
-        >>> from mixflow.survey import survey
+        >>> from mixflow.fitting.survey import survey
         >>> x = torch.arange(100.0)
         >>> found = survey(torch.stack([x, 2 * x + 1, (x / 10).floor()], dim=1))
         >>> found.distinct, found.step, found.dependences[0].describe(["a", "b", "c"])

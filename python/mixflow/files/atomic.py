@@ -35,7 +35,7 @@ def replace_file(path: PathLike) -> Iterator[Path]:
 
     Example:
         >>> import pathlib, tempfile
-        >>> from mixflow.files import replace_file
+        >>> from mixflow.files.atomic import replace_file
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     target = pathlib.Path(folder, "note.txt")
         ...     with replace_file(target) as temporary:
@@ -70,7 +70,7 @@ def check_space(path: PathLike, size: int) -> None:
     """OSError if the disk that ``path`` is on has not even ``size`` bytes free.
 
     Example:
-        >>> from mixflow.files import check_space
+        >>> from mixflow.files.atomic import check_space
         >>> check_space("data.csv", 10**20)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...

@@ -31,7 +31,7 @@ def process_rank() -> int:
     """This process's number, from 0, among those that ``torchrun`` started; 0 for a process alone.
 
     Example:
-        >>> from mixflow.parallel import process_rank
+        >>> from mixflow.fitting.parallel import process_rank
         >>> process_rank()
         0
 
@@ -51,7 +51,7 @@ class Group:
         interrupted: whether Ctrl-C reached this process inside :meth:`hold_interrupts`.
 
     Example:
-        >>> from mixflow.parallel import Group
+        >>> from mixflow.fitting.parallel import Group
         >>> group = Group()
         >>> group.shard(10), group.share(lambda: "said once")
         (slice(0, 10, None), 'said once')

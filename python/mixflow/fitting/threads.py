@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import ops
-from .flows import Flow, seeded
-from .transforms import MixtureCDF
+from .. import op as ops
+from ..flows import Flow, seeded
+from ..transforms import MixtureCDF
 
 __all__ = ["are_worthwhile", "one_thread"]
 
@@ -37,7 +37,7 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
     Example:
         >>> import torch
-        >>> from mixflow.threads import one_thread
+        >>> from mixflow.fitting.threads import one_thread
         >>> with one_thread():
         ...     torch.get_num_threads()
         1
@@ -62,7 +62,7 @@ def are_worthwhile(flow: Flow, x: Tensor, context: Tensor | None, rows: int) -> 
     Example:
         >>> import torch
         >>> from mixflow import flows
-        >>> from mixflow.threads import are_worthwhile
+        >>> from mixflow.fitting.threads import are_worthwhile
         >>> x, flow = torch.zeros(10, 5), flows.coupling(5)
         >>> [are_worthwhile(flow, x, None, rows) for rows in (256, 4096, 65_536)]
         [False, False, True]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tensor_file
-from .files import PathLike
-from .flows import Flow
+from ..files import tensor_file
+from ..files.atomic import PathLike
+from ..files.tensor_file import Contents
+from ..flows import Flow
 from .history import History
-from .tensor_file import Contents
 
 __all__ = ["Contents", "Run", "read_file", "weights"]
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _core, export, reference
-from .checks import broadcast_shapes
+from .. import _core, export, reference
+from ..checks import broadcast_shapes
 
 __all__ = ["BASES", "FAMILIES", "cdf_transform", "cdf_transform_inverse", "discretized_log_prob"]
 
@@ -218,7 +218,7 @@ def affine_transform(
 
     Example:
         >>> import torch
-        >>> from mixflow.ops import affine_transform
+        >>> from mixflow.op import affine_transform
         >>> one_component = torch.tensor([0.0, 3.0, 0.0, 5.0, 0.0])  # loc 3, shift 5
         >>> z, ladj = affine_transform(torch.ones(2), one_component, family="logistic", base="logistic")
         >>> torch.allclose(z, torch.tensor([3.0, 3.0])), torch.allclose(ladj, torch.zeros(2), atol=1e-6)
@@ -417,7 +417,7 @@ def inverse_diagnostics(
 
     Example:
         >>> import torch
-        >>> from mixflow.ops import inverse_diagnostics
+        >>> from mixflow.op import inverse_diagnostics
         >>> x, evaluations, residual = inverse_diagnostics(torch.zeros(3), *[torch.zeros(1)] * 3)
         >>> evaluations.tolist()
         [1.0, 1.0, 1.0]

@@ -23,8 +23,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import networks, transforms
-from .transforms import Transform
+from .. import networks, transforms
+from ..transforms import Transform
 
 __all__ = ["Builder", "describe", "describe_arguments", "own_weights", "plain", "sizes", "unsavable"]
 
@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
 
     Example:
         >>> import torch
-        >>> from mixflow.parts import plain
+        >>> from mixflow.flows.parts import plain
         >>> plain((torch.tensor([1, 2]), "positive", (0.0, float("inf"))))
         [[1, 2], 'positive', [0.0, None]]
 
@@ -84,7 +84,7 @@ def describe(transform: Transform, name: str) -> dict[str, Any]:
         ValueError: a part is not one of mixflow's own.
 
     Example:
-        >>> from mixflow.parts import describe
+        >>> from mixflow.flows.parts import describe
         >>> from mixflow.transforms import Exp, Inverse
         >>> describe(Inverse(Exp(2)), "data_to_base")["arguments"]["transform"]
         {'part': 'Exp', 'arguments': {'features': 2}}
@@ -158,7 +158,7 @@ class Builder:
         weights: the tensors in the file. They bound the sizes that a description can ask for.
 
     Example:
-        >>> from mixflow.parts import Builder
+        >>> from mixflow.flows.parts import Builder
         >>> sigmoid = {"part": "Sigmoid", "arguments": {"features": 2}}
         >>> Builder({}).part({"part": "Inverse", "arguments": {"transform": sigmoid}}, "data_to_base")
         Inverse(
@@ -254,7 +254,7 @@ def sizes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """The sizes among described arguments, with their names: numbers of features, components, units.
 
     Example:
-        >>> from mixflow.parts import sizes
+        >>> from mixflow.flows.parts import sizes
         >>> list(sizes({"features": 3, "hidden": [64, 32], "family": "logistic"}))
         [('features', 3), ('hidden', 64), ('hidden', 32)]
 

@@ -28,8 +28,8 @@ def gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
     Eigenvalues are kept above 1e-8 of the columns' variances: columns that depend on each other, and
     constant ones, are no error.
 
-    Rows with a value outside its column's bulk (:func:`mixflow.robust.bulk`) are left out if they are at most a tenth.
-    Otherwise such values are moved to the edge of the bulk.
+    Rows with a value outside its column's bulk (:func:`mixflow.start.robust.bulk`) are left out if they are at most a
+    tenth. Otherwise such values are moved to the edge of the bulk.
 
     Args:
         x: (N, D), finite, in any units; N >= 1.
@@ -42,7 +42,7 @@ def gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> import torch
-        >>> from mixflow.gaussian import gaussian
+        >>> from mixflow.start.gaussian import gaussian
         >>> loc, covariance = gaussian(torch.tensor([[0.0, 10.0], [1.0, 30.0], [2.0, 20.0], [3.0, 40.0]]))
         >>> loc
         tensor([ 1.5000, 25.0000], dtype=torch.float64)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..gaussian import OUTSIDE, folds, gaussian, generous_bulk
-from ..robust import moments
+from .clusters import k_means
+from .gaussian import OUTSIDE, folds, gaussian, generous_bulk
+from .robust import moments
 
 __all__ = ["Mixture", "cholesky", "mixture"]
 
@@ -48,8 +49,8 @@ def mixture(x: Tensor, components: int) -> Mixture:
     is never less than D + 2 for a component of few rows.
 
     Of few rows, fewer components may predict more. Their number is then chosen by rows left out: one Gaussian
-    (:func:`mixflow.gaussian.gaussian`) unless more beat it by two standard errors. The components to spare share the
-    weight and the parameters of used ones, which leaves the density as it is.
+    (:func:`mixflow.start.gaussian.gaussian`) unless more beat it by two standard errors. The components to spare share
+    the weight and the parameters of used ones, which leaves the density as it is.
 
     Rows beyond 100 robust standard deviations get components of their own, and no others see them.
 
@@ -62,7 +63,7 @@ def mixture(x: Tensor, components: int) -> Mixture:
 
     Example:
         >>> import torch
-        >>> from mixflow.flows.expectation import mixture
+        >>> from mixflow.start.expectation import mixture
         >>> x = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
         >>> fitted = mixture(torch.cat([x - 10.0, x + 10.0]), 2)
         >>> fitted.loc.round().flatten().sort().values
@@ -112,7 +113,7 @@ def _few(x: Tensor, components: int) -> bool:
 
 
 def _single(x: Tensor) -> Mixture:
-    """One Gaussian: of many rows the likeliest, of few that of :func:`mixflow.gaussian.gaussian`."""
+    """One Gaussian: of many rows the likeliest, of few that of :func:`mixflow.start.gaussian.gaussian`."""
     loc, covariance = gaussian(x)
     if len(x) >= 50 * x.shape[-1]:
         scale = covariance.diagonal().sqrt()
@@ -290,10 +291,10 @@ class _Whitened:
     def _members(self, seen: Tensor, components: int, tries: int, generator: torch.Generator) -> list[Tensor]:
         """For each start, the share (N, K) of the rows ``seen`` in the components."""
         standard, white = self.standard[seen], self.white[seen]
-        members = [_k_means(rows, components, generator) for _ in range(tries) for rows in (standard, white)]
+        members = [k_means(rows, components, generator) for _ in range(tries) for rows in (standard, white)]
         outside = _outside(standard)
         if outside.any():
-            inside = _k_means(standard[~outside], components - 1, generator)
+            inside = k_means(standard[~outside], components - 1, generator)
             member = torch.zeros_like(members[0])
             member[~outside, : components - 1] = inside
             member[outside, -1] = 1.0
@@ -413,25 +414,3 @@ def _coefficients(fitted: Mixture) -> Tensor:
     row, column = torch.triu_indices(features, features, device=root.device)
     square = -precision[..., row, column] * torch.where(row == column, 0.5, 1.0).to(root)
     return torch.cat([constant.unsqueeze(-1), linear, square], dim=-1)
-
-
-def _k_means(x: Tensor, components: int, generator: torch.Generator, steps: int = 5) -> Tensor:
-    """Which of ``components`` clusters each row of ``x`` (N, D) is in: (N, K), 1 there and 0 elsewhere."""
-    loc = x[torch.randint(len(x), (1,), generator=generator, device=x.device)]
-    nearest = torch.cdist(x, loc).square()
-    for _ in range(components - 1):
-        # Rows that repeat each other may leave no distance to choose by.
-        trials = 2 + int(math.log(components))
-        trial = x[torch.multinomial(nearest[:, 0] + 1e-30, trials, replacement=True, generator=generator)]
-        nearer = torch.minimum(nearest, torch.cdist(x, trial).square())
-        best = int(nearer.sum(dim=0).argmin().item())
-        loc, nearest = torch.cat([loc, trial[best : best + 1]]), nearer[:, best : best + 1]
-    for _ in range(steps):
-        member = _closest(x, loc)
-        count = member.sum(dim=0).unsqueeze(-1)
-        loc = torch.where(count > 0.0, member.mT @ x / count.clamp_min(1.0), loc)
-    return _closest(x, loc)
-
-
-def _closest(x: Tensor, loc: Tensor) -> Tensor:
-    return torch.nn.functional.one_hot(torch.cdist(x, loc).argmin(dim=1), len(loc)).to(x)

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .checks import check_integer
-from .flows import Flow
+from ..checks import check_integer
+from ..flows import Flow
 from .parallel import Group
 from .sources import CHUNK, Data, Loader, Rows, Subset, check_weights, is_loader
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..flows import Flow
+from ..transforms import MixtureCDF
+from ..transforms.base import spread
 from .captured import Graphs, can_capture
 from .checkpoint import Run
-from .flows import Flow
 from .parallel import Group
-from .transforms import MixtureCDF
-from .transforms.base import spread
 
 __all__ = ["Parameters", "Steps", "optimizer_for", "own_stream", "trained", "trained_alone"]
 

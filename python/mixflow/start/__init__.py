@@ -1,0 +1,1 @@
+"""Where parameters start: plain estimators, computed from rows without gradients and without any transform."""

@@ -1,45 +1,54 @@
-# The commands of this project. Each sets up what it needs in .venv; nothing else has to be installed by hand but
-# Python >= 3.10, a C++17 compiler and make. CMake and ninja are fetched when the machine has none.
+# The commands of this project. Each installs what it needs in .venv. Only Python >= 3.10, a C++17 compiler and make have
+# to be there before. If the machine has no CMake or ninja, pip downloads them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(shell find csrc python -type f -not -name '*.pyc')
 CPP := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test gpu bench bench-flows bench-jobs bench-robust accuracy emulated stress docs wheel sanitize fuzz coverage release-check lint format clean
+.PHONY: demo test test-slow gpu bench bench-flows bench-jobs bench-robust accuracy emulated stress docs wheel sanitize fuzz coverage release-check lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out output
 
+# The tests run in several processes, each with one thread (tests/conftest.py). `make test` leaves out those marked
+# `slow`, and .ci/run runs both. WORKERS=0 runs them one after another in one process.
+WORKERS ?= auto
+TESTS := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal tests --pyargs mixflow
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest tests --pyargs mixflow
+	$(TESTS) -m "not slow"
 
-# On a machine with a CUDA device and nvcc: a build for it, tests, sanitizer, benchmark, steps of training, in eight
-# minutes. Nothing is fetched or installed: PYTHON is one that has torch.
+test-slow: $(VENV)/.installed
+	$(TESTS) -m slow
+
+# On a machine with a GPU and nvcc: a build for it, tests, memory checks, benchmark and steps of training, in eight
+# minutes. Nothing is downloaded or installed: PYTHON must already have torch.
 gpu:
 	$(PYTHON) tools/gpu.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/ops.py
 
-# Flows against zuko's on tables of your own, DATA="a.csv b.csv", two minutes a flow; without DATA, against known truths.
+# Flows against those of zuko: on your own tables with DATA="a.csv b.csv", two minutes a flow. Without DATA, on data whose
+# density is known.
 bench-flows: $(VENV)/.installed
 	$(BIN)/python bench/flows.py $(DATA)
 
-# What people wait for: steps of training, fits, scoring and sampling, in one minute. Then the training loop on two moons
-# that people write by hand, against the spline flows of zuko and nflows where installed.
+# Whole jobs: steps of training, fits, scoring and sampling, in one minute. Then a training loop written by hand, on two
+# moons, against the spline flows of zuko and nflows, if they are installed.
 bench-jobs: $(VENV)/.installed
 	$(BIN)/mixflow bench --threads 1 --only jobs
 	$(BIN)/python bench/jobs.py
 
-# Fits with defaults on awkward data of every kind, and on tables of your own if DATA names some: the table in the docs.
+# Fits with default settings on awkward data of every kind, and on your own tables with DATA="a.csv b.csv". Writes the table
+# of the docs.
 bench-robust: $(VENV)/.installed
 	$(BIN)/python bench/robust.py $(DATA) --table docs/robust-table.md
 
 accuracy: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python bench/accuracy.py
 
-# The accuracy of the CUDA kernels without a GPU: compiled as C++, in a module that takes the CPU's memory for a device's.
+# The accuracy of the CUDA kernels without a GPU: a module in which they are compiled as C++ and work on the CPU's memory.
 EMULATED := build/emulated
 emulated: $(VENV)/.installed
 	rm -rf $(EMULATED)/site
@@ -53,13 +62,14 @@ stress: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
-# The sdist and this machine's wheel in dist/, or one a Python: make wheel PYTHONS="python3.10 python3.13".
+# Writes the sdist and a wheel for this machine to dist/, or one wheel for each Python of
+# `make wheel PYTHONS="python3.10 python3.13"`.
 PYTHONS ?= $(BIN)/python
 wheel: $(VENV)/.release
 	$(BIN)/python tools/wheel.py build --out dist $(PYTHONS)
 
-# Random calls of the kernels under sanitizers, the CUDA kernels' emulation among them. The thread sanitizer sees the
-# callers' threads; OpenMP's it does not know.
+# Random calls of the kernels under sanitizers, of the emulated CUDA kernels too. The thread sanitizer checks the threads of
+# the callers. It does not support OpenMP, so its build has none.
 CASES ?= 1000
 CUDA_CASES ?= 500
 CAPABILITIES := baseline $(if $(shell grep -m1 -w avx2 /proc/cpuinfo 2>/dev/null),avx2) \
@@ -69,7 +79,7 @@ sanitize: build/address/fuzz build/thread/fuzz
 	build/thread/fuzz --cases $(CASES) --callers 4
 	build/address/fuzz_cuda --cases $(CUDA_CASES)
 
-# For minutes, from a new seed.
+# The same for SECONDS, from a new seed.
 SECONDS ?= 300
 fuzz: build/address/fuzz
 	build/address/fuzz --seconds $(SECONDS) --seed $$(date +%s)
@@ -79,8 +89,8 @@ build/%/fuzz: CMakeLists.txt CMakePresets.json $(CPP) $(VENV)/.cmake
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset $*
 	touch $@
 
-# Lines of Python and C++ that the tests reach, and whether every error message is among them. A line of a template
-# counts once; pybind11's headers, which the build's own environment took with it, are not found, nor wanted.
+# Lists the lines of Python and C++ that no test reaches, and the error messages that no test triggers. A line of a template
+# counts once. gcovr does not find the headers of pybind11, which pip deletes after the build; they are of no interest.
 COVERAGE := build/coverage
 coverage: $(VENV)/.release
 	rm -rf $(COVERAGE)/site && find $(COVERAGE) -name '*.gcda' -delete 2>/dev/null; true
@@ -95,7 +105,7 @@ coverage: $(VENV)/.release
 	  --json $(COVERAGE)/native.json --txt - $(COVERAGE)/cmake
 	$(BIN)/python tools/raised.py $(COVERAGE)/python.json $(COVERAGE)/native.json
 
-# All that a release must pass, in an hour or so; ends with a summary.
+# All that a release must pass, in about an hour. It ends with a summary.
 release-check: $(VENV)/.release
 	$(BIN)/python tools/release_check.py
 
@@ -116,7 +126,7 @@ $(VENV)/.installed: $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test,lint,docs]"
 	touch $@
 
-# By name: it is there already, and by path it would be built again.
+# "mixflow[release]" by name finds the installed package. By path, pip would build it again.
 $(VENV)/.release: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "mixflow[release]"
 	touch $@

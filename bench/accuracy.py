@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python bench/accuracy.py [--cases N] [--seed S] [--quick] [--json FILE] [--markdown FILE]
 
-Every figure is the largest error over all cases, divided by eps (2^-23 for float32, 2^-52 for float64) and by the
-scale that tests/truth.py states for it:
+Every figure is the largest error over all cases, divided by eps (2^-23 for float32, 2^-52 for float64) and by its
+scale, which tests/truth/errors.py explains:
 
     z             |z - z*| / max(1, |z*|); uniform base |u - u*| / (u* max(1, |log u*|)), which for u > 1/2 is the
                   absolute error of u and of 1 - u as far as the dtype can hold it            at most 4 (8)
@@ -14,15 +14,15 @@ scale that tests/truth.py states for it:
     log P         of bins: |log P - log P*| / (1 + |log P*|)                                  at most 4
     grad log P    its gradients by the edges and the parameters                               at most 64
 
-In parentheses what holds for float32 on a GPU.
+The bounds in parentheses hold for float32 on a GPU.
 
-Rivals are plain PyTorch formulas (mixflow.bench.baselines), and zuko where it is installed. They meet the same cases;
-`inf` means that a result was infinite or NaN where the truth is an ordinary number, and in parentheses stands the share
-of cases beyond the bound. "ordinary" cases are normal draws of moderate size; "extreme" ones are far tails, gaps
+Baselines are plain PyTorch formulas (mixflow.bench.baselines), and zuko if it is installed. They get the same cases.
+`inf` means that a result was infinite or NaN although the truth is an ordinary number. In parentheses stands the share
+of cases beyond the bound. "ordinary" cases are normal draws of moderate size. "extreme" ones are far tails, gaps
 between components, scales from 1e-6 to 1e6, weights down to 1e-30, flanks of spikes on which log f passes through 0,
-and the surroundings of every switch between formulas.
+and both sides of every switch between formulas.
 
-Exit status 1 if a bound does not hold, after printing the worst case of each in hexadecimal.
+If a bound does not hold, the script prints the worst case in hexadecimal, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,71 +42,87 @@ import torch
 
 import mixflow
 import truth
+from mixflow import standard
 from mixflow.bench import baselines
+from mixflow.op import kernels
 
+HAS_ZUKO = importlib.util.find_spec("zuko") is not None
 HEADINGS = ("method", "family", "base", "dtype", "cases", "count", *truth.BOUNDS)
 
 
-def rivals() -> dict[str, dict[str, truth.Op]]:
-    def plain(function: Any) -> truth.Op:
-        def op(x: torch.Tensor, *parameters: torch.Tensor, family: str, base: str) -> tuple[torch.Tensor, torch.Tensor]:
-            return function(x, parameters, family)  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class Baseline:
+    """What people use today, in the terms of `truth.measure`, and for which families and which base it exists."""
 
-        return op
-
-    return {
-        "eager log-space": {
-            "forward": plain(baselines.log_space_forward),
-            # Autograd sees nothing of a bisection: no gradients to compare.
-            "inverse": plain(torch.no_grad()(baselines.bisection_inverse)),
-        },
-        "eager linear": {"forward": plain(baselines.linear_forward)},
-    }
+    ops: dict[str, truth.Op]
+    families: tuple[str, ...] = tuple(truth.FAMILIES)
+    equal_weights: bool = False
+    differentiate: bool = True
 
 
-def zuko_op() -> truth.Op | None:
-    """GaussianizationTransform of zuko: Gaussian components of equal weight."""
-    if importlib.util.find_spec("zuko") is None:
-        return None
+def plain(function: Any) -> truth.Op:
+    """A formula of `mixflow.bench.baselines`, which goes to the base of `baselines.BASE_OF`."""
 
     def op(x: torch.Tensor, *parameters: torch.Tensor, family: str, base: str) -> tuple[torch.Tensor, torch.Tensor]:
-        z, ladj = baselines.zuko_transform(parameters).call_and_ladj(x)
-        return z, ladj
+        return function(x, parameters, family)  # type: ignore[no-any-return]
 
     return op
 
 
+def zuko_op(x: torch.Tensor, *parameters: torch.Tensor, family: str, base: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """GaussianizationTransform of zuko."""
+    z, ladj = baselines.zuko_transform(parameters).call_and_ladj(x)
+    return z, ladj
+
+
+BASELINES = {
+    "eager log-space": Baseline(
+        {
+            "forward": plain(baselines.log_space_forward),
+            "inverse": plain(
+                torch.no_grad()(baselines.bisection_inverse)
+            ),  # autograd does not differentiate a bisection
+        }
+    ),
+    "eager linear": Baseline({"forward": plain(baselines.linear_forward)}),
+    "zuko": Baseline({"forward": zuko_op}, ("gaussian",), equal_weights=True, differentiate=False),
+}
+
+
 def run_on_emulated_device(kernel: Callable[..., None], indices: Any, tensors: Sequence[Any], *extra: Any) -> None:
-    """Take the place of ``mixflow.op._run`` in a module whose devices are emulated, on tensors of the CPU."""
+    """Replace ``mixflow.op.kernels.run`` where the GPU is emulated: call its kernels with tensors of the CPU."""
     operands = [t if type(t) is tuple else (t.data_ptr(), t.shape, t.stride()) for t in tensors]
     kernel(*indices, tensors[0].dtype == torch.float64, operands, 0, 0, *extra)
 
 
 def measure(cases: int, seed: int, emulated: bool) -> truth.Table:
     own = {"mixflow": {"forward": mixflow.cdf_transform, "inverse": mixflow.cdf_transform_inverse}}
-    zuko = zuko_op()
-    if zuko is None:
-        print("zuko is not installed: its rows are left out.\n")
     table: truth.Table = {}
     for dtype in truth.DTYPES:
         for family in truth.FAMILIES:
             sample = truth.sample(dtype, family, cases, seed)
             promised = truth.bounds(dtype, "cuda" if emulated else "cpu")
             table.update(truth.measure(sample, own, seed=seed, promised=promised))
-            if emulated:
-                continue
-            base = "normal" if family == "gaussian" else "logistic"
-            table.update(truth.measure(sample, rivals(), (base,), seed=seed))
-            equal = [c for c in sample if len(set(c.logits)) == 1]
-            if zuko is not None and family == "gaussian":
-                table.update(truth.measure(equal, {"zuko": {"forward": zuko}}, ("normal",), differentiate=False))
+            if not emulated:
+                table.update(measure_baselines(sample, seed))
+    return table
+
+
+def measure_baselines(sample: Sequence[truth.Case], seed: int) -> truth.Table:
+    family, table = sample[0].family, {}
+    for name, baseline in BASELINES.items():
+        if family not in baseline.families or (name == "zuko" and not HAS_ZUKO):
+            continue
+        cases = [c for c in sample if len(set(c.logits)) == 1] if baseline.equal_weights else sample
+        methods, bases = {name: baseline.ops}, (baselines.BASE_OF[family],)
+        table.update(truth.measure(cases, methods, bases, seed=seed, differentiate=baseline.differentiate))
     return table
 
 
 def difference_of_cdfs(lower: torch.Tensor, upper: torch.Tensor, *parameters: torch.Tensor, family: str) -> Any:
-    """What the definition says: log(F(upper) - F(lower))."""
+    """The definition: log(F(upper) - F(lower))."""
     logits, loc, log_scale = parameters
-    cdf = torch.sigmoid if family == "logistic" else torch.special.ndtr
+    cdf = standard.FAMILIES[family].plain_cdf
     tails = (cdf((edge.unsqueeze(-1) - loc) * (-log_scale).exp()) for edge in (upper, lower))
     return (logits.softmax(-1) * (next(tails) - next(tails))).sum(-1).log()
 
@@ -125,19 +142,20 @@ def pixelcnn(lower: torch.Tensor, upper: torch.Tensor, *parameters: torch.Tensor
     return (logits.log_softmax(-1) + torch.where(finite.unsqueeze(-1), inner, edge)).logsumexp(-1)
 
 
+# Of bins: the op, and the families for which it exists.
+BIN_METHODS = {
+    "mixflow": (mixflow.discretized_log_prob, tuple(truth.FAMILIES)),
+    "difference of CDFs": (difference_of_cdfs, tuple(truth.FAMILIES)),
+    "PixelCNN++": (pixelcnn, ("logistic",)),
+}
+
+
 def measure_bins(cases: int, seed: int) -> tuple[list[list[str]], list[tuple[str, str]]]:
     """The table of log P and its gradients, and every bound that does not hold with its worst case."""
-    methods = {
-        "mixflow": mixflow.discretized_log_prob,
-        "difference of CDFs": difference_of_cdfs,
-        "PixelCNN++": pixelcnn,
-    }
     lines, broken = [["method", "family", "dtype", "figure", *truth.BIN_KINDS]], []
-    for method, op in methods.items():
+    for method, (op, families) in BIN_METHODS.items():
         for dtype in truth.DTYPES:
-            for family in truth.FAMILIES:
-                if method == "PixelCNN++" and family != "logistic":
-                    continue
+            for family in families:
                 table = truth.measure_bins(truth.sample_bins(dtype, family, cases, seed), op)
                 for figure, bound in truth.BIN_BOUNDS.items():
                     worst = [table[figure, kind] for kind in truth.BIN_KINDS]
@@ -193,7 +211,7 @@ def main() -> int:
     if args.emulated:
         if mixflow._core.cuda_architectures() != "emulated":
             parser.error("--emulated: expected a module built with MIXFLOW_CUDA=EMULATED; `make emulated` builds one")
-        mixflow.op._run = run_on_emulated_device
+        kernels.run = run_on_emulated_device
         where = "the CUDA kernels, emulated, with units as inexact as they may be"
     table = measure(256 if args.quick else args.cases, args.seed, args.emulated)
     text = render(rows(table))

@@ -8,8 +8,8 @@ part, and ends by itself. zuko's flows are trained for ``--seconds`` of wall tim
 the validation part kept. Both are scored on the test part. One judgement is that no flow of mixflow takes longer than
 ``--seconds``.
 
-Every run has one thread. Runs go on side by side, a rival's next to one of mixflow's, so that a machine that drifts
-does so for both.
+Every run has one thread. Runs go on side by side, one of zuko's beside one of mixflow's, so that a machine that
+drifts does so for both.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ import univariate
 Parts = tuple[Tensor, Tensor, Tensor]
 
 OURS = ("gaussianization", "coupling", "autoregressive")
-RIVALS: dict[str, dict[str, Any]] = {
+ZUKO: dict[str, dict[str, Any]] = {
     "GF": {"transforms": 6},
     "NSF": {"transforms": 5, "hidden_features": (64, 64)},
     "MAF": {"transforms": 5, "hidden_features": (64, 64)},
@@ -79,7 +79,7 @@ class Outcome:
     def cells(self) -> dict[str, str]:
         return {
             "case": self.table,
-            "contender": self.flow if self.ours else f"zuko {self.flow}",
+            "flow": self.flow if self.ours else f"zuko {self.flow}",
             "parameters": f"{self.parameters:,}",
             "seconds": f"{self.seconds:.1f}",
             "epochs": str(self.epochs),
@@ -121,13 +121,14 @@ def split(values: NDArray[np.float64]) -> Parts:
     return scaled[0], scaled[1], scaled[2]
 
 
-def run(name: str, path: str, flow: str, seconds: float) -> Outcome:
+def run(name: str, path: str, flow: str, seconds: float, epochs: int | None) -> Outcome:
     """Fit one flow to one table, in a process of its own."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     parts = split(read_table(path).values)
     start = time.perf_counter()
-    model, curve = (train_ours if flow in OURS else train_rival)(flow, parts, start, seconds)
+    ours = flow in OURS
+    model, curve = train_ours(flow, parts, start, epochs) if ours else train_zuko(flow, parts, start, seconds)
     spent = time.perf_counter() - start
     records = curve[:1]
     for point in curve:
@@ -138,23 +139,25 @@ def run(name: str, path: str, flow: str, seconds: float) -> Outcome:
     return Outcome(name, flow, count(model), spent, len(curve) - 1, validation, test, records)
 
 
-def train_ours(kind: str, parts: Parts, start: float, seconds: float) -> tuple[nn.Module, list[tuple[float, float]]]:
+def train_ours(
+    kind: str, parts: Parts, start: float, epochs: int | None
+) -> tuple[nn.Module, list[tuple[float, float]]]:
     """A fit with defaults: it sees the clock as little as a user's does."""
     train, validation, _ = parts
     flow = flows.RECIPES[kind](features=train.shape[1])
-    history = mixflow.fit(flow, train, validation=validation, progress=False)
+    history = mixflow.fit(flow, train, validation=validation, epochs=epochs, progress=False)
     began = time.perf_counter() - start - sum(history.seconds)
     at = began + np.cumsum([0.0, *history.seconds])
     scores = [max(history.starts.values()), *history.validation_log_prob]
     return flow, list(zip(at.tolist(), scores, strict=True))
 
 
-def train_rival(kind: str, parts: Parts, start: float, seconds: float) -> tuple[nn.Module, list[tuple[float, float]]]:
+def train_zuko(kind: str, parts: Parts, start: float, seconds: float) -> tuple[nn.Module, list[tuple[float, float]]]:
     """Adam with gradients clipped and the learning rate falling along a half cosine of the clock, from zuko's 1e-3."""
     import zuko
 
     train, validation, _ = parts
-    flow = getattr(zuko.flows, kind)(train.shape[1], **RIVALS[kind])
+    flow = getattr(zuko.flows, kind)(train.shape[1], **ZUKO[kind])
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
     best, best_score = copy.deepcopy(flow.state_dict()), mean_log_prob(flow, validation)
     curve = [(time.perf_counter() - start, best_score)]
@@ -193,16 +196,16 @@ def judge(outcomes: Sequence[Outcome], seconds: float) -> list[Judgement]:
     judgements = []
     for name in dict.fromkeys(outcome.table for outcome in outcomes):
         of = {outcome.flow: outcome for outcome in outcomes if outcome.table == name}
-        best = max(of[flow].test for flow in RIVALS)
+        best = max(of[flow].test for flow in ZUKO)
         judgements.append(
             Judgement(f"{name}: best test log_prob, best of zuko as target", max(of[f].test for f in OURS), best, True)
         )
-        own, rival = of["gaussianization"], of["GF"]
+        own, theirs = of["gaussianization"], of["GF"]
         judgements.append(
-            Judgement(f"{name}: gaussianization, test log_prob, zuko GF as target", own.test, rival.test, True)
+            Judgement(f"{name}: gaussianization, test log_prob, zuko GF as target", own.test, theirs.test, True)
         )
-        reached = [at for at, score in own.curve if score >= rival.validation]
-        when, _ = rival.curve[-1]
+        reached = [at for at, score in own.curve if score >= theirs.validation]
+        when, _ = theirs.curve[-1]
         judgements.append(
             Judgement(
                 f"{name}: times sooner at zuko GF's validation score", when / min(reached, default=math.inf), 10, True
@@ -267,11 +270,11 @@ def sampling(seconds: float) -> list[Judgement]:
     x = (x - x.mean(0)) / x.std(0)
     own = flows.gaussianization(5, layers=6, components=8, family="logistic")
     mixflow.fit(own, x, progress=False)
-    rival = zuko.flows.GF(5, transforms=6)
-    optimizer = torch.optim.Adam(rival.parameters(), lr=1e-3)
+    other = zuko.flows.GF(5, transforms=6)
+    optimizer = torch.optim.Adam(other.parameters(), lr=1e-3)
     for rows in torch.randperm(len(x)).split(64):
         optimizer.zero_grad()
-        (-rival().log_prob(x[rows]).mean()).backward()
+        (-other().log_prob(x[rows]).mean()).backward()
         optimizer.step()
 
     def ours() -> Tensor:
@@ -279,7 +282,7 @@ def sampling(seconds: float) -> list[Judgement]:
 
     @torch.no_grad()
     def theirs() -> Tensor:
-        return torch.cat([rival().sample((n // 10,)) for _ in range(10)])
+        return torch.cat([other().sample((n // 10,)) for _ in range(10)])
 
     def seconds_of(draw: Callable[[], Tensor]) -> float:
         start = time.perf_counter()
@@ -298,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=".csv, .npy or .parquet files of numbers")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: %(default)g)")
+    parser.add_argument("--epochs", type=int, help="of mixflow's flows at most, for a quick trial (default: their own)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a core each (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the sections whose name contains TEXT")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
@@ -310,18 +314,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes: list[Outcome] = []
     if arguments.only in "tables" and arguments.tables:
         named = {Path(path).stem: path for path in arguments.tables}
-        order = [f for pair in zip(RIVALS, OURS, strict=True) for f in pair]
+        order = [f for pair in zip(ZUKO, OURS, strict=True) for f in pair]
         with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-            pending = [pool.submit(run, *item, flow, arguments.seconds) for item in named.items() for flow in order]
+            pending = [
+                pool.submit(run, *item, flow, arguments.seconds, arguments.epochs)
+                for item in named.items()
+                for flow in order
+            ]
             for future in pending:
                 outcomes.append(future.result())
                 if len(outcomes) % len(order) == 0:
-                    print(f"\n{table(outcomes[-len(order) :])}", flush=True)
+                    print(
+                        f"\n{table([outcome.cells() for outcome in outcomes[-len(order) :]], left=('case', 'flow'))}",
+                        flush=True,
+                    )
         judgements += judge(outcomes, arguments.seconds)
     for section in (known_densities, transport, sampling):
         if arguments.only in section.__name__:
             judgements += section(arguments.seconds)
-    print(f"\n{table(judgements)}\n\n{sum(j.reached for j in judgements)} of {len(judgements)} reached.")
+    print(f"\n{table([judgement.cells() for judgement in judgements])}\n")
+    print(f"{sum(j.reached for j in judgements)} of {len(judgements)} reached.")
     document = {
         "machine": about,
         "seconds": arguments.seconds,

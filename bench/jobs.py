@@ -2,8 +2,8 @@
 
 python bench/jobs.py [--steps N] [--rounds R] [--only TEXT] [--out DIR]
 
-Every contender gets the same rows, batches, optimizer and number of steps. Before anything is timed, each is trained
-for a few steps and its density is integrated over the plane: one that is not 1 stops the run. Contenders then take
+Every flow gets the same rows, batches, optimizer and number of steps. Before anything is timed, each is trained
+for a few steps and its density is integrated over the plane: one that is not 1 stops the run. They then take
 turns, round by round, from new weights each time. One thread; seconds are processor time, so that other work on the
 machine counts little. A ratio is the median over the rounds.
 """
@@ -23,19 +23,19 @@ import torch
 from torch import Tensor, nn
 
 from mixflow import flows
+from mixflow.bench.cases import Unavailable
 from mixflow.bench.inputs import Settings
-from mixflow.bench.jobs import LogProb, check_density, training_step, zuko_nsf
 from mixflow.bench.report import machine, table
-from mixflow.bench.rivals import Absent
 from mixflow.files.atomic import replace_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import toys
+from training import LogProb, check_density, training_step, zuko_nsf
 
 BATCH, WARM_UP, LEAST = 256, 20, -1.33
 
 
-# -- the contenders: each a module and its log density ---------------------------------------------------------
+# -- the flows: each a module and its log density ---------------------------------------------------------
 
 
 def mixflow_coupling() -> tuple[nn.Module, LogProb]:
@@ -68,7 +68,7 @@ def nflows_nsf() -> tuple[nn.Module, LogProb]:
     return flow, flow.log_prob
 
 
-CONTENDERS: dict[str, Callable[[], tuple[nn.Module, LogProb]]] = {
+FLOWS: dict[str, Callable[[], tuple[nn.Module, LogProb]]] = {
     "mixflow coupling, 4": mixflow_coupling,
     "mixflow autoregressive, 3": mixflow_autoregressive,
     "zuko NSF, 3": lambda: zuko_nsf(2),
@@ -81,9 +81,9 @@ CONTENDERS: dict[str, Callable[[], tuple[nn.Module, LogProb]]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One contender over all rounds: ``seconds`` and ``test`` have one number for each."""
+    """One flow over all rounds: ``seconds`` and ``test`` have one number for each."""
 
-    contender: str
+    flow: str
     parameters: int
     seconds: list[float]
     test: list[float]
@@ -91,7 +91,7 @@ class Outcome:
 
     def cells(self) -> dict[str, str]:
         return {
-            "contender": self.contender,
+            "flow": self.flow,
             "parameters": f"{self.parameters:,}",
             "seconds": f"{min(self.seconds):.2f}",
             "times mixflow coupling": f"{self.ratio:.2f}",
@@ -116,18 +116,18 @@ def train(flow: nn.Module, log_prob: LogProb, rows: Tensor, steps: int, seed: in
 
 
 def check(name: str, rows: Tensor) -> None:
-    """Stop unless the contender is a density after some steps: what is not one can score anything."""
+    """Stop unless the flow is a density after some steps: what is not one can score anything."""
     torch.manual_seed(0)
-    flow, log_prob = CONTENDERS[name]()
+    flow, log_prob = FLOWS[name]()
     train(flow, log_prob, rows, WARM_UP, 0)
     check_density(name, log_prob, rows)
 
 
 def missing(name: str) -> str | None:
-    """Why a contender cannot run; None if it can."""
+    """Why a flow cannot run; None if it can."""
     try:
-        CONTENDERS[name]()
-    except Absent as reason:
+        FLOWS[name]()
+    except Unavailable as reason:
         return str(reason)
     except ImportError as error:
         return f"{error.name} is not installed"
@@ -144,7 +144,7 @@ def run(names: Sequence[str], steps: int, rounds: int) -> list[Outcome]:
     for seed in range(rounds):
         for name in names:
             torch.manual_seed(seed)
-            flow, log_prob = CONTENDERS[name]()
+            flow, log_prob = FLOWS[name]()
             seconds[name].append(train(flow, log_prob, rows, steps, seed))
             with torch.no_grad():
                 scores[name].append(log_prob(test).double().mean().item())
@@ -159,7 +159,7 @@ def run(names: Sequence[str], steps: int, rounds: int) -> list[Outcome]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600, help="of each training (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="trainings of each contender (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="trainings of each flow (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="besides the first, those whose name contains TEXT")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     arguments = parser.parse_args(argv)
@@ -167,10 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = machine(Settings(BATCH, 8, torch.float32, 1, torch.device("cpu"), False))
     print("\n".join(f"{key:<16} {value}" for key, value in about.items()), flush=True)
 
-    first, *others = CONTENDERS
+    first, *others = FLOWS
     reasons = {name: missing(name) for name in [first, *(name for name in others if arguments.only in name)]}
     outcomes = run([name for name, reason in reasons.items() if reason is None], arguments.steps, arguments.rounds)
-    print(f"\n{table(outcomes)}")
+    print(f"\n{table([outcome.cells() for outcome in outcomes], left=('flow',))}")
     print("".join(f"  {name}: {reason}\n" for name, reason in reasons.items() if reason is not None), end="")
     document = {"machine": about, "steps": arguments.steps, "two moons": [asdict(outcome) for outcome in outcomes]}
     arguments.out.mkdir(parents=True, exist_ok=True)

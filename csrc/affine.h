@@ -6,7 +6,7 @@
 // from m at x in either direction.
 #pragma once
 
-#include "mixture.h"
+#include "gradients.h"
 
 namespace mixflow {
 namespace MIXFLOW_ARCH {

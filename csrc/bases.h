@@ -1,14 +1,16 @@
-// Base distributions: what z = G^-1(F(x)) is distributed as when x follows the mixture. A base is one struct here plus
-// one line in MIXFLOW_BASES.
+// Base distributions: if x follows the mixture, z = G^-1(F(x)) follows the base with the CDF G. To add a base, write a
+// struct here, add a line to MIXFLOW_BASES, and add a record in python/mixflow/standard/bases.py and in
+// tests/truth/bases.py.
 //
-// A base never sees a probability near 1. It is given both tails, F (`lower`) and S = 1 - F (`upper`), or their
-// log-ratio (`logit`), and with m = min(F, S) it answers
+// No base is given a probability near 1, which would have lost the digits of the other tail. It is given both tails, F
+// (`cdf`) and S = 1 - F (`survival`), or their log-ratio (`logit`). With m = min(F, S), g the base's density and both
+// tails normal numbers:
 //     from_tails(F, S), from_logit(log F - log S)      z = G^-1(F)
-//     to_logit(z)                                      log G(z) - log(1 - G(z))
-//     mills(z, F, S), log_mills(z, log m, log(1 - m))  m / g(z): bounded where 1 / g(z) overflows
+//     to_logit(z)                                      log G(z) - log(1 - G(z)); NaN outside the support
+//     mills(z, F, S), log_mills(z, log m, log(1 - m))  m / g(z), which is bounded where 1 / g(z) overflows
 //     score(z, F, S)                                   d log g(z) / dz
-//     ladj(f, f / m, z, F, S)                          log f - log g(z), where f, F and S are normal numbers
-// dz/dx = f / g = (f / m) * mills, in which the common decay of f and m cancels before anything is rounded.
+//     ladj(f, f / m, z, F, S)                          log f - log g(z), where f is a normal number, too
+// The slope is dz/dx = f / g = (f / m) * mills. The common decay of f and m cancels in it before anything is rounded.
 #pragma once
 
 #include "special.h"
@@ -20,8 +22,8 @@ struct Normal {
   static constexpr const char* name = "normal";
 
   template <class V>
-  static MIXFLOW_FN V from_tails(V lower, V upper) {
-    return probit(lower - upper, max(-quick_log(lower * upper * Scalar<V>(4)), V{}));
+  static MIXFLOW_FN V from_tails(V cdf, V survival) {
+    return probit(cdf - survival, max(-quick_log(cdf * survival * Scalar<V>(4)), V{}));
   }
   template <class V>
   static MIXFLOW_FN V from_logit(V logit) {
@@ -44,12 +46,12 @@ struct Normal {
     return -z;
   }
   template <class V>
-  static MIXFLOW_FN V ladj(V density, V density_over_smaller, V z, V lower, V upper) {
+  static MIXFLOW_FN V ladj(V density, V density_over_smaller, V z, V cdf, V survival) {
     // Without the Mills ratio the error of z enters as z^2, and the result is the small difference of large logarithms.
     if constexpr (has_units<V>)
       return quick_log(density) + fma(z * Scalar<V>(0.5), z, splat<V>(Scalar<V>(0.918938533204672741780)));
     else
-      return log_normal(density_over_smaller * mills(z, lower, upper));
+      return log_normal(density_over_smaller * mills(z, cdf, survival));
   }
 };
 
@@ -57,8 +59,8 @@ struct StandardLogistic {
   static constexpr const char* name = "logistic";
 
   template <class V>
-  static MIXFLOW_FN V from_tails(V lower, V upper) {
-    return log_normal(lower * bounded_reciprocal(upper));
+  static MIXFLOW_FN V from_tails(V cdf, V survival) {
+    return log_normal(cdf * bounded_reciprocal(survival));
   }
   template <class V>
   static MIXFLOW_FN V from_logit(V logit) {
@@ -70,20 +72,20 @@ struct StandardLogistic {
   }
   // g = F S, so min(F, S) / g = 1 / max(F, S).
   template <class V>
-  static MIXFLOW_FN V mills(V, V lower, V upper) {
-    return bounded_reciprocal(max(lower, upper));
+  static MIXFLOW_FN V mills(V, V cdf, V survival) {
+    return bounded_reciprocal(max(cdf, survival));
   }
   template <class V>
   static MIXFLOW_FN V log_mills(V, V, V log_larger) {
     return -log_larger;
   }
   template <class V>
-  static MIXFLOW_FN V score(V, V lower, V upper) {
-    return upper - lower;
+  static MIXFLOW_FN V score(V, V cdf, V survival) {
+    return survival - cdf;
   }
   template <class V>
-  static MIXFLOW_FN V ladj(V density, V, V, V lower, V upper) {
-    return quick_log(density * bounded_reciprocal(lower * upper));
+  static MIXFLOW_FN V ladj(V density, V, V, V cdf, V survival) {
+    return quick_log(density * bounded_reciprocal(cdf * survival));
   }
 };
 
@@ -91,8 +93,8 @@ struct Uniform {
   static constexpr const char* name = "uniform";
 
   template <class V>
-  static MIXFLOW_FN V from_tails(V lower, V) {
-    return lower;
+  static MIXFLOW_FN V from_tails(V cdf, V) {
+    return cdf;
   }
   template <class V>
   static MIXFLOW_FN V from_logit(V logit) {
@@ -105,8 +107,8 @@ struct Uniform {
     return log(u) - log(Scalar<V>(1) - u);
   }
   template <class V>
-  static MIXFLOW_FN V mills(V, V lower, V upper) {
-    return min(lower, upper);
+  static MIXFLOW_FN V mills(V, V cdf, V survival) {
+    return min(cdf, survival);
   }
   template <class V>
   static MIXFLOW_FN V log_mills(V, V log_smaller, V) {
@@ -127,8 +129,8 @@ struct Uniform {
   X(StandardLogistic)    \
   X(Uniform)
 
-// The base distribution is applied once per element, after the loop over components: choosing it at run time keeps the
-// number of compiled loops at one per family, op and dtype.
+// The base is applied once for each element, after the loop over components. So it costs little to choose it at run
+// time, and the compiler makes one loop for each family, op and dtype, and not one for each base as well.
 struct RuntimeBase {
   int id;
 

@@ -1,10 +1,15 @@
-// What Python sees: pointers and shapes in, nothing out. Allocation and argument checks with their messages are
-// Python's; this file only refuses what would read out of bounds. Arrays of rows come as buffers, which bring their
-// shapes and strides along and are held while they are read.
+// The Python module mixflow._core: addresses and shapes in, nothing out.
+//
+// Python allocates all memory, and checks arguments with messages for users. This file only refuses what would read out
+// of bounds. Rows of training data come as Python buffers, which have shapes and strides, and which Python keeps alive
+// while they are read.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <map>
+#include <string>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "names.h"
@@ -24,7 +29,7 @@ void to_extents(const py::tuple& values, Extents& extents) {
   for (py::handle value : values) extents.value[extents.count++] = value.cast<int64_t>();
 }
 
-// (address, shape, strides in elements)
+// From a tuple of address, shape and strides (in elements).
 void to_array(const py::tuple& fields, Array& array, bool is_optional) {
   array.data = reinterpret_cast<void*>(fields[0].cast<uintptr_t>());
   if (array.data == nullptr && !is_optional)
@@ -48,21 +53,93 @@ void check_parameters(const Call& call) {
     throw std::invalid_argument("base: index out of range");
 }
 
-// `device` is -1 for the CPU, with `stream` the largest number of threads; else a CUDA device index and stream handle.
-// What a CUDA kernel needs of memory comes from allocate(bytes), which returns an address.
-void execute(Call& call, int device, int64_t stream, [[maybe_unused]] const py::object& allocate = py::none()) {
+// A call as Python makes it. Some kernels take the parameters of a set, and its gradients, as one row.
+struct PythonCall : Call {
+  Array rows, grad_rows;
+};
+
+// An operand that Python passes: its name, and where it goes in a call.
+struct NamedOperand {
+  const char* name;
+  Array PythonCall::* array;
+};
+using Operands = std::vector<NamedOperand>;
+Operands operator+(Operands a, const Operands& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+// The operands of a kernel, in the order in which Python passes them. The addresses of gradients may be 0, which means
+// that they are not wanted.
+struct Signature {
+  Operands required, gradients;
+};
+
+// The signatures of all kernels by name. Nothing else in C++ depends on the order of operands.
+std::map<std::string, Signature> make_signatures() {
+  const Operands parameters{{"logits", &Call::logits}, {"loc", &Call::loc}, {"log_scale", &Call::log_scale}};
+  const Operands grad_parameters{
+      {"grad_logits", &Call::grad_logits}, {"grad_loc", &Call::grad_loc}, {"grad_log_scale", &Call::grad_log_scale}};
+  const Operands outputs{{"value", &Call::output}, {"ladj", &Call::ladj}};
+  const Operands grad_outputs{{"grad_value", &Call::grad_value}, {"grad_ladj", &Call::grad_ladj}};
+  const Operands slopes{{"slope", &Call::slope}, {"ladj_slope", &Call::ladj_slope}};
+  const Operands diagnostics{{"evaluations", &Call::evaluations}, {"residual", &Call::residual}};
+  const Operands x{{"x", &Call::input}}, grad_x{{"grad_x", &Call::output}};
+  const Operands rows{{"rows", &PythonCall::rows}}, grad_rows{{"grad_rows", &PythonCall::grad_rows}};
+  const Operands edges{{"lower", &Call::input}, {"upper", &Call::upper}};
+  const Operands grad_edges{{"grad_lower", &Call::output}, {"grad_upper", &Call::grad_upper}};
+  const Operands log_prob{{"log_prob", &Call::output}}, grad_log_prob{{"grad_log_prob", &Call::grad_value}};
+  return {{"map", {x + parameters + outputs, {}}},
+          {"map_with_diagnostics", {x + parameters + outputs + diagnostics, {}}},
+          {"map_with_slopes", {x + parameters + outputs + slopes, {}}},
+          {"map_backward", {grad_outputs + x + parameters, grad_x + grad_parameters}},
+          {"packed_map", {x + rows + outputs, {}}},
+          {"packed_map_backward", {grad_outputs + x + rows, grad_x + grad_rows}},
+          {"interval", {edges + parameters + log_prob, {}}},
+          {"interval_backward", {grad_log_prob + edges + parameters, grad_edges + grad_parameters}}};
+}
+const std::map<std::string, Signature> signatures = make_signatures();
+
+void assign(PythonCall& call, const Signature& signature, const py::sequence& operands) {
+  size_t expected = signature.required.size() + signature.gradients.size(), i = 0;
+  if (operands.size() != expected)
+    throw std::invalid_argument("operands: expected " + std::to_string(expected) + "; got " +
+                                std::to_string(operands.size()));
+  for (const NamedOperand& operand : signature.required) to_array(operands[i++], call.*operand.array, false);
+  for (const NamedOperand& operand : signature.gradients) to_array(operands[i++], call.*operand.array, true);
+  if (call.rows.shape.count > 0) set_rows(call, call.rows);
+  if (call.grad_rows.shape.count > 0) set_gradient_rows(call, call.grad_rows);
+}
+
+// What all kernels take from Python.
+struct Arguments {
+  int family, base;
+  bool is_double;
+  const py::sequence& operands;
+  int device;      // of CUDA, or -1 for the CPU
+  int64_t stream;  // of CUDA; on the CPU the largest number of threads
+};
+
+// Runs an op. `allocate(bytes)` returns the address of memory that a CUDA kernel needs beside the operands.
+void execute(Op op, const Signature& signature, const Arguments& arguments,
+             [[maybe_unused]] const py::object& allocate = py::none()) {
+  PythonCall call;
+  call.op = op;
+  call.dtype = arguments.is_double ? Dtype::float64 : Dtype::float32;
+  call.family = arguments.family;
+  call.base = arguments.base;
+  call.on_gpu = arguments.device >= 0;
+  assign(call, signature, arguments.operands);
   check_parameters(call);
-  call.on_gpu = device >= 0;
   Problem problem = make_problem(call);
 #if defined(MIXFLOW_CUDA)
   void* workspace = nullptr;
-  if (size_t bytes = device < 0 ? 0 : cuda_workspace(problem))
+  if (size_t bytes = call.on_gpu ? cuda_workspace(problem) : 0)
     workspace = reinterpret_cast<void*>(allocate(bytes).cast<uintptr_t>());
 #endif
   py::gil_scoped_release release;
-  if (device < 0) {
+  if (!call.on_gpu) {
     try {
-      return run_on_cpu(problem, worthwhile_threads(problem, static_cast<int>(stream)));
+      return run_on_cpu(problem, worthwhile_threads(problem, static_cast<int>(arguments.stream)));
     } catch (const std::bad_alloc&) {
       py::gil_scoped_acquire acquire;
       PyErr_Format(PyExc_MemoryError, "logits: not enough memory to work with %d components", problem.components);
@@ -70,102 +147,59 @@ void execute(Call& call, int device, int64_t stream, [[maybe_unused]] const py::
     }
   }
 #if defined(MIXFLOW_CUDA)
-  run_on_cuda(problem, device, reinterpret_cast<void*>(stream), workspace);
+  run_on_cuda(problem, arguments.device, reinterpret_cast<void*>(arguments.stream), workspace);
 #else
   throw std::runtime_error("x: this build of mixflow has no CUDA kernels");
 #endif
 }
 
-Call make_call(Op op, int family, int base, bool is_double) {
-  Call call;
-  call.op = op;
-  call.dtype = is_double ? Dtype::float64 : Dtype::float32;
-  call.family = family;
-  call.base = base;
-  return call;
-}
-
-// Fills the call's arrays from the operands, in the order given; of the last, the gradients, any address may be 0: not
-// wanted.
-void assign(const py::sequence& operands, std::initializer_list<Array*> arrays,
-            std::initializer_list<Array*> gradients = {}) {
-  if (operands.size() != arrays.size() + gradients.size())
-    throw std::invalid_argument("operands: expected " + std::to_string(arrays.size() + gradients.size()) + "; got " +
-                                std::to_string(operands.size()));
-  size_t i = 0;
-  for (Array* array : arrays) to_array(operands[i++], *array, false);
-  for (Array* array : gradients) to_array(operands[i++], *array, true);
-}
-
 void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
-  Call call = make_call(inverse ? Op::inverse : Op::forward, family, base, is_double);
-  if (inverse && operands.size() == 8)
-    assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj,
-                      &call.evaluations, &call.residual});
-  else
-    assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj});
-  execute(call, device, stream);
+  static const Signature &plain = signatures.at("map"), &diagnosed = signatures.at("map_with_diagnostics");
+  bool has_diagnostics = inverse && operands.size() == diagnosed.required.size();
+  execute(inverse ? Op::inverse : Op::forward, has_diagnostics ? diagnosed : plain,
+          {family, base, is_double, operands, device, stream});
 }
 
 void map_with_slopes(int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
-  Call call = make_call(Op::forward_with_slopes, family, base, is_double);
-  assign(operands, {&call.input, &call.logits, &call.loc, &call.log_scale, &call.output, &call.ladj, &call.slope,
-                    &call.ladj_slope});
-  execute(call, device, stream);
+  static const Signature& own = signatures.at("map_with_slopes");
+  execute(Op::forward_with_slopes, own, {family, base, is_double, operands, device, stream});
 }
 
 void map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
                   int64_t stream, const py::object& allocate) {
-  Call call = make_call(inverse ? Op::inverse_backward : Op::backward, family, base, is_double);
-  assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &call.logits, &call.loc, &call.log_scale},
-         {&call.output, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
-  execute(call, device, stream, allocate);
+  static const Signature& own = signatures.at("map_backward");
+  execute(inverse ? Op::inverse_backward : Op::backward, own, {family, base, is_double, operands, device, stream},
+          allocate);
 }
 
 void packed_map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
                 int64_t stream) {
-  Call call = make_call(inverse ? Op::inverse : Op::forward, family, base, is_double);
-  Array rows;
-  assign(operands, {&call.input, &rows, &call.output, &call.ladj});
-  set_rows(call, rows);
-  execute(call, device, stream);
+  static const Signature& own = signatures.at("packed_map");
+  execute(inverse ? Op::inverse : Op::forward, own, {family, base, is_double, operands, device, stream});
 }
 
 void packed_map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
                          int64_t stream, const py::object& allocate) {
-  Call call = make_call(inverse ? Op::inverse_backward : Op::backward, family, base, is_double);
-  Array rows, grad_rows;
-  assign(operands, {&call.grad_value, &call.grad_ladj, &call.input, &rows}, {&call.output, &grad_rows});
-  set_rows(call, rows);
-  set_gradient_rows(call, grad_rows);
-  execute(call, device, stream, allocate);
+  static const Signature& own = signatures.at("packed_map_backward");
+  execute(inverse ? Op::inverse_backward : Op::backward, own, {family, base, is_double, operands, device, stream},
+          allocate);
 }
 
 void interval(int family, bool is_double, const py::sequence& operands, int device, int64_t stream) {
-  Call call = make_call(Op::interval, family, 0, is_double);
-  assign(operands, {&call.input, &call.upper, &call.logits, &call.loc, &call.log_scale, &call.output});
-  execute(call, device, stream);
+  static const Signature& own = signatures.at("interval");
+  execute(Op::interval, own, {family, 0, is_double, operands, device, stream});
 }
 
 void interval_backward(int family, bool is_double, const py::sequence& operands, int device, int64_t stream,
                        const py::object& allocate) {
-  Call call = make_call(Op::interval_backward, family, 0, is_double);
-  assign(operands, {&call.grad_value, &call.input, &call.upper, &call.logits, &call.loc, &call.log_scale},
-         {&call.output, &call.grad_upper, &call.grad_logits, &call.grad_loc, &call.grad_log_scale});
-  execute(call, device, stream, allocate);
+  static const Signature& own = signatures.at("interval_backward");
+  execute(Op::interval_backward, own, {family, 0, is_double, operands, device, stream}, allocate);
 }
 
 int worthwhile(const std::string& op, bool is_double, int components, int64_t sets, int64_t elements, int threads) {
-  const std::pair<const char*, Op> ops[] = {{"forward", Op::forward},
-                                            {"forward_with_slopes", Op::forward_with_slopes},
-                                            {"backward", Op::backward},
-                                            {"inverse", Op::inverse},
-                                            {"inverse_backward", Op::inverse_backward},
-                                            {"interval", Op::interval},
-                                            {"interval_backward", Op::interval_backward}};
-  for (const auto& [name, value] : ops)
-    if (op == name)
-      return worthwhile_threads(value, is_double ? Dtype::float64 : Dtype::float32, components, sets, elements,
+  for (const NamedOp& named : kOps)
+    if (op == named.name)
+      return worthwhile_threads(named.op, is_double ? Dtype::float64 : Dtype::float32, components, sets, elements,
                                 threads);
   throw std::invalid_argument("op: expected the name of an op; got " + op);
 }
@@ -178,7 +212,7 @@ void special(const std::string& name, bool is_double, int64_t size, uintptr_t in
                      reinterpret_cast<const void*>(input), reinterpret_cast<void*>(output));
 }
 
-// A buffer of this form, with nothing between neighbours along its last axis.
+// A buffer with so many axes, whose numbers are neighbours along the last one. An `item_size` of 0 stands for any.
 py::buffer_info view(const char* name, const py::buffer& buffer, ssize_t axes, ssize_t item_size, bool is_written) {
   py::buffer_info info = buffer.request(is_written);
   bool is_dense = info.ndim == axes && (info.shape.back() <= 1 || info.strides.back() == info.itemsize);
@@ -188,7 +222,7 @@ py::buffer_info view(const char* name, const py::buffer& buffer, ssize_t axes, s
   return info;
 }
 
-// `positions` are an array, or the first of as many as the result has places.
+// `positions` is an array; or the first of consecutive positions, as many as `result` has room for.
 void permute(const py::buffer& keys, int64_t count, const py::object& positions, const py::buffer& result) {
   py::buffer_info key = view("keys", keys, 1, sizeof(uint32_t), false);
   py::buffer_info to = view("result", result, 1, sizeof(int64_t), true);
@@ -232,13 +266,37 @@ py::tuple to_tuple(const Strings& values) {
   return py::tuple(result);
 }
 
+// For each kernel the names of its operands, in their order.
+py::dict operand_names() {
+  py::dict result;
+  for (const auto& [kernel, signature] : signatures) {
+    py::list names;
+    for (const NamedOperand& operand : signature.required + signature.gradients) names.append(operand.name);
+    result[kernel.c_str()] = py::tuple(names);
+  }
+  return result;
+}
+
+py::dict constants_by_dtype() {
+  py::dict in_float32, in_float64, result;
+  for (const Constant& constant : constants()) {
+    in_float32[constant.name] = constant.in_float32;
+    in_float64[constant.name] = constant.in_float64;
+  }
+  result["float32"] = in_float32;
+  result["float64"] = in_float64;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "Fused kernels of the mixture-CDF transform. Use mixflow.ops; this module trusts its caller.";
+  m.doc() = "Fused kernels of the mixture-CDF transform. Use mixflow.op; this module trusts its caller.";
   m.attr("FAMILIES") = to_tuple(family_names());
   m.attr("BASES") = to_tuple(base_names());
   m.attr("SPECIAL_FUNCTIONS") = to_tuple(special_function_names());
+  m.attr("OPERANDS") = operand_names();
+  m.def("constants", &constants_by_dtype);
   m.attr("__version__") = MIXFLOW_VERSION;
   m.attr("BUILD") = MIXFLOW_BUILD;
   m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"), py::arg("operands"),

@@ -6,7 +6,7 @@
 // components is a log-sum-exp of positive numbers whose shift costs no transcendental function.
 #pragma once
 
-#include "mixture.h"
+#include "gradients.h"
 
 namespace mixflow {
 namespace MIXFLOW_ARCH {
@@ -39,21 +39,32 @@ MIXFLOW_FN V largest_interval_exponent(V lower, V upper, V width, const Paramete
   return shift;
 }
 
+// P up to the factor exp(shift), and the sum of the weights, by which it is to be divided. Here the latter matters to
+// the last digit, so it is taken in blocks, too.
+template <class V>
+struct MassSums {
+  V probability{}, weight{};
+
+  MIXFLOW_FN void add(const MassSums& other) {
+    probability += other.probability;
+    weight += other.weight;
+  }
+};
+
 // NaN where the edges are not in order.
 template <class Family, class V, class Parameters>
 MIXFLOW_FN V log_interval(V lower, V upper, const Parameters& parameters) {
   V width = interval_width(lower, upper);
   V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
-  Sums<V> sums = add_up<false, false, V>(parameters.components, [&](int k, Sums<V>& block) {
+  MassSums<V> sums = add_up<MassSums<V>, 1>(parameters.components, [&](int k, MassSums<V>& block) {
     LogComponent<V> c = parameters.log_component(k);
     Interval<V> interval = interval_from(lower, upper, width, c);
     V weight = quick_exp((c.log_weight - Family::interval_exponent(interval)) - shift);
-    block.density = fma(weight, Family::interval_shares(interval).probability, block.density);
-    block.lower += c.weight;
+    block.probability = fma(weight, Family::interval_shares(interval).probability, block.probability);
+    block.weight += c.weight;
   });
-  // Here the sum of the weights matters to the last digit, so it is taken in blocks, too. A logarithm of a probability
-  // is never positive.
-  V result = min(shift + log(quotient(sums.density, sums.lower)), V{});
+  // A logarithm of a probability is never positive.
+  V result = min(shift + log(quotient(sums.probability, sums.weight)), V{});
   return select<V>(lower <= upper, result, quiet_nan<V>());
 }
 
@@ -80,13 +91,36 @@ MIXFLOW_FN IntervalTerms<V> interval_terms(V lower, V upper, V width, V shift, c
   // far c(far) - near c(near): by the edges, or by the centre where the edges are so close that they cancel.
   V by_edges = vanishing_product(interval.far, far) - vanishing_product(interval.near, near);
   V by_centre = fma(interval.width * T(0.5), near + far, -(interval.centre * difference));
-  V spread = select<V>(interval.width <= T(1), by_centre, by_edges);
+  V spread = select<V>(interval.width <= max(interval.near, splat<V>(T(1))), by_centre, by_edges);
   V slope = vanishing_product(c.inv_scale, difference);
   near = vanishing_product(c.inv_scale, near);
   far = vanishing_product(c.inv_scale, far);
   return {weight * shares.probability, select<V>(interval.mirrored, far, near), select<V>(interval.mirrored, near, far),
           select<V>(interval.mirrored, -slope, slope), -spread};
 }
+
+// P and the mixture's density at the two edges, up to the factor exp(shift).
+template <class V>
+struct EdgeSums {
+  V probability{}, at_lower{}, at_upper{};
+
+  MIXFLOW_FN void add(const EdgeSums& other) {
+    probability += other.probability;
+    at_lower += other.at_lower;
+    at_upper += other.at_upper;
+  }
+};
+
+// What the first pass keeps of a component.
+template <class V>
+struct KeptBin {
+  V weight, probability, by_loc, by_log_scale;
+
+  MIXFLOW_FN Kept<V> packed() const { return {{weight, probability, by_loc, by_log_scale}}; }
+  MIXFLOW_FN static KeptBin unpacked(const Kept<V>& kept) {
+    return {kept.number[0], kept.number[1], kept.number[2], kept.number[3]};
+  }
+};
 
 template <class V>
 struct EdgeGradients {
@@ -112,40 +146,33 @@ template <class Family, class V, class Parameters>
 MIXFLOW_FN SeededEdgeGradients<V> seeded_edge_gradients(V lower, V upper, V g, const Parameters& parameters) {
   V width = interval_width(lower, upper);
   V shift = largest_interval_exponent<Family>(lower, upper, width, parameters);
-  Sums<V> sums = add_up<false, false, V>(parameters.components, [&](int k, Sums<V>& block) {
+  EdgeSums<V> sums = add_up<EdgeSums<V>, 1>(parameters.components, [&](int k, EdgeSums<V>& block) {
     LogComponent<V> c = parameters.log_component(k);
     IntervalTerms<V> terms = interval_terms<Family>(lower, upper, width, shift, c);
-    parameters.keep(k, Kept<V>{{c.weight, terms.probability, terms.by_loc, terms.by_log_scale}});
-    block.density += terms.probability;
-    block.lower += terms.at_lower;
-    block.upper += terms.at_upper;
+    parameters.keep(k, KeptBin<V>{c.weight, terms.probability, terms.by_loc, terms.by_log_scale}.packed());
+    block.probability += terms.probability;
+    block.at_lower += terms.at_lower;
+    block.at_upper += terms.at_upper;
   });
   g = select<V>(lower <= upper, g, quiet_nan<V>());
-  V by_probability = g * reciprocal(sums.density), by_weight = g * reciprocal(parameters.total_weight());
-  return {{-(sums.lower * by_probability), sums.upper * by_probability},
+  V by_probability = g * reciprocal(sums.probability), by_weight = g * reciprocal(parameters.total_weight());
+  return {{-(sums.at_lower * by_probability), sums.at_upper * by_probability},
           {lower, upper, width, shift, by_probability, by_weight}};
 }
 
 // Of the k-th component, from what was kept of it or, of those that are not kept, found again.
 template <class Family, class V, class Parameters>
 MIXFLOW_FN ComponentGradients<V> component_gradients(int k, const Parameters& parameters, const IntervalSeeds<V>& at) {
-  V weight, probability, by_loc, by_log_scale;
+  KeptBin<V> bin;
   if (parameters.has_kept(k)) {
-    Kept<V> kept = parameters.kept(k);
-    weight = kept.number[0];
-    probability = kept.number[1];
-    by_loc = kept.number[2];
-    by_log_scale = kept.number[3];
+    bin = KeptBin<V>::unpacked(parameters.kept(k));
   } else {
     LogComponent<V> c = parameters.log_component(k);
     IntervalTerms<V> terms = interval_terms<Family>(at.lower, at.upper, at.width, at.shift, c);
-    weight = c.weight;
-    probability = terms.probability;
-    by_loc = terms.by_loc;
-    by_log_scale = terms.by_log_scale;
+    bin = {c.weight, terms.probability, terms.by_loc, terms.by_log_scale};
   }
-  return {fma(probability, at.by_probability, -(weight * at.by_weight)), by_loc * at.by_probability,
-          by_log_scale * at.by_probability};
+  return {fma(bin.probability, at.by_probability, -(bin.weight * at.by_weight)), bin.by_loc * at.by_probability,
+          bin.by_log_scale * at.by_probability};
 }
 
 // The same formula serves all intervals.

@@ -9,8 +9,8 @@
 namespace mixflow {
 namespace {
 
-// Strides of `array` along the axes of `batch`, zero where it is broadcast; `trailing` axes of the array are not part
-// of the batch.
+// The strides of `array` along the axes of `batch`, which are zero where it is broadcast. Its last `trailing` axes are
+// not axes of the batch.
 void broadcast_strides(const Array& array, const Extents& batch, int trailing, const char* name, int64_t* result) {
   std::fill(result, result + batch.count, 0);
   if (array.data == nullptr) return;
@@ -28,11 +28,13 @@ void broadcast_strides(const Array& array, const Extents& batch, int trailing, c
   }
 }
 
+// Whether two operands have the same shape and strides.
 bool lie_alike(const Array& a, const Array& b) {
   return a.shape.count == b.shape.count && std::equal(a.shape.value, a.shape.value + a.shape.count, b.shape.value) &&
          std::equal(a.stride.value, a.stride.value + a.shape.count, b.stride.value);
 }
 
+// Appends an axis to a space, or merges it with the last one if every operand is even along both.
 void append(Axes& axes, const Axis& axis) {
   axes.size *= axis.size;
   if (axis.size == 1) return;
@@ -52,8 +54,8 @@ void append(Axes& axes, const Axis& axis) {
   axes.axis[axes.count++] = axis;
 }
 
-// Brings axes into the order in which the numbers of these operands lie in memory: neighbouring lanes and threads then
-// read and write neighbouring numbers, whichever way a tensor is turned.
+// Sorts axes by the strides of these operands, longest first. Neighbouring lanes and threads then read and write
+// neighbouring numbers, even of a transposed tensor.
 void sort(Axis* axes, int count, std::initializer_list<Operand> leaders) {
   auto distance = [&](const Axis& axis) {
     int64_t longest = 0;
@@ -64,10 +66,12 @@ void sort(Axis* axes, int count, std::initializer_list<Operand> leaders) {
     for (int j = i; j > 0 && distance(axes[j]) > distance(axes[j - 1]); --j) std::swap(axes[j], axes[j - 1]);
 }
 
-// Lanes run along the axis in which the rows of parameters are neighbours. Where the elements of that axis are so far
-// apart that their cache lines would be gone before the neighbours in them are wanted (a transposed matrix of many
-// columns), lanes run along the axis in which the elements are neighbours instead, so many at a time, and from there
-// along the axes of the parameters. A GPU moves rows of parameters by many threads, and has no use of it.
+// Cuts the outer space into tiles, if neighbouring parameter sets have elements that are far apart.
+//
+// Lanes usually run along the last axis, in which the rows of parameters are neighbours. In a transposed matrix of many
+// columns, the elements along that axis are far apart, and their cache lines are evicted before the neighbours in them
+// are read. Then lanes run along the axis in which elements are neighbours instead, `length` at a time, and after that
+// along the axes of the parameters. A GPU does not need this, since many threads together move rows of parameters.
 void tile(Axis* axes, int& count) {
   constexpr int64_t length = 128, far = 512;
   auto distance = [&](int i) { return std::abs(axes[i].stride[kOutput]); };
@@ -87,14 +91,14 @@ void tile(Axis* axes, int& count) {
   }
 }
 
-// The kernels count on one axis at least.
+// The kernels rely on at least one axis.
 void finish(Axes& axes) {
   if (axes.count > 0) return;
   axes.count = 1;
   axes.axis[0] = Axis{axes.size, {}};
 }
 
-// The parts of rows.
+// The parts of rows of (logits, loc, log_scale, shift, log_slope).
 struct Parts {
   Array parameters[3];
   void *shift, *log_slope;
@@ -158,7 +162,7 @@ Problem make_problem(const Call& call) {
   const Array* parameters[3] = {&call.logits, &call.loc, &call.log_scale};
   for (int j = 0; j < 3; ++j) problem.component_stride[j] = parameters[j]->stride.back();
 
-  // The gradients by the parameters that are wanted lie alike: the first of them stands for all.
+  // The gradients by the parameters that are wanted have the same strides, so the first of them stands for all.
   const Array* gradients[3] = {&call.grad_logits, &call.grad_loc, &call.grad_log_scale};
   const Array* gradient = *std::find_if(gradients, gradients + 2, [](const Array* g) { return g->data != nullptr; });
   broadcast_strides(*gradient, batch, 1, "grad_logits, grad_loc, grad_log_scale", stride[kGradParameters]);
@@ -173,15 +177,16 @@ Problem make_problem(const Call& call) {
   int outer_count = 0, inner_count = 0;
   for (int i = 0; i < batch.count; ++i) {
     Axis axis{batch[i], {}};
-    bool shared = true;
+    bool is_inner = true;
     for (int j = 0; j < kOperands; ++j) {
       axis.stride[j] = axis.size == 1 ? 0 : stride[j][i];
-      if (j >= kLogits) shared &= axis.stride[j] == 0;
+      if (j >= kLogits) is_inner &= axis.stride[j] == 0;
     }
-    (shared ? inner[inner_count++] : outer[outer_count++]) = axis;
+    (is_inner ? inner[inner_count++] : outer[outer_count++]) = axis;
   }
-  // Most of what a set takes from memory are its parameters; of elements that share one, the results. Those are summed
-  // over in the order of the batch.
+  // Sets are sorted by their parameters, and the elements of a set by their results: these are most of what is read and
+  // written. Where gradients by the parameters are wanted, elements stay in the order of the batch, in which they are
+  // summed.
   sort(outer, outer_count, {kLogits, kLoc, kLogScale});
   if (!call.on_gpu) tile(outer, outer_count);
   if (gradient->data == nullptr) sort(inner, inner_count, {call.output.data != nullptr ? kOutput : kInput});

@@ -1,10 +1,11 @@
-// What one call of an op is: pointers, strides and sizes, free of torch, numpy and of any instruction set.
+// A Problem is one call of an op, as pointers, strides and sizes. It depends neither on torch and numpy nor on an
+// instruction set.
 //
-// The batch axes of all operands are broadcast, those along which no parameter varies ("inner": one parameter set
-// serves them all) are separated from the others ("outer"), and neighbouring axes that every operand walks evenly are
-// merged. The kernels then know two index spaces only.
-//
-// Where no sum depends on their order, the axes of a space stand in the order in which its numbers lie in memory.
+// The kernels see two index spaces, whatever the shapes and strides of a call. The batch axes of all operands are
+// broadcast. The axes along which no parameter varies are the inner space: one parameter set serves all elements along
+// them. The others are the outer space, which has an index for each parameter set. Neighbouring axes are merged if
+// every operand is even along both. The axes of a space stand in the order in which its numbers lie in memory, unless a
+// sum depends on their order.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +20,37 @@
 
 namespace mixflow {
 
-enum class Op { forward, forward_with_slopes, backward, inverse, inverse_backward, interval, interval_backward };
 enum class Dtype { float32, float64 };
+enum class Op { forward, forward_with_slopes, backward, inverse, inverse_backward, interval, interval_backward };
 
-// Operands that are read or written per element, and the parameters with their gradients.
+struct NamedOp {
+  Op op;
+  const char* name;
+};
+constexpr NamedOp kOps[] = {{Op::forward, "forward"},
+                            {Op::forward_with_slopes, "forward_with_slopes"},
+                            {Op::backward, "backward"},
+                            {Op::inverse, "inverse"},
+                            {Op::inverse_backward, "inverse_backward"},
+                            {Op::interval, "interval"},
+                            {Op::interval_backward, "interval_backward"}};
+
+inline const char* name_of(Op op) {
+  for (const NamedOp& named : kOps)
+    if (named.op == op) return named.name;
+  return "";
+}
+
+MIXFLOW_HOST_DEVICE constexpr bool is_backward(Op op) {
+  return op == Op::backward || op == Op::inverse_backward || op == Op::interval_backward;
+}
+MIXFLOW_HOST_DEVICE constexpr bool is_on_intervals(Op op) {
+  return op == Op::interval || op == Op::interval_backward;
+}
+
+// The operands that have strides of their own. Other operands have the strides of one of these (see Problem).
 enum Operand {
+  // of the elements
   kInput,
   kUpper,
   kGradValue,
@@ -31,16 +58,13 @@ enum Operand {
   kOutput,
   kLadj,
   kGradUpper,
+  // of the parameter sets
   kLogits,
   kLoc,
   kLogScale,
   kGradParameters,
   kOperands
 };
-
-MIXFLOW_HOST_DEVICE constexpr bool is_backward(Op op) {
-  return op == Op::backward || op == Op::inverse_backward || op == Op::interval_backward;
-}
 
 constexpr int kMaxAxes = 16;
 constexpr int64_t kMaxComponents = 1 << 24;
@@ -51,12 +75,12 @@ struct Axis {
 };
 
 struct Axes {
-  int count = 0;  // 1 at least, once make_problem is done
+  int count = 0;  // at least 1 in a Problem
   int64_t size = 1;
   Axis axis[kMaxAxes];
 
-  // Offsets of the flat (row-major) index, for the operands of which `wanted(operand)` is true; the others are left
-  // alone. One division for each axis but the first, whatever the number of operands.
+  // The offset at an index, for each operand for which wanted(operand) is true. The others are left alone. The last
+  // axis runs fastest. This takes a division for each axis except the first, whatever the number of operands.
   template <class Wanted>
   MIXFLOW_HOST_DEVICE void offsets(int64_t index, Wanted wanted, int64_t (&result)[kOperands]) const {
     if (count == 1) {
@@ -78,7 +102,8 @@ struct Axes {
     return result[operand];
   }
 
-  // index % size; index becomes index / size. A GPU divides 32 bits in twenty instructions, and 64 bits in a hundred.
+  // Returns index % size, and sets index to index / size. A GPU takes twenty instructions to divide numbers of 32 bits,
+  // and a hundred for 64 bits.
   static MIXFLOW_HOST_DEVICE int64_t remainder(int64_t& index, int64_t size) {
     int64_t whole = static_cast<uint64_t>(index | size) >> 32 == 0
                         ? static_cast<uint32_t>(index) / static_cast<uint32_t>(size)
@@ -95,34 +120,39 @@ struct Axes {
 struct Problem {
   Op op;
   Dtype dtype;
-  int family, base;
+  int family, base;  // indices in MIXFLOW_FAMILIES and MIXFLOW_BASES
   int components;
   Axes outer, inner;
-  int64_t component_stride[kOperands - kLogits];  // of logits, loc, log_scale and of the gradients by them
-  // input: x, z or the lower edge; upper: the upper edge (interval ops only); grad_value, grad_ladj: incoming gradients
-  // of the outputs (backward ops only)
-  const void *input, *upper, *grad_value, *grad_ladj;
-  const void *logits, *loc, *log_scale;
-  // An affine map after the mixture's (affine.h), or null: one number for each parameter set, beside the logits and
-  // strided like them. In the backward ops a set then serves one element.
-  const void *shift, *log_slope;
-  // output: z, x, the log-probability, or the gradient of the input; ladj: of maps, forward and inverse; grad_upper:
-  // interval backward only. The gradients, output and grad_upper, may be null: not wanted.
-  void *output, *ladj, *grad_upper;
-  // inverse only, null or shaped like ladj: the number of evaluations and the residual left, for tests and benchmarks
-  void *evaluations, *residual;
-  // forward_with_slopes only, shaped like ladj: dz/dx and dladj/dx
-  void *slope, *ladj_slope;
-  // backward ops only, each null where it is not wanted: the gradients by the parameters, and by shift and log_slope
-  void *grad_logits, *grad_loc, *grad_log_scale, *grad_shift, *grad_log_slope;
+  // From one component to the next: of logits, loc, log_scale, and of the gradients by the parameters.
+  int64_t component_stride[kOperands - kLogits];
 
-  // No elements: nothing is to be done, and operands need have no memory. There may be parameters all the same.
+  // x, z, or the lower edges of intervals; their upper edges (interval ops)
+  const void *input, *upper;
+  // The gradients of the outputs (backward ops)
+  const void *grad_value, *grad_ladj;
+  const void *logits, *loc, *log_scale;
+  // An affine map after the mixture's map (affine.h), or null: a number for each parameter set, with the strides of the
+  // logits. In the backward ops a set then serves a single element.
+  const void *shift, *log_slope;
+
+  // Results. Those that may be null are gradients, which are not wanted then, and diagnostics.
+  void* output;                  // z, x, the log-probability, or the gradient by `input`
+  void* ladj;                    // forward and inverse
+  void* grad_upper;              // interval_backward
+  void *evaluations, *residual;  // inverse, with the strides of ladj: diagnostics for tests and benchmarks
+  void *slope, *ladj_slope;      // forward_with_slopes, with the strides of ladj: dz/dx and dladj/dx
+  void *grad_logits, *grad_loc, *grad_log_scale;  // backward ops
+  void *grad_shift, *grad_log_slope;  // backward ops of an affine map, with the strides of the gradients above
+
+  // Whether there are no elements. Then nothing is to be done, and operands may have no memory. There may be
+  // parameters.
   bool is_empty() const { return outer.size == 0 || inner.size == 0; }
   MIXFLOW_HOST_DEVICE bool is_affine() const { return shift != nullptr; }
-  // Whether any gradient by the mixture's parameters is wanted.
+  // Whether a gradient by the mixture's parameters is wanted.
   MIXFLOW_HOST_DEVICE bool has_parameter_gradients() const {
     return grad_logits != nullptr || grad_loc != nullptr || grad_log_scale != nullptr;
   }
+  // The gradient by logits (0), loc (1) or log_scale (2).
   MIXFLOW_HOST_DEVICE void* gradient(int parameter) const {
     return parameter == 0 ? grad_logits : parameter == 1 ? grad_loc : grad_log_scale;
   }

@@ -1,7 +1,25 @@
 // Elementary and special functions, written once for every number type.
 //
-// Each states its domain; the measured maximum errors in units in the last place (ULP) are rows of
-// tests/test_special.py, against mpmath.
+// Above each stand two lines: its domain, and its largest error in units in the last place (ULP), measured against
+// mpmath in both dtypes (tests/test_special.py, tools/measure_ulp.py). "Every x" includes infinities, subnormal numbers
+// and NaN. Inside the stated domain NaN makes NaN.
+//
+// Exponentials. x = n ln 2 + r with a whole number n and |r| <= ln(2) / 2. A polynomial gives exp(r), and 2^n goes into
+// the exponent's bits. ln 2 is split into two numbers, the first with so few bits that n times it is exact (Cody and
+// Waite); without that, exp(x) would lose |x| ULP. A caller who has x / ln 2 to twice the precision skips this step
+// (exp2_split).
+//
+// The normal distribution. Phi(-t) vanishes like exp(-t^2/2) / t, so no formula for it can be accurate and simple at
+// once. Everything is built on T(t) = Phi(-t) exp(t^2/2), the tail without its decay, which is smooth and between 1/2
+// and 1 / (sqrt(2 pi) t): scaled_normal_tail in coefficients.h.
+//
+// The probit, the inverse of Phi, takes three formulas. With w = -log(4 p (1 - p)), which is 0 at p = 1/2 and grows
+// without bound in both tails:
+//     w < probit_split                  probit(p) = (2 p - 1) A(w), A a rational function
+//     probit_split <= w < probit_limit  the same with A a rational function of sqrt(w), the asymptote's variable
+//     beyond                            the tail is smaller than any number and only its logarithm is known:
+//                                       Newton's method on log Phi (probit_far)
+// p itself would lose its last digits near 1, so the probit is asked with both tails, or with the logit.
 #pragma once
 
 #include "coefficients.h"
@@ -15,7 +33,8 @@ struct Constants;
 template <>
 struct Constants<float> {
   static constexpr float log2_e = 0x1.715476p+0f, log2_e_rest = 0x1.4ae0bcp-26f;
-  static constexpr float ln2_hi = 0x1.63p-1f, ln2_lo = -0x1.bd0106p-13f;  // hi: 9 bits, so n * hi is exact
+  static constexpr float ln2_hi = 0x1.63p-1f,
+                         ln2_lo = -0x1.bd0106p-13f;  // hi: 9 bits, so n * hi is exact
   static constexpr float round_magic = 0x1.8p23f;
   static constexpr float exp_flush = -88.0f, exp_lowest = -104.0f, exp_highest = 89.0f;
   static constexpr uint32_t sqrt_half_bits = 0x3f3504f3u, one_bits = 0x3f800000u, mantissa_mask = 0x007fffffu;
@@ -24,7 +43,8 @@ struct Constants<float> {
 template <>
 struct Constants<double> {
   static constexpr double log2_e = 0x1.71547652b82fep+0, log2_e_rest = 0x1.777d0ffda0d24p-56;
-  static constexpr double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;  // hi: 32 bits
+  static constexpr double ln2_hi = 0x1.62e42feep-1,
+                          ln2_lo = 0x1.a39ef35793c76p-33;  // hi: 32 bits
   static constexpr double round_magic = 0x1.8p52;
   static constexpr double exp_flush = -709.0, exp_lowest = -746.0, exp_highest = 710.0;
   static constexpr uint64_t sqrt_half_bits = 0x3fe6a09e667f3bcdull, one_bits = 0x3ff0000000000000ull,
@@ -32,7 +52,8 @@ struct Constants<double> {
   static constexpr double subnormal_scale = 0x1p54, subnormal_log2 = 54;
 };
 
-// 2^n, where n was rounded by adding `round_magic`: the low bits of that sum are n in two's complement.
+// 2^n for a whole number n that was rounded by adding `round_magic`: the low bits of that sum are n in two's
+// complement. Domain: n from 1 - bias to bias, for which 2^n is a normal number. Error: none.
 template <class V>
 MIXFLOW_FN V power_of_two(V n_plus_magic) {
   using L = Limits<Scalar<V>>;
@@ -40,23 +61,21 @@ MIXFLOW_FN V power_of_two(V n_plus_magic) {
                       (Bits<Scalar<V>>(L::exponent_bias) << L::mantissa_bits));
 }
 
-// x 2^n for an integer n: with subnormal results, rounded once, and overflow.
+// x 2^n for a whole number n.
+// Domain: every x; |n| up to twice the exponent's range. Error: one rounding, where the result is subnormal.
 template <class V>
 MIXFLOW_FN V scale_by_power_of_two(V x, V n) {
-#if defined(MIXFLOW_HAS_SCALEF)
-  if constexpr (Number<V>::lanes > 1) return scalef(x, n);
-#endif
+  if constexpr (has_scalef<V>) return scalef(x, n);
   constexpr Scalar<V> magic = Constants<Scalar<V>>::round_magic;
   V half = fma(n, Scalar<V>(0.5), magic), remaining = (n - (half - magic)) + magic;
   return x * power_of_two(half) * power_of_two(remaining);
 }
 
-// The same where neither the power nor the result leaves the normal numbers; n was rounded by adding `round_magic`.
+// The same for an n that was rounded by adding `round_magic`.
+// Domain: 2^n and the result are normal numbers. Error: none.
 template <class V>
 MIXFLOW_FN V scale_within_range(V x, V n_plus_magic) {
-#if defined(MIXFLOW_HAS_SCALEF)
-  if constexpr (Number<V>::lanes > 1) return scalef(x, n_plus_magic - Constants<Scalar<V>>::round_magic);
-#endif
+  if constexpr (has_scalef<V>) return scalef(x, n_plus_magic - Constants<Scalar<V>>::round_magic);
   return x * power_of_two(n_plus_magic);
 }
 
@@ -74,15 +93,16 @@ struct Reduced {
   MIXFLOW_FN V exp_minus_one() const { return fma(r * r, exp_poly(r), r); }
 };
 
-// exp(x) for x <= 0; results below the smallest normal number may be flushed to 0.
+// exp(x), where results below the smallest normal number may become 0.
+// Domain: x <= 0. Error: at most 1 ULP.
 template <class V>
 MIXFLOW_FN V exp_flushed(V x) {
   Reduced<V> reduced(at_least(x, splat<V>(Constants<Scalar<V>>::exp_flush)));
   return (reduced.exp_minus_one() + Scalar<V>(1)) * power_of_two(reduced.shifted);
 }
 
-// exp(x + lo), |lo| small against 1, for every x: subnormal results, overflow to inf, exp(-inf) = 0, NaN to NaN.
-// `rest`, if asked for, is the part of the result that rounding took. At most 1 ULP.
+// exp(x + lo) for |lo| small against 1. `rest`, if it is not null, becomes the part of the result that rounding took.
+// Domain: every x, with subnormal results, and inf where the result overflows. Error: at most 1 ULP.
 template <class V>
 MIXFLOW_FN V exp(V x, const V* lo, V* rest) {
   using C = Constants<Scalar<V>>;
@@ -97,20 +117,13 @@ MIXFLOW_FN V exp(V x) {
   return exp(x, static_cast<const V*>(nullptr), static_cast<V*>(nullptr));
 }
 
-#if defined(MIXFLOW_HAS_LOOKUP)
-template <class V>
-constexpr bool has_power_table = is_float<V> && Number<V>::lanes > 1;
-#else
-template <class V>
-constexpr bool has_power_table = false;
-#endif
-
-// 2^(n + r) for a normal result; n was rounded by adding `octave_magic`: to a whole number, |r| <= 1/2, or, where
-// powers are looked up, to a sixteenth. An exponent is added as an integer, and what that makes of NaN may be a number:
-// only one_plus is NaN then.
+// 2^(n + r), and 1 + 2^(n + r). n was rounded by adding `octave_magic`: to a whole number with |r| <= 1/2 or, where
+// powers are looked up in a table, to a sixteenth with |r| <= 1/32. Domain: a normal result. Error: at most 2 ULP.
+// Warning: for a NaN input, `value` may be an ordinary number, because the exponent is added to its bits as an integer.
+// `one_plus` is NaN.
 template <class V>
 constexpr Scalar<V> octave_magic =
-    has_power_table<V> ? Constants<Scalar<V>>::round_magic / 16 : Constants<Scalar<V>>::round_magic;
+    has_lookup<V> ? Constants<Scalar<V>>::round_magic / 16 : Constants<Scalar<V>>::round_magic;
 template <class V>
 struct PowerOfTwo {
   V value, one_plus;
@@ -118,20 +131,19 @@ struct PowerOfTwo {
 
 template <class V>
 MIXFLOW_FN PowerOfTwo<V> exp2_split(V n_plus_magic, V r) {
-#if defined(MIXFLOW_HAS_LOOKUP)
-  if constexpr (has_power_table<V>) {
+  if constexpr (has_lookup<V>) {
     // scalef takes the floor of n, and the table what is left of it.
-    V power = lookup<V>(sixteenth_powers, to_bits(n_plus_magic)), rest = r * sixteenth_poly(r);
+    V power = lookup(sixteenth_powers, to_bits(n_plus_magic)), rest = r * sixteenth_poly(r);
     V value = scalef(fma(power, rest, power), n_plus_magic - octave_magic<V>);
     return {value, value + Scalar<V>(1)};
   }
-#endif
   V significand = fma(r, exp2_poly(r), splat<V>(1));
   V value = from_bits<V>(to_bits(significand) + (to_bits(n_plus_magic) << Limits<Scalar<V>>::mantissa_bits));
   return {value, fma(significand, power_of_two(n_plus_magic), splat<V>(1))};
 }
 
-// log(x) for positive normal finite x. x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f):
+// log(x).
+// Domain: normal x > 0. Error: at most 1 ULP. x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f):
 // log(1 + f) = f - (f^2/2 - s (f^2/2 + s^2 P(s^2))), the arrangement of Sun's fdlibm, in which f is exact and
 // everything after it is small.
 template <class V>
@@ -150,7 +162,8 @@ MIXFLOW_FN V log_normal(V x) {
   return fma(e, C::ln2_hi, f - (half_square - small));
 }
 
-// log(x) for every x: subnormals, log(0) = -inf, log(inf) = inf, NaN for x < 0 and for NaN. At most 1 ULP.
+// log(x).
+// Domain: every x; log(0) = -inf, and NaN for x < 0. Error: at most 1 ULP.
 template <class V>
 MIXFLOW_FN V log(V x) {
   using T = Scalar<V>;
@@ -163,7 +176,8 @@ MIXFLOW_FN V log(V x) {
   return select<V>(x >= T(0), result, quiet_nan<V>());
 }
 
-// log(x) for positive normal finite x, for uses that an error of 2 eps max(1, |log x|) does not harm.
+// log(x), for uses that an error of 2 eps max(1, |log x|) does not harm.
+// Domain: normal x > 0. Error: at most 1 ULP; 2 eps max(1, |log x|) by the units of a GPU.
 template <class V>
 MIXFLOW_FN V quick_log(V x) {
   if constexpr (has_units<V>)
@@ -172,8 +186,8 @@ MIXFLOW_FN V quick_log(V x) {
     return log_normal(x);
 }
 
-// exp(x) for x <= 0; results below the smallest normal number are flushed to 0. By units within (|x| + 3) / 2 eps:
-// there x log2(e) is rounded before its power is taken. Else within 2 ULP.
+// exp(x), where results below the smallest normal number become 0. The units of a GPU take the power of x log2(e) after
+// it was rounded. Domain: x <= 0. Error: at most 2 ULP; (|x| + 3) / 2 eps by the units of a GPU.
 template <class V>
 MIXFLOW_FN V quick_exp(V x) {
   using C = Constants<Scalar<V>>;
@@ -183,15 +197,15 @@ MIXFLOW_FN V quick_exp(V x) {
     V bounded = at_least(x, splat<V>(C::exp_flush));
     V shifted = fma(bounded, C::log2_e, octave_magic<V>);
     V r = fma(bounded, C::log2_e_rest, product_minus(bounded, splat<V>(C::log2_e), shifted - octave_magic<V>));
-    if constexpr (has_power_table<V>)
+    if constexpr (has_lookup<V>)
       return select<V>(x <= C::exp_flush, V{}, exp2_split(shifted, r).value);
     else
       return fma(r, exp2_poly(r), splat<V>(1)) * power_of_two(shifted);  // 2^-127 is 0
   }
 }
 
-// log(1 + x) for every x; NaN below -1. With u = fl(1 + x), log u + (x - (u - 1)) / u restores what the addition lost.
-// At most 2 ULP.
+// log(1 + x). With u = 1 + x rounded, log u + (x - (u - 1)) / u restores what the addition lost. Domain: every x; NaN
+// below -1. Error: at most 2 ULP.
 template <class V>
 MIXFLOW_FN V log1p(V x) {
   using T = Scalar<V>;
@@ -199,37 +213,42 @@ MIXFLOW_FN V log1p(V x) {
   return select<V>(x == infinity<V>(), x, result);
 }
 
-// 1 - exp(-t) for t >= 0, given e = exp(-t). At most 2 ULP.
+// 1 - exp(-t), given e = exp(-t).
+// Domain: t >= 0. Error: at most 2 ULP.
 template <class V>
 MIXFLOW_FN V one_minus_exp_neg(V t, V e) {
   return select<V>(t < Scalar<V>(0.34), fma(-t * t, exp_poly(-t), t), Scalar<V>(1) - e);
 }
 
-// log(1 + exp(-t)) for t >= 0.
+// log(1 + exp(-t)).
+// Domain: t >= 0. Error: at most 2 ULP.
 template <class V>
 MIXFLOW_FN V log1p_exp_neg(V t) {
   return log1p(exp(-t));
 }
 
-// exp(-t^2/2) for t >= 0. The square is split into a part that is exact and a small one, since rounding t^2 alone would
-// cost t^2/2 ULP.
+// exp(-t^2/2). The square is split into a part that is exact and a small one, since rounding t^2 alone would cost t^2/2
+// ULP. Domain: t >= 0. Error: at most 2 ULP.
 template <class V>
 MIXFLOW_FN V exp_neg_half_square(V t) {
   using T = Scalar<V>;
-  t = min(t, splat<V>(is_float<V> ? T(16) : T(40)));  // far past the smallest number, and no overflow below
+  t = min(t,
+          splat<V>(is_float<V> ? T(16) : T(40)));  // far past the smallest number, and no overflow below
   V head = upper_half(t), lo = (t - head) * (t + head) * T(-0.5);
   return exp(head * head * T(-0.5), &lo, static_cast<V*>(nullptr));
 }
 
-// log(Phi(-t)) for t >= 0, in full relative accuracy for every t.
+// log(Phi(-t)).
+// Domain: t >= 0. Error: at most 4 ULP.
 template <class V>
 MIXFLOW_FN V log_normal_tail(V t) {
   return log(scaled_normal_tail(t)) - t * (t * Scalar<V>(0.5));
 }
 
-// |probit| from the log of the smaller tail, for tails below what the direct approximation reaches. Newton's method on
-// log Phi(-t) = log_p: its derivative is -1 / Mills(t), and the function is so close to a parabola that each step
-// squares the error and divides it by 2 t. Start: two terms of the asymptotic expansion.
+// |probit| from the log of the smaller tail. Newton's method on log Phi(-t) = log_p: its derivative is -1 / mills(t),
+// and the function is so close to a parabola that each step squares the error and divides it by 2 t. It starts at two
+// terms of the asymptotic expansion. Domain: log_p <= -probit_limit, tails that the direct approximation does not
+// reach. Error: at most 4 ULP.
 template <class V>
 MIXFLOW_FN V probit_far(V log_p) {
   using T = Scalar<V>;
@@ -243,7 +262,8 @@ MIXFLOW_FN V probit_far(V log_p) {
 }
 
 // probit(p) from x = 2 p - 1 and w = -log(4 p (1 - p)), both of which are accurate where 1 - p is not: the variables of
-// Giles, "Approximating the erfinv function" (2010).
+// Giles, "Approximating the erfinv function" (2010). Domain: -1 <= x <= 1, 0 <= w <= probit_limit. Error: at most 4
+// ULP.
 template <class V>
 MIXFLOW_FN V probit(V x, V w) {
   Mask<V> center = w < probit_split<V>;
@@ -252,7 +272,8 @@ MIXFLOW_FN V probit(V x, V w) {
   return x * factor;
 }
 
-// probit(sigmoid(logit)) for every logit. At most 4 ULP.
+// probit(sigmoid(logit)).
+// Domain: every logit. Error: at most 4 ULP.
 template <class V>
 MIXFLOW_FN V probit_from_logit(V logit) {
   using T = Scalar<V>;
@@ -266,8 +287,8 @@ MIXFLOW_FN V probit_from_logit(V logit) {
   return copysign(z, logit);
 }
 
-// logit(Phi(z)) = log Phi(z) - log Phi(-z) for every z. At most 4 ULP; below |z| = 1/2 the error is absolute, at most
-// 3 eps.
+// logit(Phi(z)) = log Phi(z) - log Phi(-z).
+// Domain: every z. Error: at most 4 ULP from |z| = 1/2 on, below it at most 3 eps.
 template <class V>
 MIXFLOW_FN V logit_from_probit(V z) {
   V t = abs(z);
@@ -275,25 +296,30 @@ MIXFLOW_FN V logit_from_probit(V z) {
   return copysign(log1p(-tail) - log_normal_tail(t), z);
 }
 
-// log(sigmoid(x)) for every x. At most 2 ULP.
+// log(sigmoid(x)).
+// Domain: every x. Error: at most 2 ULP.
 template <class V>
 MIXFLOW_FN V log_sigmoid(V x) {
   return min(x, V{}) - log1p_exp_neg(abs(x));
 }
 
-// Phi(x), at most 3 ULP, and log Phi(x), at most 4 ULP, for every x.
+// Phi(x).
+// Domain: every x. Error: at most 3 ULP.
 template <class V>
 MIXFLOW_FN V normal_cdf(V x) {
   V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square(t);
   return select<V>(x < Scalar<V>(0), tail, Scalar<V>(1) - tail);
 }
+// log Phi(x).
+// Domain: every x. Error: at most 4 ULP.
 template <class V>
 MIXFLOW_FN V log_normal_cdf(V x) {
   V t = abs(x), tail = scaled_normal_tail(t) * exp_neg_half_square(t);
   return select<V>(x < Scalar<V>(0), log_normal_tail(t), log1p(-tail));
 }
 
-// Mills ratio Phi(-t) / phi(t) for t >= 0; 0 where sqrt(2 pi) t overflows. At most 3 ULP.
+// The Mills ratio Phi(-t) / phi(t), which is about 1 / t far out.
+// Domain: t >= 0; 0 where sqrt(2 pi) t overflows. Error: at most 3 ULP.
 template <class V>
 MIXFLOW_FN V mills(V t) {
   return scaled_normal_tail(t) * Scalar<V>(2.506628274631000502416);
@@ -302,8 +328,8 @@ MIXFLOW_FN V mills(V t) {
 // exp(-t^2/2) around a centre m, over the window m +- h, in units of its value at m:
 //     exp(-m h s - h^2 s^2 / 2) = sum_n g_n (-s)^n for s in [-1, 1],   g_(n+1) = (m h g_n - h^2 g_(n-1)) / (n + 1),
 // since g_n = He_n(m) h^n / n!. `mean` is the mean over the window, `even` and `odd` are the mean of the values at its
-// ends, m - h first, and half of their difference. For 0 <= h <= 1/2 and 0 <= m h <= normal_window_reach, all three
-// within a few ULP: h is so small that nothing cancels.
+// ends, m - h first, and half of their difference.
+// Domain: 0 <= h <= 1/2, 0 <= m h <= normal_window_reach; h is then so small that nothing cancels. Error: a few ULP.
 constexpr double normal_window_reach = 1;
 template <class V>
 struct NormalWindow {
@@ -326,7 +352,7 @@ struct NormalWindow {
   }
 };
 
-// probit(p) for p in (0, 1). p - 1/2 is exact for p >= 1/4, and 1 - p for p >= 1/2: where they matter. At
+// probit(p). p - 1/2 is exact for p >= 1/4, and 1 - p for p >= 1/2: where they matter. Domain: 0 < p < 1. Error: at
 // most 4 ULP.
 template <class V>
 MIXFLOW_FN V probit(V p) {
@@ -339,7 +365,13 @@ MIXFLOW_FN V probit(V p) {
 // The functions above that are reachable from Python, for the tests that measure them.
 #define MIXFLOW_SPECIAL_FUNCTIONS(X) \
   X(exp)                             \
+  X(exp_flushed)                     \
+  X(quick_exp)                       \
+  X(exp_neg_half_square)             \
   X(log)                             \
+  X(log_normal)                      \
+  X(log1p_exp_neg)                   \
+  X(log_normal_tail)                 \
   X(log1p)                           \
   X(log_sigmoid)                     \
   X(normal_cdf)                      \

@@ -1,7 +1,9 @@
 """Sphinx: pages in Markdown, the API from docstrings, the table of rates from the last benchmark."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import mixflow
 
@@ -27,7 +29,7 @@ author = copyright = "the mixflow authors"
 version = release = mixflow.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 exclude_patterns = ["robust-table.md"]  # a part of your-data.md
-myst_enable_extensions = ["substitution"]
+myst_enable_extensions = ["amsmath", "dollarmath", "substitution"]
 myst_heading_anchors = 3
 myst_substitutions = {"cpu_rates": rates("cpu"), "cuda_rates": rates("cuda")}
 suppress_warnings = ["myst.header"]  # a page that includes a section of the README starts below its title
@@ -35,3 +37,12 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
 html_theme = "furo"
 html_title = "mixflow"
+
+
+def keep_single_letters(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep ``features: D.`` a sentence: reStructuredText takes a letter and a full stop for an item of a list."""
+    lines[:] = [re.sub(r"^(\s*\w+: )([A-Z])\.$", r"\1\\\2.", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", keep_single_letters, priority=400)  # before napoleon, at 500

@@ -2,10 +2,11 @@
 
     make demo
 
-The column is the brightness of the 273,280 pixels of a photograph that scikit-learn carries (a temple in front of a
-bright sky), with the rounding to whole numbers undone by uniform noise, as is usual for image models. Each flow is
-fitted twice, with the same data, steps and settings: with mixflow's op, and with the log-space formula in plain
-PyTorch. Writes the column, the best models and one picture each to --out.
+The column is the brightness of the 273,280 pixels of a photograph that comes with scikit-learn: a temple in front of a
+bright sky. The colours of a pixel are whole numbers, so uniform noise is added to them, as is usual for models of
+images. Each flow is fitted twice, with the same data, steps and settings: once with mixflow's op, and once with the
+log-space formula in plain PyTorch. The program writes the column, the best model of each family, and a picture of each
+to --out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ FIT = {"epochs": 25, "batch_size": 16384, "lr": 0.03, "patience": 25, "seed": 0}
 
 
 class PlainMixtureCDF(transforms.MixtureCDF):
-    """The same transform, written as users write it today."""
+    """The same transform in plain PyTorch, as one writes it without mixflow."""
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z, ladj = log_space_forward(x, self._parameters_for(context), self.family)
@@ -65,7 +66,7 @@ def main() -> None:
     tables.write_table(out / "brightness.csv", ["brightness"], train)
     print(f"brightness: {len(train):,} rows to fit, {len(test):,} to test; {torch.get_num_threads()} threads\n")
 
-    mixflow.fit(flows.univariate(2), train[:1000], epochs=2, progress=False)  # torch's first steps are slow
+    mixflow.fit(flows.univariate(2), train[:1000], epochs=2, progress=False)  # a warm-up: torch's first steps are slow
 
     rows = []
     for family in mixflow.FAMILIES:

@@ -2,13 +2,15 @@
 
     python examples/images.py --out output [--data digits|photograph] [--quick]
 
-The digits are scikit-learn's 1,797 images of 8 x 8 pixels with 17 levels. The photograph is the one of a temple that
-scikit-learn carries, in grey, cut into patches of 8 x 8 pixels with 256 levels; vertical bands of it are held out.
+The digits are 1,797 images from scikit-learn, of 8 x 8 pixels with 17 levels. The photograph, a temple, comes with
+scikit-learn, too. It is turned to grey and cut into patches of 8 x 8 pixels with 256 levels, and vertical bands of it
+are held out.
 
-The images are integers. All numbers are in bits per dimension, -log2 P / 64 for the probability P of the 64 integers of
-a held-out image. For the histograms and the mixtures of single pixels P is exact. For the Gaussian and the flow, which
-are densities, P has no closed form: the bound is the mean of log p(z) with one draw of the noise in Dequantize, and
-never better than the truth on average; the estimate is the logarithm of a mean over many draws, and in between.
+The images are integers. All results are in bits per dimension, -log2 P / 64, where P is the probability of the 64
+integers of a held-out image. For the histograms and the mixtures of single pixels, P is exact. The Gaussian and the
+flow are densities, and their P is an integral without a closed form. The program prints two figures for them. The
+*bound* is the mean of the log density with one draw of the noise in Dequantize; on average it is never better than the
+truth. The *estimate* is the logarithm of a mean over many draws, and lies between the bound and the truth.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ PIXELS = SIDE * SIDE
 
 @dataclass
 class Images:
-    """Integers from 0 to ``levels`` - 1 as float32: images (N, 1, 8, 8) to fit to, to choose by, and to report on.
+    """Images (N, 1, 8, 8) of integers from 0 to ``levels`` - 1, as float32.
 
-    Neighbouring pixels of the photograph are nearly equal: couplings learn faster behind a whitening. Digits have edges
-    everywhere, and there couplings do better without one.
+    ``train`` is for the fit, ``validation`` for choosing its best epoch, and ``test`` for the results. Neighbouring
+    pixels of the photograph are nearly equal, and couplings learn faster if a whitening comes before them. Digits have
+    edges everywhere, and there couplings do better without a whitening.
     """
 
     levels: int
@@ -63,7 +66,8 @@ def photograph() -> Images:
     held_out = {"validation": column == 3, "test": column == 7}
     bands = held_out | {"train": ~(held_out["validation"] | held_out["test"])}
     parts = {name: tiles[:, band].reshape(-1, *SHAPE) for name, band in bands.items()}
-    parts["test"] = parts["test"][np.random.default_rng(0).permutation(len(parts["test"]))]  # the sky comes first
+    # Without this, the picture would show patches of sky only: they come first.
+    parts["test"] = parts["test"][np.random.default_rng(0).permutation(len(parts["test"]))]
     return Images(256, True, **parts)
 
 
@@ -75,14 +79,14 @@ def bits(log_prob: Tensor) -> float:
 
 
 def histograms(images: Images) -> float:
-    """A histogram for each pixel, with a third of an image added to every count: exact."""
+    """Bits of a histogram for each pixel, exact. A third is added to each count, so that no probability is zero."""
     counts = torch.nn.functional.one_hot(images.train.flatten(1).long(), images.levels).double().sum(0) + 1.0 / 3.0
     log_prob = (counts / counts.sum(-1, keepdim=True)).log()
     return bits(log_prob.gather(1, images.test.flatten(1).long().T).sum(0))
 
 
 def mixtures(images: Images) -> float:
-    """A mixture for each pixel, which gives each integer the probability of the interval around it: exact."""
+    """Bits of a mixture for each pixel, exact: an integer has the probability of the interval around it."""
     marginals = MixtureCDF(PIXELS, components=16)
     standardise = Affine(PIXELS, trainable=False)
     flow = Flow(Compose(Reshape(SHAPE, PIXELS), standardise, marginals))
@@ -96,14 +100,14 @@ def mixtures(images: Images) -> float:
 
 
 def one_gaussian(images: Images) -> Flow:
-    """A Gaussian with a full covariance, whose correlations are shrunk as rows left out say."""
+    """A Gaussian with a full covariance. Rows left out decide by how much its correlations are reduced."""
     flow = Flow(Compose(Dequantize(SHAPE, images.levels), Reshape(SHAPE, PIXELS), Whitening(PIXELS)))
     flow.initialize(images.train)
     return flow
 
 
 def flow_plus_plus(images: Images, couplings: int, network: networks.ConvNet) -> Flow:
-    """Learned noise, a marginal mixture for each pixel, then couplings whose networks see every other pixel."""
+    """Learned noise, a mixture for each pixel, then couplings whose networks look at every other pixel."""
     noise = Compose(
         *(
             ImageCoupling(SHAPE, 2, swap=swap, context=SHAPE, network=networks.ConvNet(channels=16, blocks=1))
@@ -128,7 +132,7 @@ def bound_and_estimate(flow: Flow, images: Tensor, draws: int) -> tuple[float, f
 
 
 def sheet(images: Tensor, side: int = 10) -> Tensor:
-    """The first ``side``^2 images in a square, a pixel of space between them."""
+    """The first ``side``^2 images in a square, one pixel apart."""
     padded = torch.nn.functional.pad(images[: side * side, 0], (0, 1, 0, 1), value=math.nan)
     return padded.reshape(side, side, SIDE + 1, SIDE + 1).transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -151,7 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("output"))
     parser.add_argument("--data", choices=["digits", "photograph"], default="digits")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--quick", action="store_true", help="a tiny network for two epochs: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a tiny network for two epochs, to check that it runs")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     images = {"digits": digits, "photograph": photograph}[arguments.data]()

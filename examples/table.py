@@ -1,9 +1,10 @@
-"""A table of measurements: fit a density to it, list the rows that it finds the least likely, draw it.
+"""A table of measurements: fit a density to it, list the least likely rows, draw a picture.
 
     python examples/table.py [TABLE.csv] --out output
 
-Without a TABLE, some columns of scikit-learn's breast cancer data (569 tumours) are taken. Rows are scored by a flow
-that was fitted to the other half of the table, so that no row vouches for itself.
+Without a TABLE, the program takes some columns of the breast cancer data in scikit-learn (569 tumours). Each half of
+the table is scored by a flow that was fitted to the other half. Otherwise an unusual row could seem likely because the
+flow has learned it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
         with torch.no_grad():
             log_prob[own] = flow.log_prob(torch.from_numpy(values[own]).float()).numpy()
         print(f"fitted to {len(other)} rows: {history}")
-    print(f"mean log_prob of the rows not fitted to: {log_prob.mean():.4f} nats\n")
+    print(f"mean log_prob of rows that the flow has not seen: {log_prob.mean():.4f} nats\n")
 
     print("the ten least likely rows, with each value's distance from the mean in standard deviations")
     distance = (values - values.mean(0)) / values.std(0)

@@ -1,9 +1,9 @@
-"""Three two-dimensional toys: moons, a checkerboard, eight Gaussians, each with its fitted density beside it.
+"""Three toy problems in two dimensions: moons, a checkerboard, eight Gaussians, each with the fitted density below it.
 
     python examples/toys.py --out output
 
-The densities of the last two are known: what the fit misses is printed as the KL divergence, a mean over draws that
-were not fitted to.
+The true densities of the last two are known. For these the program prints the Kullback-Leibler (KL) divergence from the
+truth to the fit, in nats: a mean over new draws, zero for a perfect fit.
 """
 
 from __future__ import annotations

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import os
 
-# Before torch.compile is asked for the first time: its pool of processes outlives tests, and warns when it goes.
+# Before torch is imported. pytest-xdist gives each worker this variable. With one thread a worker, and one in the
+# programs that its tests start, the workers do not take the cores from each other. A test about threads sets its own
+# number of them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch.compile is called for the first time: its pool of processes outlives tests, and warns when it ends.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
@@ -17,8 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "release: the long form of a test, left out without --release")
-    # Advice that torch gives where it meets a card.
+    # Advice that torch gives when it first uses a GPU.
     for advice in ("Attempting to run cuBLAS, but there was no current CUDA context", "TensorFloat32 tensor cores"):
         config.addinivalue_line("filterwarnings", f"ignore:{advice}:UserWarning")
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixflow
 from mixflow import flows
-from mixflow.fitting import captured, steps
+from mixflow.fitting import captured, optimizer, steps
 from mixflow.fitting.captured import MOST_SHAPES, PLAIN_FIRST, Graphs
 
 CAPTURED = "Steps: each is one launch of a CUDA graph."
@@ -85,7 +85,7 @@ def tensors_of(value):
 @pytest.fixture
 def graphs(monkeypatch):
     """Graphs on the CPU; the list of those that are made."""
-    for module in (captured, steps):
+    for module in (captured, optimizer, steps):
         monkeypatch.setattr(module, "can_capture", lambda device: True)
     made = []
 

@@ -122,7 +122,7 @@ BAD_INPUT = {
     ),
     "transport across sizes": (
         "transport model.safetensors wide.safetensors data.csv --out new.csv",
-        "target: expected 1 features, as many as source; got 2",
+        "target: expected 1 features, as many as source, got 2",
     ),
     "transport of a mixture": (
         "transport mixture.safetensors wide.safetensors two.csv --out new.csv",
@@ -134,12 +134,12 @@ BAD_INPUT = {
         "data.txt: expected a file ending in .csv, .csv.gz, .tsv, ",
     ),
     "out in no folder": ("fit data.csv --out none/new", "none/new: cannot write here"),
-    "out is a folder": ("fit data.csv --out folder", "folder: expected a file, this is a directory"),
+    "out is a folder": ("fit data.csv --out folder", "folder: expected a file, got a directory"),
     "zero components": ("fit data.csv --components 0 --out new", "components: .*at least 1, got 0"),
     "too many components": (f"fit data.csv --components {10**14} --out new", "can't allocate memory"),
     "endless components": (f"fit data.csv --components {10**20} --out new", f"components: expected .*got {10**20}"),
     "endless seed": (f"fit data.csv --seed {10**23} --out new", f"seed: expected an integer .*got {10**23}"),
-    "out is a pipe": ("fit data.csv --out pipe", "pipe: expected a file, this is a device, a pipe or a socket"),
+    "out is a pipe": ("fit data.csv --out pipe", "pipe: expected a file, got a device, a pipe or a socket"),
     "archive": ("score model.safetensors archive.npy", "archive.npy: .*not a npy file"),
     "unbalanced header": ("score model.safetensors unbalanced.npy", "unbalanced.npy: .*damaged or not a npy file"),
     "vast shape": ("score model.safetensors vast.npy", "vast.npy: .*damaged or not a npy file"),
@@ -198,11 +198,11 @@ BAD_INPUT = {
     "a folder as data": ("score model.safetensors folder.csv", "folder.csv: .*(directory|no such file)"),
     "a folder for scores": (
         "score model.safetensors data.csv --out folder.csv",
-        "folder.csv: expected a file, this is a",
+        "folder.csv: expected a file, got a",
     ),
     "a folder for samples": (
         "sample model.safetensors -n 1 --out folder.csv",
-        "folder.csv: expected a file, this is a",
+        "folder.csv: expected a file, got a",
     ),
     "a folder as a model": ("score folder data.csv", "folder: "),
     "a separator of two characters": (
@@ -262,11 +262,11 @@ BAD_INPUT = {
     # -- contexts to sample at
     "no context": (
         "sample weather.safetensors -n 1 --out new.csv",
-        "weather.safetensors: expected --context, as the density depends on month, height; got none",
+        "weather.safetensors: expected --context, as the density depends on month, height, got none",
     ),
     "a context too many": (
         "sample model.safetensors -n 1 --context 1 --out new.csv",
-        "--context: expected none, as model.safetensors has no context; got '1'",
+        "--context: expected none, as model.safetensors has no context, got '1'",
     ),
     "too few numbers": ("sample weather.safetensors -n 1 --context 1 --out new.csv", "--context: expected 2 .*got '1'"),
     "too many numbers": (
@@ -299,12 +299,12 @@ BAD_INPUT = {
     ),
     "an unknown kind of contexts": (
         "sample weather.safetensors -n 1 --context data.txt --out new.csv",
-        "--context: expected 2 .*or a table; got 'data.txt'",
+        "--context: expected 2 .*or a table, got 'data.txt'",
     ),
     "scores without contexts": ("score weather.safetensors two.csv", "two.csv: no column 'temperature'"),
     "transport between contexts": (
         "transport model.safetensors weather.safetensors data.csv --out new.csv",
-        "MODEL_B: expected the context of MODEL_A, none; got month, height",
+        "MODEL_B: expected the context of MODEL_A, none, got month, height",
     ),
     "completion of no shell": ("--print-completion fish", "argument --print-completion: invalid choice: 'fish'"),
 }

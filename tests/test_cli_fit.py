@@ -112,7 +112,7 @@ def test_no_flow_is_chosen_for_very_many_columns(tmp_path, capsys):
     np.save(tmp_path / "data.npy", np.zeros((3, 1001)))
     assert command(f"fit {tmp_path}/data.npy --out {tmp_path}/m") == 2
     said = capsys.readouterr().err
-    assert "expected at most 1,000 columns, for a flow to be chosen; got 1,001; choose columns with --column" in said
+    assert "expected at most 1,000 columns, for a flow to be chosen, got 1,001; choose columns with --column" in said
     assert [path.name for path in tmp_path.iterdir()] == ["data.npy"]
 
 

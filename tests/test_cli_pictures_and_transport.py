@@ -147,7 +147,7 @@ def test_transport_given_the_same_contexts(conditional, tmp_path, capsys):
     capsys.readouterr()
     models = f"{conditional}/weather.safetensors {tmp_path}/c"
     assert command(f"transport {models} {conditional}/weather.csv --out {tmp_path}/new.csv") == 2
-    message = "MODEL_B: expected the context of MODEL_A, month, height; got height"
+    message = "MODEL_B: expected the context of MODEL_A, month, height, got height"
     assert capsys.readouterr().err == f"mixflow: error: {message}\n"
 
 

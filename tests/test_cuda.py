@@ -17,9 +17,9 @@ import torch
 import mixflow
 from cases import EPSILON, FAMILY_AND_BASE, arguments, to_base_range
 from mixflow import flows, standard
-from mixflow import op as ops
 from mixflow.bench.memory import beyond_outputs_on_cuda
 from mixflow.cli import main
+from mixflow.op import kernels
 
 GIB = 2**30
 DTYPES = [torch.float32, torch.float64]
@@ -73,7 +73,7 @@ assert not torch.cuda.is_initialized()
 
 
 def test_a_build_without_kernels_says_how_to_get_one_with_them(monkeypatch):
-    monkeypatch.setattr(ops._core, "cuda_architectures", lambda: "")
+    monkeypatch.setattr(kernels._core, "cuda_architectures", lambda: "")
     elsewhere = SimpleNamespace(
         device=torch.device("cuda", 1),
         is_cpu=False,
@@ -85,11 +85,11 @@ def test_a_build_without_kernels_says_how_to_get_one_with_them(monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"^x: expected a CPU tensor, .* no CUDA kernels; got one on cuda:1\. .*nvcc"
     ):
-        ops._run(ops._core.map, (False, 0, 0), (elsewhere,) * 6)
+        kernels.run(kernels._core.map, (False, 0, 0), (elsewhere,) * 6)
 
 
 def test_so_does_the_op_itself(card, op, monkeypatch):
-    monkeypatch.setattr(ops._core, "cuda_architectures", lambda: "")
+    monkeypatch.setattr(kernels._core, "cuda_architectures", lambda: "")
     with pytest.raises(RuntimeError, match="no CUDA kernels"):
         op(*arguments("shared", torch.float32, card))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import mpmath as mp
@@ -12,7 +13,8 @@ import torch
 import mixflow
 import truth
 from cases import EPSILON, LAYOUTS, arguments
-from mixflow import reference
+from mixflow import reference, standard
+from mixflow.op import written_out
 
 DTYPES = [torch.float32, torch.float64]
 SMALL = ["shared", "per feature", "per row", "per element", "mixed", "transposed", "scalar x", "expanded"]
@@ -91,13 +93,43 @@ def test_agrees_with_the_oracle(layout, family, dtype, device):
         assert error <= 256 * EPSILON[dtype], f"{name}: off by {error / EPSILON[dtype]:.0f} eps"
 
 
+FORMULAS = {"oracle": reference.discretized_log_prob, "written out": written_out.discretized_log_prob}
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize("family", mixflow.FAMILIES)
-def test_the_oracle_agrees_with_high_precision(family):
+def test_the_formulas_agree_with_high_precision(family, formula):
     for b in truth.sample_bins("float64", family, 54, seed=4):
         exact, _ = truth.log_interval(b.lower, b.upper, b.logits, b.loc, b.log_scale, family)
         values = [torch.tensor(getattr(b, n), dtype=torch.float64) for n in (*truth.EDGES, *truth.PARAMETERS)]
-        got = reference.discretized_log_prob(*values, family=family).item()
+        got = FORMULAS[formula](*values, family=family).item()
         assert abs(got - exact) <= 1e-13 * (1 + abs(exact)), b
+
+
+def test_the_written_out_op_integrates_over_a_kink(monkeypatch):
+    """Of the Laplace distribution, whose intervals have a closed form."""
+    laplace = dataclasses.replace(
+        standard.FAMILIES["logistic"],
+        log_cdf=lambda a: torch.where(a < 0, a.clamp(max=0), torch.log(2 - torch.exp(-a.clamp(min=0)))) - math.log(2),
+        log_pdf=lambda a: -a.abs() - math.log(2),
+        smooth=False,
+    )
+    monkeypatch.setitem(standard.FAMILIES, "laplace", laplace)
+    edges = torch.tensor([-3.0, -1.0, -0.4, -1e-9, 0.0, 1e-12, 0.3, 0.9, 5.0], dtype=torch.float64)
+    lower, upper = (edge.clone().requires_grad_() for edge in torch.combinations(edges).T)
+    zero = torch.zeros(1, dtype=torch.float64)
+    value = written_out.discretized_log_prob(lower, upper, zero, zero, zero, family="laplace")
+
+    def mass(t):  # between 0 and t >= 0
+        return -0.5 * torch.expm1(-t)
+
+    a, b = lower.detach(), upper.detach()
+    apart = torch.exp(-torch.minimum(a.abs(), b.abs())) * mass(b - a)
+    expected = torch.where((a < 0) & (b > 0), mass(-a) + mass(b), apart)
+    torch.testing.assert_close(value.exp(), expected, rtol=1e-13, atol=0)
+    slopes = torch.autograd.grad(value.sum(), (lower, upper))
+    for slope, edge, sign in zip(slopes, (a, b), (-1, 1), strict=True):
+        torch.testing.assert_close(slope, sign * 0.5 * torch.exp(-edge.abs()) / expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("dtype", truth.DTYPES)

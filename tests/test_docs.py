@@ -1,7 +1,9 @@
-"""The Python of the README and of every page of docs/ runs as it stands, block after block."""
+"""The README and the pages of docs/: their Python and their commands run as they stand, and what they name is there."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import math
 import random
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import mixflow
 from mixflow.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -26,11 +29,19 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.m
 QUICKLY = {"fit": ["--epochs", "2"], "bench": ["--quick"]}
 
 
+def commands_of(page: str, heading: str) -> list[str]:
+    """The lines of the first block of commands below a heading, without their comments."""
+    section = (ROOT / page).read_text().partition(f"\n{heading}\n")[2]
+    block = re.search(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return [line.partition("#")[0].rstrip() for line in block[1].splitlines()]
+
+
 def test_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    section = (ROOT / "README.md").read_text().partition("## On the command line")[2]
-    for line in re.search(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[1].splitlines():
-        typed, _, out = line.partition("#")[0].partition(" > ")
+    shown = commands_of("docs/command-line.md", "## Every command")
+    assert set(commands_of("README.md", "## On the command line")) <= set(shown)
+    for line in shown:
+        typed, _, out = line.partition(" > ")
         program, *arguments = shlex.split(typed)
         if program == "mixflow":
             assert main([*arguments, *QUICKLY.get(arguments[0], [])]) == 0, line
@@ -75,7 +86,67 @@ def test_the_page_of_the_command_line_shows_what_is_printed(tmp_path, monkeypatc
 
 
 def test_there_are_pages():
-    assert {page.name for page in PAGES} >= {"README.md", "recipes.md", "distributions.md", "coming-from.md"}
+    assert {page.name for page in PAGES} >= {"README.md", "tutorial.md", "op.md", "flows.md", "recipes.md"}
+
+
+def test_every_page_is_in_the_menu():
+    listed = re.findall(r"^[a-z-]+$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    parts = {"index", "robust-table"}  # a page includes the table
+    assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem not in parts)
+
+
+PICTURES = [
+    (page.name, name)
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    for name in re.findall(r"\]\((pictures/[^)]*)\)", page.read_text())
+]
+
+
+def test_pictures_are_small_and_all_of_them_are_shown():
+    files = {f"pictures/{file.name}": file.stat().st_size for file in (ROOT / "docs" / "pictures").iterdir()}
+    assert {name for _, name in PICTURES} == set(files)
+    assert max(files.values()) < 60_000
+
+
+def functions_that_draw() -> set[str]:
+    tree = ast.parse((ROOT / "docs" / "pictures.py").read_text())
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    return {
+        node.name.replace("_", "-")
+        for node in functions
+        if any(isinstance(decorator, ast.Name) and decorator.id == "picture" for decorator in node.decorator_list)
+    }
+
+
+def test_a_script_draws_each_picture():
+    assert functions_that_draw() == {file.stem for file in (ROOT / "docs" / "pictures").iterdir()}
+
+
+def test_how_it_is_built_names_what_is_there():
+    named = re.findall(r"`([^`\s]+)`", (ROOT / "docs" / "how-it-is-built.md").read_text())
+    paths = [name for name in named if "/" in name or name.endswith((".py", ".h", ".cpp", ".md", ".txt"))]
+    assert len(paths) > 40
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_arrows_between_rooms_only_run_down(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    rooms = importlib.import_module("rooms")
+    used = rooms.arrows()
+    assert "bindings" in used["op"]
+    assert "cpu" in used["bindings"]
+    assert [room for room in used if room in rooms.below(room, used)] == []
+
+
+@pytest.mark.parametrize(
+    "module", [mixflow, mixflow.flows, mixflow.transforms, mixflow.networks], ids=lambda m: m.__name__
+)
+def test_every_public_name_is_in_the_api(module):
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (\S+)$", page, re.MULTILINE))
+    sections = set(re.findall(r"`(mixflow\.\w+)`", page)) | {name.rpartition(".")[0] for name in listed}
+    names = {f"{module.__name__}.{name}" for name in module.__all__}
+    assert names - listed - sections == set()
 
 
 class StandIn(torch.nn.Module):

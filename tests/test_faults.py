@@ -341,7 +341,7 @@ def test_long_csv_files_of_every_dialect(tmp_path, rows, name, start, cell, end)
 def test_compressed_files_are_refused_by_name_and_by_content(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(b"a\n1\n2\n"))
     expected = {
-        "data.npy.gz": "expected a file ending in .csv, .csv.gz, .tsv, .tsv.gz, .npy, .parquet; got '.gz'",
+        "data.npy.gz": "expected a file ending in .csv, .csv.gz, .tsv, .tsv.gz, .npy, .parquet, got '.gz'",
         "data.csv": "expected text, got a file packed by gzip",
         "data.npy": "not a npy file",
     }
@@ -391,7 +391,7 @@ def test_rows_that_do_not_fit_in_memory_are_an_error(fitted, tmp_path, capsys, m
     def too_large(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(tables.np, "concatenate", too_large)
+    monkeypatch.setattr(tables.reading.np, "concatenate", too_large)
     arguments = ["plot", str(fitted / "model.safetensors"), str(fitted / "data.npy"), "--out", f"{tmp_path}/p.png"]
     assert main(arguments) == 2
     assert capsys.readouterr().err == "mixflow: error: out of memory\n"

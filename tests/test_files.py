@@ -36,9 +36,9 @@ def test_only_files_are_replaced(folder, use):
     os.mkfifo(folder / "pipe")
     (folder / "link").symlink_to("pipe")
     for name in ("pipe", "link"):
-        with pytest.raises(OSError, match=f"{name}: expected a file, this is a device, a pipe or a socket"):
+        with pytest.raises(OSError, match=f"{name}: expected a file, got a device, a pipe or a socket"):
             use(folder / name)
-    with pytest.raises(IsADirectoryError, match="expected a file, this is a directory"):
+    with pytest.raises(IsADirectoryError, match="expected a file, got a directory"):
         use(folder)
     assert stat.S_ISFIFO((folder / "pipe").stat().st_mode)
     assert sorted(entry.name for entry in folder.iterdir()) == ["link", "old", "pipe"]

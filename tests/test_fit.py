@@ -15,8 +15,9 @@ import torch
 import mixflow
 from mixflow import History, flows
 from mixflow.fitting import epochs as learning
-from mixflow.fitting import steps, threads
+from mixflow.fitting import threads
 from mixflow.fitting.checkpoint import weights
+from mixflow.fitting.optimizer import OneCall, optimizer_for
 from mixflow.fitting.sources import shuffled
 
 WEIGHT = torch.tensor([0.3, 0.2, 0.4, 0.1], dtype=torch.float64)
@@ -168,8 +169,8 @@ def test_the_one_call_of_the_optimizer_is_its_step():
     values = [torch.randn(shape, generator=generator) for shape in ((3, 5), (7,), (33, 65))]
     options = {"lr": 0.03, "weight_decay": 0.1}
     own, theirs = ([torch.nn.Parameter(value.clone()) for value in values] for _ in range(2))
-    optimizer = steps.optimizer_for(own, **options)
-    call, reference = steps._OneCall(optimizer), torch.optim.AdamW(theirs, **options, fused=True)
+    optimizer = optimizer_for(own, **options)
+    call, reference = OneCall(optimizer), torch.optim.AdamW(theirs, **options, fused=True)
     for _ in range(5):
         for parameters in zip(own, theirs, strict=True):
             gradient = torch.randn(parameters[0].shape, generator=generator)
@@ -370,10 +371,10 @@ def test_each_constant_column_is_named():
     [
         ("validation: .*got 1.0", {"validation": 1.0}),
         ("a: expected a file ending in .csv.*got 'no ending'", {"validation": "a"}),
-        ('resolution: expected None, "auto", or a number of at least 0; got -1', {"resolution": -1}),
+        ('resolution: expected None, "auto", or a number of at least 0, got -1', {"resolution": -1}),
         ("resolution: .*got 'fine'", {"resolution": "fine"}),
-        ("steps_per_epoch: expected None, as data are rows; got 3", {"steps_per_epoch": 3}),
-        ("weights: expected 100 rows, as many as data; got 99", {"weights": np.ones(99)}),
+        ("steps_per_epoch: expected None, as data are rows, got 3", {"steps_per_epoch": 3}),
+        ("weights: expected 100 rows, as many as data, got 99", {"weights": np.ones(99)}),
         ("validation: .*got nan", {"validation": math.nan}),
         ("lr: .*got 'fast'", {"lr": "fast"}),
         ("lr: .*got inf", {"lr": math.inf}),
@@ -392,7 +393,7 @@ def test_each_constant_column_is_named():
         ("max_grad_norm: .*got 0", {"max_grad_norm": 0}),
         ("max_grad_norm: .*got nan", {"max_grad_norm": math.nan}),
         ("resume: expected a checkpoint to go on from, got checkpoint=None", {"resume": True}),
-        ("context: expected None, this flow takes no context", {"context": np.zeros((100, 1))}),
+        ("context: expected None, as this flow takes no context, got one", {"context": np.zeros((100, 1))}),
     ],
 )
 def test_bad_settings_are_named(message, options):
@@ -452,7 +453,7 @@ def test_bad_contexts_are_described():
     flow = flows.univariate(context=2)
     with pytest.raises(ValueError, match=r"context: expected shape \(100, 2\), got None"):
         mixflow.fit(flow, draw(100), progress=False)
-    with pytest.raises(ValueError, match="context: expected 100 rows, as many as data; got 99"):
+    with pytest.raises(ValueError, match="context: expected 100 rows, as many as data, got 99"):
         mixflow.fit(flow, draw(100), context=np.zeros((99, 2)), progress=False)
 
 
@@ -572,7 +573,7 @@ def test_a_refused_fit_leaves_the_flow_as_it_was(tmp_path):
         (hand_built(), garbled, draw(100), "damaged, its contents do not match its checksum"),
         (hand_built(), other, draw(100), "not a mixflow checkpoint"),
         (hand_built(), tmp_path / "none" / "c", draw(100), "cannot write here"),
-        (hand_built(), tmp_path, draw(100), "this is a directory"),
+        (hand_built(), tmp_path, draw(100), "expected a file, got a directory"),
         (
             flows.Flow(mixflow.transforms.Compose(mixflow.transforms.Affine(1), Hopeless(1))),
             None,

@@ -557,12 +557,12 @@ def test_an_embedding_takes_labels():
 BAD_MODULES = {
     "outputs": (
         ValueError,
-        r"network: expected a module that maps \(N, 2\) to \(N, 11\); got \(5, 10\) for N = 5",
+        r"network: expected a module that maps \(N, 2\) to \(N, 11\), got \(5, 10\) for N = 5",
         lambda: transforms.Coupling(D, 3, network=lambda i, o: nn.Linear(i, o - 1))(torch.zeros(5, D)),
     ),
     "a module": (
         TypeError,
-        r"network: expected a function of the numbers of inputs and outputs .*; got Linear",
+        r"network: expected a function of the numbers of inputs and outputs .*, got Linear",
         lambda: transforms.Coupling(D, network=nn.Linear(2, 26)),
     ),
     "no module": (
@@ -572,12 +572,12 @@ BAD_MODULES = {
     ),
     "hidden, too": (
         ValueError,
-        r"hidden: expected None beside network, .*; got \(8,\)",
+        r"hidden: expected None beside network, .*, got \(8,\)",
         lambda: transforms.Coupling(D, hidden=(8,), network=mlp),
     ),
     "hidden, too, in a recipe": (
         ValueError,
-        r"hidden: expected None beside network, .*; got \(8,\)",
+        r"hidden: expected None beside network, .*, got \(8,\)",
         lambda: flows.autoregressive(D, hidden=(8,), network=mlp),
     ),
     "no context": (ValueError, "network: expected None without a context", lambda: flows.univariate(network=mlp)),
@@ -593,12 +593,12 @@ BAD_MODULES = {
     ),
     "embedding's outputs": (
         ValueError,
-        r"embedding: expected a module that returns \(\.\.\., 2\), the flow's context; got a tensor of shape \(5, 4\)",
+        r"embedding: expected a module that returns \(\.\.\., 2\), the flow's context, got a tensor of shape \(5, 4\)",
         lambda: flows.coupling(D, context=C, embedding=nn.Linear(3, 4)).log_prob(torch.zeros(D), torch.zeros(5, 3)),
     ),
     "context of a flow without": (
         ValueError,
-        r"context: expected None, as this flow takes no context; got a tensor of shape \(5, 2\)",
+        r"context: expected None, as this flow takes no context, got a tensor of shape \(5, 2\)",
         lambda: flows.coupling(D).log_prob(torch.zeros(5, D), torch.zeros(5, 2)),
     ),
     "no shape": (

@@ -6,6 +6,7 @@ import torch
 
 from mixflow import flows
 from mixflow.start import expectation
+from mixflow.start.gaussian_mixture import gaussian_mixture
 
 
 def started(x, components, dtype=torch.float32, context=None):
@@ -139,7 +140,7 @@ def test_few_rows_in_clusters_get_a_component_each():
     centre = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0]]).double()
     x, further = (normal(3 * rows, 2, rows) + centre.repeat(rows, 1) for rows in (20, 500))
     assert score(started(x, 8), further) > density(torch.eye(2).double()) - math.log(3.0) - 0.25
-    fitted = expectation.mixture(x, 8)
+    fitted = gaussian_mixture(x, 8)
     weight = [fitted.log_weight[(fitted.loc - one).norm(dim=-1) < 2.0].exp().sum().item() for one in centre]
     assert weight == pytest.approx([1.0 / 3.0] * 3, abs=0.01)
 
@@ -188,7 +189,7 @@ def test_columns_may_depend_on_each_other(table, rows):
 def test_no_component_collapses_on_a_few_rows():
     x = normal(3000, 2, 0)
     x[:6] = torch.tensor([6.0, -6.0]).double() + 1e-6 * x[:6]
-    space = expectation._Whitened(x)
+    space = expectation.Whitened(x)
     space.priors = [1e-5]  # the weakest, which many rows that share a value ask for
     assert torch.linalg.eigvalsh(space.mixture(8).covariance).min() > 0.01
 
@@ -261,7 +262,7 @@ def test_what_is_frozen_stays():
 @pytest.mark.parametrize("shape", [(0, 2), (5,)])
 def test_rows_are_asked_for(shape):
     with pytest.raises(ValueError, match="x: expected shape"):
-        expectation.mixture(torch.zeros(shape), 2)
+        gaussian_mixture(torch.zeros(shape), 2)
 
 
 def test_a_covariance_spoilt_by_rounding_has_a_factor():

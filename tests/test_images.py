@@ -263,7 +263,7 @@ class TwoTensors(nn.Conv2d):
 )
 def test_a_network_that_returns_another_shape_is_told_what_was_expected(network, got):
     transform = ImageCoupling((1, 8, 8), 2, network=network)
-    expected = rf"network: expected a module that maps \(N, 2, 4, 4\) to \(N, 16, 4, 4\); got {got} for N = 3"
+    expected = rf"network: expected a module that maps \(N, 2, 4, 4\) to \(N, 16, 4, 4\), got {got} for N = 3"
     with pytest.raises(ValueError, match=expected):
         transform(torch.zeros(3, 1, 8, 8))
 

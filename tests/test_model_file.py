@@ -96,7 +96,7 @@ def test_integers_of_other_kinds_are_saved_as_integers(tmp_path):
 def test_saving_fails_before_anything_is_written(flow, tmp_path):
     with pytest.raises(OSError, match=r"missing.*cannot write here"):
         mixflow.save(flow, tmp_path / "missing" / "m.safetensors")
-    with pytest.raises(IsADirectoryError, match="this is a directory"):
+    with pytest.raises(IsADirectoryError, match="expected a file, got a directory"):
         mixflow.save(flow, tmp_path)
     with pytest.raises(TypeError, match="flow: expected a Flow, got Affine"):
         mixflow.save(transforms.Affine(1), tmp_path / "m.safetensors")
@@ -155,7 +155,7 @@ FORGED = {
     "version": ({"version": "3"}, "expected format version 1 or 2, got '3'; it was written by another version"),
     "recipe": (
         {"flow": description(recipe="os.system")},
-        "expected a flow among univariate.*; got 'os.system'",
+        "expected a flow among univariate.*, got 'os.system'",
     ),
     "recipe type": ({"flow": description(recipe=["univariate"])}, "wrong types"),
     "no json": ({"flow": "{"}, "cannot be read"),
@@ -173,7 +173,7 @@ FORGED = {
     "wrong type": ({"flow": description(arguments={"family": ["gaussian"]})}, "univariate: cannot be built.*family"),
     "huge": (
         {"flow": description(arguments={"components": 10**13})},
-        r"components: expected at most \d+, the numbers in the file; got 10000000000000",
+        r"components: expected at most \d+, the numbers in the file, got 10000000000000",
     ),
     "beyond huge": ({"flow": description(arguments={"components": 10**30})}, "univariate: cannot be built.*components"),
     "other size": (
@@ -208,7 +208,7 @@ def test_forged_sizes_are_refused_before_anything_is_made_of_them(tmp_path, name
         rewrite(path, flow=description(recipe=name, arguments=arguments | forgery))
         tracemalloc.start()
         try:
-            with pytest.raises(ValueError, match=r"cannot be built .*the numbers in the file; got"):
+            with pytest.raises(ValueError, match=r"cannot be built .*the numbers in the file, got"):
                 mixflow.load(path)
             assert tracemalloc.get_traced_memory()[1] < 2**18
         finally:
@@ -470,33 +470,33 @@ ADVICE = r"Save the weights alone with torch\.save\(flow\.state_dict\(\), path\)
 UNSAVABLE = {
     "own transform": (
         lambda: flows.Flow(transforms.Compose(transforms.Affine(3), Flip(3))),
-        rf"flow: data_to_base\.transforms\.1: expected a part of mixflow\.transforms .*; got Flip\. {ADVICE}",
+        rf"flow: data_to_base\.transforms\.1: expected a part of mixflow\.transforms .*, got Flip\. {ADVICE}",
     ),
     "own network": (
         lambda: flows.Flow(transforms.Coupling(3, 2, network=network)),
-        rf"flow: data_to_base\.network: expected a part .*; got network\. {ADVICE}",
+        rf"flow: data_to_base\.network: expected a part .*, got network\. {ADVICE}",
     ),
     "own network in a recipe": (
         lambda: flows.coupling(3, 2, network=network),
-        rf"flow: network: expected a part .*; got network\. {ADVICE}",
+        rf"flow: network: expected a part .*, got network\. {ADVICE}",
     ),
     "own embedding": (
         lambda: flows.Flow(transforms.MixtureCDF(2, 3, context=2), embedding=torch.nn.Linear(5, 2)),
-        rf"flow: embedding: expected None, .*; got Linear\. {ADVICE}",
+        rf"flow: embedding: expected None, .*, got Linear\. {ADVICE}",
     ),
     "own embedding in a recipe": (
         lambda: flows.univariate(3, context=2, embedding=torch.nn.Linear(5, 2)),
-        rf"flow: embedding: expected a part .*; got Linear\. {ADVICE}",
+        rf"flow: embedding: expected a part .*, got Linear\. {ADVICE}",
     ),
     "own flow": (
         lambda: OwnFlow(transforms.Affine(1)),
-        rf"flow: its class: expected Flow, or .*; got OwnFlow\. {ADVICE}",
+        rf"flow: its class: expected Flow, or .*, got OwnFlow\. {ADVICE}",
     ),
     "mixture without its recipe": (
         lambda: GaussianMixture(2, 3),
-        r"what a recipe of mixflow\.flows builds.*; got GaussianMixture",
+        r"what a recipe of mixflow\.flows builds.*, got GaussianMixture",
     ),
-    "not a number": (lambda: flows.Flow(infinite()), r"flow: data_to_base\.scale: expected a number, .*; got nan"),
+    "not a number": (lambda: flows.Flow(infinite()), r"flow: data_to_base\.scale: expected a number, .*, got nan"),
     "an exchanged layer of a network": (
         lambda: flows.Flow(rebuilt_child()),
         "expected shape .*conditioner|conditioner.*expected shape",
@@ -505,10 +505,10 @@ UNSAVABLE = {
         lambda: flows.Flow(changed()),
         "as the arguments of its parts build it, .*base='normal'.*base='logistic'",
     ),
-    "a changed base": (lambda: other_base(), "of its recipe 'univariate' build it, base='normal'.*, to base='uniform'"),
+    "a changed base": (lambda: other_base(), "of its recipe 'univariate' build it, base='normal'.*, got .*'uniform'"),
     "a changed context": (
         lambda: flows.Flow(flows.gaussian_mixture(2, 3, context=2).data_to_base),
-        "as the arguments of its parts build it, .*context=0.* to .*context=2",
+        "as the arguments of its parts build it, .*context=0.*, got .*context=2",
     ),
     "in itself": (lambda: flows.Flow(circle()), "expected the place of an earlier part, got 'data_to_base'"),
     "deep": (lambda: flows.Flow(deep()), "expected at most 128 lists and parts within each other"),
@@ -569,12 +569,12 @@ def deep_description(levels):
 SIX = compose(*[part("Exp", features=1)] * 5)
 
 FORGED_PARTS = {
-    "module": (part("os.system", command="true"), "expected a part among ActNorm, .*; got 'os.system'"),
-    "attribute": (part("linear.Affine", features=1), "expected a part among .*; got 'linear.Affine'"),
-    "module of the package": (part("support"), "expected a part among .*; got 'support'"),
-    "function": (part("check_name"), "expected a part among .*; got 'check_name'"),
-    "class that is not exported": (part("Tensor", data=[1]), "expected a part among .*; got 'Tensor'"),
-    "flow": (part("Flow", transform=AFFINE), "expected a part among .*; got 'Flow'"),
+    "module": (part("os.system", command="true"), "expected a part among Affine, .*, got 'os.system'"),
+    "attribute": (part("linear.Affine", features=1), "expected a part among .*, got 'linear.Affine'"),
+    "module of the package": (part("support"), "expected a part among .*, got 'support'"),
+    "function": (part("check_name"), "expected a part among .*, got 'check_name'"),
+    "class that is not exported": (part("Tensor", data=[1]), "expected a part among .*, got 'Tensor'"),
+    "flow": (part("Flow", transform=AFFINE), "expected a part among .*, got 'Flow'"),
     "no part": ({}, "data_to_base: expected a part and its arguments"),
     "kind of no name": (part(["Affine"]), "expected a part and its arguments"),
     "no arguments": ({"part": "Exp"}, "expected a part and its arguments"),
@@ -652,7 +652,7 @@ def test_forged_lists_within_lists_are_refused(affine_path):
 
 def test_a_forged_base_is_refused(affine_path):
     rewrite(affine_path, flow=json.dumps({"transform": AFFINE, "base": "mixture", "notes": {}}))
-    with pytest.raises(ValueError, match=r"base: expected one of .*; got 'mixture'"):
+    with pytest.raises(ValueError, match=r"base: expected one of .*, got 'mixture'"):
         mixflow.load(affine_path)
 
 

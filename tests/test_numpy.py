@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mixflow
-from mixflow import op as ops
+from mixflow.op import table
 
 OPS = {"x": mixflow.cdf_transform, "z": mixflow.cdf_transform_inverse}
 VALUES = np.linspace(-2, 2, 12).reshape(3, 4)
@@ -49,13 +49,13 @@ LAYOUTS = {
 def watch(monkeypatch):
     """The addresses that reach the core."""
     seen = []
-    core = ops._MAP.kernel
+    core = table.CDF_TRANSFORM.kernel
 
     def spy(inverse, family, base, is_double, operands, device, stream):
         seen.extend(address for address, _, _ in operands)
         core(inverse, family, base, is_double, operands, device, stream)
 
-    monkeypatch.setattr(ops._MAP, "kernel", spy)
+    monkeypatch.setattr(table.CDF_TRANSFORM, "kernel", spy)
     return seen
 
 

@@ -727,7 +727,7 @@ def test_figures_are_saved_whole(flow, data, tmp_path, ending, start):
     plot.save_figure(plot.summary(flow, data), path)
     assert path.read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(ValueError, match=r"expected an ending among .*; got 'xyz'"):
+    with pytest.raises(ValueError, match=r"expected an ending among .*, got 'xyz'"):
         plot.save_figure(Figure(), tmp_path / "picture.xyz")
     with pytest.raises(OSError, match="cannot write here"):
         plot.save_figure(Figure(), tmp_path / "missing" / "picture.png")
@@ -765,13 +765,13 @@ BAD = {
         two(context=3),
         ZEROS,
         {},
-        r"context: expected shape \(5, 3\), a row for each row of data; got None",
+        r"context: expected shape \(5, 3\), a row for each row of data, got None",
     ),
     "another context": (
         two(context=3),
         ZEROS,
         {"context": ZEROS},
-        r"context: expected shape \(5, 3\), a row for each row of data; got \(5, 2\)",
+        r"context: expected shape \(5, 3\), a row for each row of data, got \(5, 2\)",
     ),
     "fewer contexts": (
         two(context=2),
@@ -796,9 +796,9 @@ BAD = {
         two(),
         ZEROS,
         {"columns": ["x3"]},
-        r"columns: expected numbers from 0 to 1, or names among x1, x2; got 'x3'",
+        r"columns: expected numbers from 0 to 1, or names among x1, x2, got 'x3'",
     ),
-    "a number too large": (two(), ZEROS, {"columns": [2]}, r"columns: expected numbers from 0 to 1, .*; got 2"),
+    "a number too large": (two(), ZEROS, {"columns": [2]}, r"columns: expected numbers from 0 to 1, .*, got 2"),
     "no columns": (two(), ZEROS, {"columns": []}, r"columns: expected 1 to 16 columns, got 0"),
 }
 

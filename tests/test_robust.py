@@ -18,7 +18,7 @@ from mixflow.fitting.checkpoint import weights
 from mixflow.fitting.epochs import Training
 from mixflow.fitting.parallel import Group
 from mixflow.fitting.sources import shuffled
-from mixflow.networks.conditioners import Inputs
+from mixflow.networks.inputs import Inputs
 
 LOG_2PI = math.log(2.0 * math.pi)
 HOUR = 3600.0
@@ -612,7 +612,7 @@ def test_loaders_bring_weights(form):
     ("message", "given"),
     [
         ("weights: expected.*got -1", {"weights": torch.tensor([1.0] * 99 + [-1.0])}),
-        ("weights: expected 100 rows, as many as data; got 99", {"weights": torch.ones(99)}),
+        ("weights: expected 100 rows, as many as data, got 99", {"weights": torch.ones(99)}),
         ("weight, batch 0: expected.*got -1", {}),
         ("weights: expected None, as data are batches, which bring their own", {"weights": torch.ones(100)}),
     ],

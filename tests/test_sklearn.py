@@ -310,8 +310,8 @@ ERRORS = {
         lambda: quick(support="positive").fit(X - [0.0, 10.0]),
         "X: expected numbers inside the support of the flow, got .* in column",
     ),
-    "no such flow": (lambda: quick(flow="glow").fit(X), "flow: expected one of 'univariate', .*; got 'glow'"),
-    "no flow": (lambda: quick(flow=["coupling"]).fit(X), r"flow: expected one of .*; got \['coupling'\]"),
+    "no such flow": (lambda: quick(flow="glow").fit(X), "flow: expected one of 'univariate', .*, got 'glow'"),
+    "no flow": (lambda: quick(flow=["coupling"]).fit(X), r"flow: expected one of .*, got \['coupling'\]"),
     "univariate": (lambda: FlowDensity("univariate").fit(X), "flow: expected one for n_features = 2, got 'univariate'"),
     "coupling": (
         lambda: FlowDensity("coupling").fit(X[:, :1]),
@@ -319,7 +319,7 @@ ERRORS = {
     ),
     "another flow's option": (
         lambda: FlowDensity("gaussian_mixture", layers=3).fit(X),
-        "layers: expected None, as the flow 'gaussian_mixture' has no such option; got 3",
+        "layers: expected None, as the flow 'gaussian_mixture' has no such option, got 3",
     ),
     "an option out of range": (lambda: quick(components=0).fit(X), "components: expected an integer of at least 1"),
     "a setting out of range": (lambda: quick(lr=-1.0).fit(X), "lr: expected a positive number, got -1.0"),

@@ -36,6 +36,11 @@ def fit(data, columns=1, **options):
 LIKE = torch.empty(0)
 
 
+def take_chunks_of(size, monkeypatch):
+    for module in (sources.rows, sources.subset, split, learning):
+        monkeypatch.setattr(module, "CHUNK", size)
+
+
 def equal_weights(one, other):
     first, second = one.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
@@ -127,7 +132,7 @@ def test_all_permutations_are_as_likely(count):
 
 @pytest.mark.parametrize("size", [30, 100, 1000])
 def test_an_epoch_meets_every_row_once_in_an_order_of_its_own(size, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK", 128)
+    take_chunks_of(128, monkeypatch)
     rows = Rows("data", np.arange(500), 1, torch.empty(0))
     train, valid = Subset(rows, None, None, 50, 500, 7), Subset(rows, None, None, 0, 50, 7)
     epochs = [list(train.batches(size, Group(), epoch)) for epoch in range(3)]
@@ -344,15 +349,15 @@ REFUSED = {
     "None": ("real numbers, got NoneType", lambda: None),
     "dates": (r"real numbers, got datetime64\[D\]; " + DATES, lambda: np.array(["2020-01-01"], dtype="M8[D]")),
     "durations": (r"got timedelta64\[ms\]; .*\.astype\(\"timedelta64\[s\]", lambda: np.array([5], dtype="m8[ms]")),
-    "ragged": (r"real numbers \(.*inhomogeneous", lambda: [[1.0], [1.0, 2.0]]),
-    "graph": (r"real numbers \(.*requires grad", lambda: [torch.ones(1, requires_grad=True)]),
+    "ragged": (r"real numbers, got a list \(.*inhomogeneous", lambda: [[1.0], [1.0, 2.0]]),
+    "graph": (r"real numbers, got a list \(.*requires grad", lambda: [torch.ones(1, requires_grad=True)]),
     "scipy CSR": (
         r"dense array of real numbers, got a sparse csr_\w+; call \.toarray\(\)",
         lambda: scipy.sparse.csr_matrix([[1.0]]),
     ),
     # These have rows to iterate over, but, unlike the others, none to ask for by number.
     "scipy DIA": (r"got a sparse dia_array; call \.toarray\(\)", lambda: scipy.sparse.dia_array([[1.0]])),
-    "Dataset": (r"wrap a Dataset in a torch\.utils\.data\.DataLoader", lambda: TensorDataset(torch.ones(3, 1))),
+    "Dataset": (r"a Dataset; wrap it in a torch\.utils\.data\.DataLoader", lambda: TensorDataset(torch.ones(3, 1))),
     "table with words": ("got extension-O in column 'b'", lambda: Frame(1, "x", a=Extension("i"), b=Extension("O"))),
     "table with dates": (
         r"got datetime64\[us\] in column 7; .*\.to_numpy\(\"datetime64\[s\]\"\)",
@@ -410,7 +415,7 @@ def weighted(count=500, start=0, seed=7, given=None):
 
 @pytest.mark.parametrize("size", [30, 100, 1000])
 def test_weights_stay_with_their_rows(size, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK", 128)
+    take_chunks_of(128, monkeypatch)
     subset, weights = weighted(start=50)
     batches = list(subset.batches(size, Group(), 0))
     for batch in batches:
@@ -429,7 +434,7 @@ def test_weights_stay_with_their_rows(size, monkeypatch):
 
 
 def test_a_subset_knows_the_sum_of_its_weights(monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK", 128)
+    take_chunks_of(128, monkeypatch)
     subset, weights = weighted(start=50)
     taken = Subset(subset.x, None, None, 50, 500, 7).first(450, Group())[0].squeeze(-1).long()
     assert subset.total() == pytest.approx(weights[taken].sum(), rel=1e-14)
@@ -444,7 +449,7 @@ def test_weights_may_be_zero_in_a_batch():
 
 
 def test_weights_are_held_as_they_are_given(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK", 128)
+    take_chunks_of(128, monkeypatch)
     monkeypatch.setattr(Counted, "asked", ())
     single, _ = weighted(2, given=np.float32([1, 2]))
     assert single.weight.values.dtype == torch.float32
@@ -476,7 +481,7 @@ def test_the_digest_of_weights_tells_them_apart():
     ],
 )
 def test_bad_weights_are_described(given, message, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK", 128)
+    take_chunks_of(128, monkeypatch)
     with pytest.raises(ValueError, match=message):
         check_weights(Rows("weights", given, 1, LIKE))
 
@@ -546,9 +551,7 @@ class Counted(np.memmap):
 
 
 def test_a_memory_map_is_read_batch_by_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK", 128)
-    monkeypatch.setattr(split, "CHUNK", 128)
-    monkeypatch.setattr(learning, "CHUNK", 128)
+    take_chunks_of(128, monkeypatch)
     data = mapped(tmp_path, draw(3000)).view(Counted)
     Counted.asked = ()
     started = []
@@ -566,7 +569,7 @@ def test_a_memory_map_is_read_batch_by_batch(tmp_path, monkeypatch):
 
 
 def test_what_is_wrong_with_a_memory_map_is_placed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK", 128)
+    take_chunks_of(128, monkeypatch)
     data = draw(1000, 2)
     data[777, 1] = math.nan
     with pytest.raises(ValueError, match="data: expected finite numbers, got nan in row 777, column 1"):
@@ -644,7 +647,7 @@ def test_batches_of_other_than_real_numbers_are_refused(case):
 
 def test_a_batch_with_another_number_of_contexts_is_refused():
     flow = mixflow.flows.univariate(3, context=1)
-    with pytest.raises(ValueError, match="context, batch 0: expected 5 rows, as many as x; got 4"):
+    with pytest.raises(ValueError, match="context, batch 0: expected 5 rows, as many as x, got 4"):
         mixflow.fit(flow, Stream((torch.zeros(5, 1), torch.zeros(4, 1))), validation=0, progress=False)
 
 
@@ -692,7 +695,7 @@ def test_samplers_are_told_the_epoch(monkeypatch):
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [
-        (Stream(torch.ones(5, 1)), {"validation": 0.1}, ValueError, r"validation: expected 0 or held-out.*; got 0\.1"),
+        (Stream(torch.ones(5, 1)), {"validation": 0.1}, ValueError, r"validation: expected 0 or held-out.*, got 0\.1"),
         (Stream(torch.ones(5, 2)), {"validation": 0}, ValueError, r"data, batch 0: expected shape .*got \(5, 2\)"),
         (Stream(torch.randn(5, 1), torch.tensor([[math.inf]])), {"validation": 0}, ValueError, "data, batch 1: .*inf"),
         (Stream((torch.ones(5, 1), torch.ones(5, 1))), {"validation": 0}, ValueError, r"expected batches x or \(x,\)"),
@@ -703,7 +706,7 @@ def test_samplers_are_told_the_epoch(monkeypatch):
         (Stream(torch.randn(5, 1)), {"validation": Stream()}, ValueError, "validation: expected at least one row"),
         (Stream(torch.ones(5, 1)), {"validation": 0, "batch_size": 5}, ValueError, "batch_size: expected None"),
         (iter([torch.randn(5, 1)]), {"validation": 0}, ValueError, "data: expected .*iterated only once"),
-        (TensorDataset(torch.ones(5, 1)), {}, TypeError, "data: .*wrap a Dataset in a torch.utils.data.DataLoader"),
+        (TensorDataset(torch.ones(5, 1)), {}, TypeError, "data: .*a Dataset; wrap it in a torch.utils.data.DataLoader"),
     ],
 )
 def test_bad_batches_are_described(data, options, error, message):
@@ -751,7 +754,7 @@ def test_a_batch_may_have_any_of_its_forms(context, weight):
         (0, [{"x": ONES, "w": ONES, 3: ONES}], ValueError, "'weight', .* got the unknown 'w', 3 in batch 0"),
         (0, [{"weight": ONES}], ValueError, "got no 'x' in batch 0"),
         (0, [{"x": None}], TypeError, "data, batch 0: .* got NoneType"),
-        (0, [(ONES, None, ONES[:4])], ValueError, "weight, batch 0: expected 5 rows, as many as x; got 4"),
+        (0, [(ONES, None, ONES[:4])], ValueError, "weight, batch 0: expected 5 rows, as many as x, got 4"),
         (0, [(ONES, None, -ONES)], ValueError, r"weight, batch 0: expected weights of at least 0, got -1\.0 in row 0"),
         (0, [(ONES, None, ONES / 0)], ValueError, "weight, batch 0: expected finite numbers, got inf"),
         (0, [(ONES, None, torch.ones(5, 2))], ValueError, r"weight, batch 0: expected shape \(N,\) or \(N, 1\), got"),

@@ -508,17 +508,17 @@ EXPECTED = r"support: expected None, 'positive' or a pair \(low, high\) with low
 BAD_SUPPORTS = {
     "unknown": ("negative", "got 'negative'"),
     "unknown in a list": (["positive", "unit", None], "got 'unit' for feature 1"),
-    "count": (["positive", None], "or 3 of these, one a feature; got 2"),
-    "count of nothing": ([], "or 3 of these, one a feature; got 0"),
+    "count": (["positive", None], "or 3 of these, one a feature, got 2"),
+    "count of nothing": ([], "or 3 of these, one a feature, got 0"),
     "not in order": ((1, 0), r"got \(1, 0\)"),
     "empty": ((1.0, 1.0), r"got \(1.0, 1.0\)"),
     "nan": ((0.0, math.nan), r"got \(0.0, nan\)"),
     "only infinity": ((INF, None), r"got \(inf, None\)"),
     "pair in a list": ([None, [2, 1], None], r"got \[2, 1\] for feature 1"),
-    "number": (3.0, "or a sequence of these; got 3.0"),
+    "number": (3.0, "or a sequence of these, got 3.0"),
     "number in a list": ([0.0, 1.0, 2.0], "got 0.0 for feature 0"),
     "triple": ([None, None, (0, 1, 2)], r"got \(0, 1, 2\) for feature 2"),
-    "booleans": ([False, True], "or 3 of these, one a feature; got 2"),
+    "booleans": ([False, True], "or 3 of these, one a feature, got 2"),
     "too large": ((0, 10**400), "got "),
 }
 

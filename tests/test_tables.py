@@ -216,7 +216,7 @@ def test_damaged_binary_files_are_refused(tmp_path, ending, content):
 
 @pytest.mark.parametrize(("name", "found"), [("data.txt", "'.txt'"), ("data", "'no ending'")])
 def test_unknown_kinds_of_file(tmp_path, name, found):
-    message = f"expected a file ending in .csv, .csv.gz, .tsv, .tsv.gz, .npy, .parquet; got {found}"
+    message = f"expected a file ending in .csv, .csv.gz, .tsv, .tsv.gz, .npy, .parquet, got {found}"
     with pytest.raises(TableError, match=message):
         read_table(tmp_path / name)
     with pytest.raises(TableError, match=message):

@@ -357,6 +357,15 @@ def test_checkpointing(direction, use_reentrant, device):
     same([t.grad for t in args], list(expected))
 
 
+def test_checkpointing_of_a_large_call(direction, device):
+    """Torch's checkpointing lets a backward pass read what it saved only once."""
+    args = leaves([torch.randn(2**17, device=device), *(torch.zeros(3, device=device) for _ in range(3))])
+    loss = loss_of(OPS[direction])
+    expected = torch.autograd.grad(loss(*args), args)
+    checkpoint(loss, *args, use_reentrant=False).backward()
+    same([t.grad for t in args], list(expected))
+
+
 def test_a_change_in_place_before_backward_is_noticed(direction, device):
     x, *parameters = leaves(some(device))
     moved = parameters[1] * 1

@@ -3,16 +3,20 @@
     python tools/fit_coefficients.py            write the header, print the table of errors
     python tools/fit_coefficients.py --check    exit 1 if the header is not what this script makes
 
-Every approximation is P/Q (Q = 1 for a polynomial) and is minimax in the relative error of the function it
-serves. The linear Chebyshev problem is solved by Stiefel's exchange algorithm, which is the simplex method on
-the dual; a rational function is a sequence of such problems (Gauss-Newton on P/Q, started from Loeb's
-linearisation |P - Q f| / |Q of the step before|). All of that runs in 60 digits, so that the coefficients do
-not depend on the platform.
+Every approximation is a rational function P/Q, or a polynomial (Q = 1). It is a minimax fit: of all functions of its
+degrees, it has the smallest largest relative error in the function that uses it.
 
-The coefficients of the header are numbers of the element type. Rounding a finished fit costs several bits;
-instead they are rounded one after the other, lowest power first, and the free ones are fitted anew after
-each. A search over neighbouring floating-point numbers, two coefficients at a time, then removes what the last
-ones, for which no free ones were left to compensate, have lost.
+1. A polynomial is the solution of a linear Chebyshev problem. Stiefel's exchange algorithm solves it, which is the
+   simplex method on the dual problem. A rational function is a sequence of such problems: Gauss-Newton steps on P/Q,
+   started from Loeb's linearisation |P - Q f| / |Q of the step before|. All of this runs in 60 digits, so the
+   coefficients do not depend on the platform.
+2. The coefficients in the header are numbers of the element type. If a finished fit were rounded, it would lose several
+   bits. So one coefficient after the other is rounded, lowest power first. After each, the remaining ones are fitted
+   again.
+3. For the last coefficients no others are left to compensate. A search over neighbouring floating-point numbers, two
+   coefficients at a time, removes most of what they lose.
+
+Long: it is one chain, from the fit to the text of the header, and nothing else uses its parts.
 """
 
 from __future__ import annotations
@@ -63,11 +67,11 @@ def linear_minimax(
 ) -> tuple[list[mpf], mpf, list[int]]:
     """Find the c that minimises max |target - columns c|, that maximum, and the points where it is attained.
 
-    `reference` holds n + 1 points to start from. In the dual problem they are the basis of the simplex
-    method, with the weights y >= 0 under which the signed rows sum to 0. The row of the largest error enters;
-    the ratio test says which one leaves. Unlike the Remez exchange this needs no Haar condition, which powers
-    x^k, ..., x^n do not meet on an interval around 0. Ties can make the simplex method cycle; the best c so
-    far is the answer then.
+    `reference` holds n + 1 points to start from. In the dual problem they are the basis of the simplex method, with
+    weights y >= 0 under which the signed rows sum to 0. The row of the largest error enters the basis, and the ratio
+    test decides which row leaves. The Remez exchange would need the Haar condition, which powers x^k, ..., x^n do not
+    meet on an interval around 0; this method does not need it. Ties can make the simplex method cycle. The result is
+    then the best c found so far.
     """
     n = len(columns)
     rows = [list(row) for row in zip(*columns, strict=True)]
@@ -114,7 +118,7 @@ def evaluate(coefficients: Sequence[mpf], x: mpf) -> mpf:
 
 @dataclass
 class Fit:
-    """P(x)/Q(x) near target(x) on the points xs, with the error (target - P/Q) * weight."""
+    """A fit of P(x)/Q(x) to target(x) on the points xs; its error is (target - P/Q) * weight."""
 
     xs: list[mpf]
     target: list[mpf]
@@ -132,7 +136,7 @@ class Fit:
         self.reference: dict[int, list[int]] = {}
 
     def split(self, coefficients: Sequence[mpf]) -> tuple[list[mpf], list[mpf]]:
-        """Evaluate P and Q on the points."""
+        """P and Q on the points."""
         p = [evaluate(coefficients[: self.degree + 1], x) for x in self.xs]
         q = [evaluate(coefficients[self.degree + 1 :], x) for x in self.xs]
         return p, q
@@ -154,7 +158,7 @@ class Fit:
         ]
 
     def step(self, columns: list[list[mpf]], residual: list[mpf]) -> tuple[list[mpf], mpf]:
-        """Solve the linear problem from where the last one of the same size ended."""
+        """Solve the linear problem, starting where the last one of the same size ended."""
         n, last = len(columns), len(self.xs) - 1
         start = self.reference.get(n) or [round(last * i / n) for i in range(n + 1)]
         c, error, self.reference[n] = linear_minimax(columns, residual, start)
@@ -202,9 +206,9 @@ class Fit:
         return max(map(abs, self.residual(self.coefficients)))
 
     def search_neighbours(self, c: list[mpf], dtype: type, order: Sequence[int]) -> list[mpf]:
-        """Descend on the largest error in steps of one unit in the last place of two coefficients.
+        """Reduce the largest error by changing two coefficients at a time by one unit in the last place.
 
-        A step adds its column to the residual, to first order, so that doubles suffice for the search.
+        To first order, a step adds a multiple of its column to the residual. So doubles suffice for the search.
         """
         c = list(c)
         unit = mpf(float(np.finfo(dtype).eps))
@@ -236,13 +240,13 @@ class Fit:
 
 
 def chebyshev_points(low: mpf, high: mpf, count: int) -> list[mpf]:
-    """Spread points over [low, high], both ends among them, as dense as the extrema of a minimax error."""
+    """Points over [low, high] with both ends, spaced like the extrema of a minimax error."""
     inner = [-mp.cos(mp.pi * (i + mpf(1) / 2) / count) for i in range(1, count - 1)]
     return [(low + high) / 2 + (high - low) / 2 * x for x in (-ONE, *inner, ONE)]
 
 
 def points_for(coefficients: int) -> int:
-    """Choose so many points that the largest error between them is within 0.3 % of the largest on them."""
+    """So many points that the largest error between them exceeds the largest error on them by 0.3 % at most."""
     return 24 * coefficients
 
 
@@ -255,8 +259,8 @@ def points_for(coefficients: int) -> int:
 class Piece:
     """A fit of slope x + P/Q on [low, high], with P and Q in powers of x - shift.
 
-    The line leaves less of the value, and so less of the rounding errors, to P/Q. A shift to near the lower
-    end makes the coefficients of Q positive, so that nothing cancels in its evaluation.
+    The line takes over a part of the value, so P/Q is smaller, and so are its rounding errors. A shift to near the
+    lower end makes the coefficients of Q positive, so that nothing cancels when Q is evaluated.
     """
 
     low: mpf
@@ -268,7 +272,7 @@ class Piece:
 
 @dataclass
 class Settings:
-    """The least degrees whose error is well below the rounding of the element type, and where pieces meet."""
+    """The smallest degrees whose error is well below the rounding of the element type, and where pieces meet."""
 
     dtype: type
     exp_degree: int
@@ -434,9 +438,10 @@ class Functions:
         self.tails = [rounded(fit_probit(piece, lambda s: s * s), dtype) for piece in settings.tails]
 
     def fit_normal_tail(self) -> tuple[Rational, mpf]:
-        """Fit and scale T; also returns what the error were without the rounding of sqrt(2 pi)."""
-        # The factor keeps P, S and the denominator away from just above a power of two, where rounding is
-        # coarsest against the value, at the t where T itself is just below one: best of 32 tried in float.
+        """Fit and scale T. Also returns the error that T would have if sqrt(2 pi) were not rounded."""
+        # Relative to the value, rounding is coarsest just above a power of two. The factor keeps P, S and the
+        # denominator away from there, at those t where T itself is just below a power of two. It was the best of 32
+        # factors tried in float.
         fit = fit_scaled_normal_tail(self.settings.tail_degree)
         tail = rounded(fit, self.dtype, mpf("1.6458"))
         error_but_slope = tail.error
@@ -519,8 +524,8 @@ class Functions:
 def fma(a: Array, b: Any, c: Any) -> Array:
     """Evaluate a b + c with one rounding.
 
-    In double that is Dekker's exact product and Knuth's exact sum with their rests added last; the rounding
-    of the sum of the rests is too small to be seen.
+    In double this is Dekker's exact product and Knuth's exact sum, whose rests are added last. The sum of the rests is
+    rounded, too, but that is too small to change the result.
     """
     if a.dtype == np.float32:
         return (a.astype(np.float64) * np.float64(b) + np.float64(c)).astype(np.float32)
@@ -617,7 +622,7 @@ def log2(x: mpf) -> str:
 
 
 def print_table(functions: list[Functions]) -> None:
-    """Print what was fitted, its error in exact arithmetic and the largest one in that of the element type."""
+    """Print what was fitted, its error in exact arithmetic, and its largest error in the element type's arithmetic."""
     print(f"{'function':20} {'type':8} {'coefficients':13} {'error, log2':12} {'ULP':6} at")
     for f in functions:
         ulps = measure(f, functions[-1])
@@ -726,7 +731,7 @@ def probit_tail_code(f: Functions) -> str:
     return "\n".join(
         [
             piece_code(near, f.tails[0], "s", "V rest = %"),
-            f"    Mask<V> is_far = s >= Scalar<V>({float(far.low):g});",
+            "    Mask<V> is_far = s >= Scalar<V>(probit_far_piece);",
             "    if (any(is_far)) {",
             piece_code(far, f.tails[1], "s", "rest = select<V>(is_far, %, rest)", indent=6),
             "    }",
@@ -764,7 +769,7 @@ def header(single: Functions, double: Functions) -> str:
     limits = [f"Scalar<V>({f.settings.probit_limit})" for f in both]
     far_errors = " and ".join(f"2^{log2(c.error)}" for c in double.tails)
     return f"""\
-// Generated by tools/fit_coefficients.py; edit that.
+// Generated by tools/fit_coefficients.py. Do not edit this file; edit that one.
 //
 // Minimax approximations, their coefficients rounded to the element type. The errors stated are relative and
 // hold in exact arithmetic.
@@ -806,10 +811,10 @@ MIXFLOW_FN V log_poly(V z) {{
 }}
 
 // T(t) = Phi(-t) exp(t^2/2) for t >= 0, as P / (sqrt(2 pi) t P + S): S/P is 1/T less its asymptote. No
-// coefficient is negative, and the rounding errors of P cancel the more, the larger t.
+// coefficient is negative, and the larger t, the more the rounding errors of P cancel.
 // P and S stop growing at a t where 1/t^2 is negligible, and all coefficients carry a power of two, so that
 // nothing overflows before sqrt(2 pi) t does; T is 0 from there to t = inf.
-// Error: 2^{tail_errors[0]} (float), 2^{tail_errors[1]} (double; 2^{but_slope} but for the rounding of sqrt(2 pi)).
+// Error: 2^{tail_errors[0]} (float), 2^{tail_errors[1]} (double; 2^{but_slope} without the rounding of sqrt(2 pi)).
 template <class V>
 MIXFLOW_FN V scaled_normal_tail(V t) {{
 {branches(*(normal_tail_code(f) for f in both))}
@@ -832,6 +837,8 @@ template <class V>
 constexpr Scalar<V> probit_split = is_float<V> ? {splits[0]} : {splits[1]};
 template <class V>
 constexpr Scalar<V> probit_limit = is_float<V> ? {limits[0]} : {limits[1]};
+// The sqrt(w) from which on probit_tail has another piece, in double.
+constexpr double probit_far_piece = {float(double.settings.tails[1].low):g};
 
 // 0 <= w <= probit_split. Error: 2^{center_errors[0]} (float), 2^{center_errors[1]} (double).
 template <class V>

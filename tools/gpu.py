@@ -1,15 +1,24 @@
-"""What a first run on a machine with a CUDA device needs, in under eight minutes: `make gpu`.
+"""One command for a machine with a GPU: build, test, benchmark, in under eight minutes (`make gpu`).
 
     tools/gpu.py [--seconds 460] [--out build/gpu] [--only STEP ...]
 
-In this order: a build for the device at hand; the tests of the ops with their tensors on it; the tests of what a card
-adds; some of the former under compute-sanitizer; the benchmark; steps of training a second, captured as CUDA graphs
-and kernel by kernel; the instructions that the kernels execute, which takes nvdisasm and no device. Nothing is fetched.
-nvcc is to be there, and for the Python that runs this torch, numpy, safetensors, tqdm, pybind11 and cmake, with what
-the tests import.
+The steps, in this order:
 
-Time that a step leaves goes to those after it. One that fails or takes too long ends nothing. Logs and report.txt are
-in --out; the tables come last. The exit status is 1 if any step failed.
+    build         for the GPU of this machine
+    info          what the build contains
+    tests         the tests of the ops, with their tensors on the GPU
+    card          the tests of what only a GPU has: streams, graphs, devices, memory
+    sanitizer     some of these tests under compute-sanitizer, which finds wrong memory accesses
+    benchmark     rates of the kernels
+    training      training steps a second, captured as CUDA graphs and kernel by kernel
+    instructions  how many instructions the kernels execute; this needs nvdisasm and no GPU
+
+Nothing is downloaded. The machine needs nvcc, and the Python that runs this needs torch, numpy, safetensors, tqdm,
+pybind11, cmake, and what the tests import.
+
+If a step takes less than its share of the time, the later ones get the rest. A step that fails or takes too long does
+not stop the others. Logs and report.txt are in --out, with the tables at the end. The exit status is 1 if any step
+failed.
 """
 
 from __future__ import annotations
@@ -48,21 +57,21 @@ OP_TESTS = (
     "flows",
     "flow_calls",
 )
-# Every kind of memory access, on few elements: the sanitizer takes ten times as long as the card.
+# Every kind of memory access, on few elements: under the sanitizer a test takes ten times as long.
 SANITIZED = ["tests/test_ops.py", "tests/test_gradients.py"]
 SANITIZED += ["-k", "(oracle or solves) and gaussian and normal and float32 and (element or feature or chunks)"]
-# Without this, a build that has no kernels after all would have all its tests skipped.
+# Fails if the build has no CUDA kernels. Without this step, pytest would skip every test and report success.
 INFO = "import mixflow; told = mixflow.show_config(); print(told); assert told['cuda_usable'], 'it has no CUDA kernels'"
-BENCHMARKS = ("Forward: ", "Inverse: ", "Forward and backward: ")
+BENCHMARKS = ("Forward: ", "Inverse: ", "Forward and backward: ", "Limits of the machine: ")
 TABLES = ("benchmark", "training", "instructions")  # the steps whose logs are tables
 
-# Of the flows whose steps of training are timed, by their recipes' names, the arguments.
+# The flows whose training steps are timed: arguments by the name of the recipe.
 TRAINED: dict[str, dict[str, int]] = {
     "univariate": {},
     **{name: {"features": 5} for name in ("gaussianization", "coupling", "autoregressive", "gaussian_mixture")},
 }
 BATCHES = (256, 4096, 65_536)  # rows
-STEPS, EPOCHS = 32, 4  # steps of an epoch, and epochs, of which the first is not timed: steps are captured in it
+STEPS, EPOCHS = 32, 4  # steps in an epoch; epochs. The first epoch is not timed, because steps are captured in it
 
 
 @dataclass(frozen=True)
@@ -70,11 +79,11 @@ class Step:
     """One thing to do.
 
     Args:
-        name: Of the step and its log.
-        share: Of the time, relative to the others.
-        commands: Tried in turn until one succeeds.
-        environment: Beside that of this process.
-        missing: Why it cannot be done here; empty where it can.
+        name: The name of the step and of its log.
+        share: Its share of the time, relative to the other steps.
+        commands: Alternatives, tried in turn until one succeeds.
+        environment: Environment variables that are added to those of this process.
+        missing: Why the step cannot be done here; empty if it can.
         on_device: Whether it needs a CUDA device.
 
     """
@@ -96,7 +105,7 @@ class Outcome:
 
 
 def run_steps(steps: Sequence[Step], out: Path, seconds: float) -> list[Outcome]:
-    """Do all steps within ``seconds``, whatever becomes of each."""
+    """Do all steps within ``seconds``, also after one that fails."""
     end = time.monotonic() + seconds
     outcomes = []
     for i, step in enumerate(steps):
@@ -150,7 +159,7 @@ def has(module: str) -> bool:
 def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
     """The steps for a device of this compute capability."""
     python, site = sys.executable, str(out / "site")
-    # A toolkit need not be on PATH, nor the programs of a virtual environment that is not activated.
+    # The CUDA toolkit may not be on PATH, and neither are the programs of a virtual environment that is not activated.
     scripts, nvcc = str(Path(python).parent), compiler()
     path = os.pathsep.join([scripts, os.environ.get("PATH", "")])
     building = {"CUDAARCHS": os.environ.get("CUDAARCHS") or "{}{}".format(*capability), "CUDACXX": nvcc, "PATH": path}
@@ -160,12 +169,12 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
     plainly = [python, __file__, "--out", str(out), "--with-cmake"]
     built = {"PYTHONPATH": os.pathsep.join([site, str(ROOT / "tests")]), "PATH": path}
 
-    # Plugins that happen to be installed warn of each other, and the tests take warnings for errors.
+    # Plugins of pytest that happen to be installed warn about each other, and a warning fails a test.
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda"]
     workers = min(8, (os.cpu_count() or 1) // 2)
     parallel = ["-p", "xdist", "-n", str(workers)] if has("xdist") and workers > 1 else []
-    # Of packages that a machine for other work seldom has, and that run on the CPU here anyway.
+    # Tests of packages that such a machine seldom has. They run on the CPU anyway.
     guests = {"zuko": "test_drops_into_zuko", "pyro": "test_pyro"}
     absent = [f"tests/test_distributions.py::{test}" for package, test in guests.items() if not has(package)]
     without = [part for test in absent for part in ("--deselect", test)]
@@ -173,10 +182,9 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
     sanitizer = program("compute-sanitizer")
     memcheck = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"]
 
-    bench = [python, "-m", "mixflow", "bench", "--device", "cuda"]
-    bench += ["--out", str(out)] if has("matplotlib") else []
+    bench = [python, str(ROOT / "bench" / "ops.py"), "--device", "cuda", "--out", str(out)]
     bench += [part for text in BENCHMARKS for part in ("--only", text)]
-    # On a machine without a device there is no build, and the step compares with the mixflow that Python finds.
+    # Without a GPU there is no build in `site`, and the last step compares with the mixflow that Python finds.
     beside = os.pathsep.join(filter(None, [site, os.environ.get("PYTHONPATH")]))
     nvdisasm = disassembler()
     return [
@@ -188,7 +196,7 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
             "sanitizer",
             70,
             [[*memcheck, *pytest, "-x", *SANITIZED]],
-            # Each tensor by itself, so that what lies beyond it is nobody's.
+            # torch allocates each tensor by itself, so the sanitizer notices an access beyond its end.
             built | alone | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             missing="" if sanitizer else "compute-sanitizer is not there; it comes with the CUDA toolkit",
         ),
@@ -206,7 +214,7 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
 
 
 def build_with_cmake(out: Path) -> None:
-    """The package in ``out``/site without pip: for where it, or scikit-build-core, is missing."""
+    """Build the package in ``out``/site without pip, if pip or scikit-build-core is missing."""
     import pybind11
 
     folder, site = out / "cmake-alone", out / "site" / "mixflow"
@@ -222,10 +230,10 @@ def build_with_cmake(out: Path) -> None:
 
 @dataclass(frozen=True)
 class Rates:
-    """Steps of training a second, captured as CUDA graphs and kernel by kernel.
+    """Training steps a second, captured as CUDA graphs and kernel by kernel.
 
-    ``off`` is the largest difference of two weights after the same steps, None where all are equal. ``note`` says how
-    the steps were taken that were to be captured.
+    ``off`` is the largest difference of two weights after the same steps, or None if all are equal. ``note`` is what
+    ``fit`` noted about the run that should capture: how it took the steps.
     """
 
     flow: str
@@ -247,7 +255,7 @@ class Rates:
 
 
 def training_rates(flow: str, rows: int, device: str, steps: int = STEPS, epochs: int = EPOCHS) -> Rates:
-    """Fit a flow twice to the same batches of ``rows`` rows that lie on ``device``, and compare weights and times."""
+    """Fit a flow twice to the same batches of ``rows`` rows on ``device``, and compare weights and times."""
     import torch
 
     import mixflow
@@ -273,16 +281,16 @@ def training_rates(flow: str, rows: int, device: str, steps: int = STEPS, epochs
 
 
 def print_training(device: str, batches: Sequence[int] = BATCHES, steps: int = STEPS, epochs: int = EPOCHS) -> None:
-    """Print the table of :func:`training_rates`, and below it how steps were taken."""
+    """Print the table of :func:`training_rates`, and below it how the steps were taken."""
     from mixflow.bench.report import table
 
     found = [training_rates(flow, rows, device, steps, epochs) for flow in TRAINED for rows in batches]
     notes = dict.fromkeys(f"  {row.flow}: {row.note}" for row in found if row.note)
-    print("\n".join(["Steps of training", "", table(found), *notes]))
+    print("\n".join(["Steps of training", "", table([rates.cells() for rates in found]), *notes]))
 
 
 def report(outcomes: Sequence[Outcome], device: str) -> str:
-    """What became of the steps, the ends of what failed, and the tables."""
+    """The outcome of each step, the last lines of the logs of failed ones, and the tables."""
     lines = [device, "", *(f"{o.name:<14} {o.status}, {o.detail}" for o in outcomes), ""]
     for outcome in outcomes:
         said = outcome.log.read_text(errors="replace").splitlines()
@@ -332,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = f"{found.name}, {found.total_memory / 2**30:.0f} GiB" if found else "no CUDA device"
     device += f", torch {torch.__version__}"
     if chosen[0].name == "build":
-        shutil.rmtree(out / "site", ignore_errors=True)  # else a build that fails would leave an old one to be tested
+        shutil.rmtree(out / "site", ignore_errors=True)  # after a failed build, no old one is tested
     out.mkdir(parents=True, exist_ok=True)
     print(device, flush=True)
     outcomes = run_steps(chosen, out, options.seconds)

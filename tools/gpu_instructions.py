@@ -11,13 +11,13 @@ An instruction counts when a thread issues it. So do instructions whose predicat
 threads (BSSY, BSYNC, NOP). Counts are averages over the threads of a block, for float32, the normal base and ordinary
 values: components that overlap, and elements among them. The lines of the table:
 
-- a component: what another component of an element costs, (count at K = 16 - count at K = 8) / 8. For the shared
-  kernels this is taken between blocks of 8 and of 4 elements a thread, which leaves out the preparation of the
-  components. In `backward shared` a thread is first an element and then a component, so its line holds both passes;
+- a component: what another component of an element costs, (count at K = 16 - count at K = 8) / 8. For the layout
+  `common` this is taken between blocks of 8 and of 4 elements a thread, which leaves out the preparation of the
+  components. In `backward common` a thread works first on an element and then on a component; the line holds both;
 - of these MUFU, memory: special functions of the hardware; loads and stores of global, shared and local memory;
 - an element: what is left at no components;
-- whole: all instructions of a block at K = 8, the preparation too, for an element (with 4 elements a thread where a
-  set is shared);
+- whole: all instructions of a block at K = 8, the preparation too, for an element (with 4 elements a thread in the
+  layout `common`);
 - warp: the same as the warp issues it. It is larger where the threads of a warp take different paths;
 - registers, shared bytes: of a thread, and of the block at K = 8; spills: loads and stores of local memory in the code.
 
@@ -43,7 +43,7 @@ from sass.toolkit import ToolError, disassembler
 SOURCE = Path(__file__).resolve().parent.parent / "csrc"
 FAMILIES = ("gaussian", "logistic")
 MEMORY = ("LD", "LDG", "LDS", "LDL", "ST", "STG", "STS", "STL")
-SETS = 4096  # so many that the shared kernels have a block for each: then a thread has several elements
+SETS = 4096  # so many that the layout `common` has a block for each: then a thread has several elements
 TOLERANCE = 1e-5
 
 
@@ -63,7 +63,7 @@ class Count:
 
 
 def count(kernels: Kernels, layout: str, family: str, components: int, elements: int) -> Count:
-    """Counts a block; `elements` are those of a thread, in the shared kernels."""
+    """Counts a block; `elements` are those of a thread, in the layout `common`."""
     direction, kind = layout.split()
     outer, inner = (FILLED, 1) if kind == "rows" else (SETS, 128 * elements)
     case = Case(family, direction == "backward", outer, inner, components)
@@ -77,7 +77,7 @@ def measure(kernels: Kernels, layout: str, family: str) -> tuple[dict[str, str],
     """A column of the table, and the largest error."""
     few = {k: count(kernels, layout, family, k, 4) for k in (8, 16)}
     counts, cost = list(few.values()), {k: few[k].issued / few[k].elements for k in few}
-    if "shared" in layout:
+    if "common" in layout:
         many = {k: count(kernels, layout, family, k, 8) for k in (8, 16)}
         counts += many.values()
         cost = {k: (many[k].issued - few[k].issued) / (many[k].elements - few[k].elements) for k in few}
@@ -100,7 +100,7 @@ def table(kernels: Kernels) -> tuple[str, float]:
     """The table in Markdown, and the largest error of all kernels."""
     lines = [f"| kernel | | {' | '.join(FAMILIES)} |", "|---|---|" + "---:|" * len(FAMILIES)]
     errors: list[float] = []
-    for layout in ("forward rows", "forward shared", "backward rows", "backward shared"):
+    for layout in ("forward rows", "forward common", "backward rows", "backward common"):
         columns, own_errors = zip(*(measure(kernels, layout, family) for family in FAMILIES), strict=True)
         lines += [f"| {layout} | {name} | {' | '.join(c[name] for c in columns)} |" for name in columns[0]]
         errors += own_errors

@@ -2,8 +2,9 @@
 
     python tools/measure_ulp.py [--float32 N] [--float64 N] [--seed S] [FUNCTION ...]
 
-The table of functions, their domains, and what an ULP is are those of tests/test_special.py, whose limits are what
-this prints, rounded up. The worst inputs are printed in hexadecimal.
+An ULP is a unit in the last place: the distance between neighbouring numbers at the true value. The functions and their
+domains are those of tests/test_special.py. The limits in that file are the maxima that this program prints, rounded up.
+The worst inputs are printed in hexadecimal.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Whether the tests trigger every error and warning of the package: the `raise` and `throw` that none has reached.
+"""List the errors and warnings of the package that no test triggers: every `raise` and `throw` that was not reached.
 
     raised.py COVERAGE.json [GCOVR.json]      (`make coverage` writes both)
 
-A message that no test triggers may be wrong, or be about what cannot happen. Exit status 1 if there are any but those
-below, or if one of those below is reached after all.
+A message that no test triggers may be wrong, or may describe what cannot happen. The exit status is 1 if there are any,
+except those listed below, or if one of those below is reached after all.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# What a machine without a GPU, or in one process that is measured, cannot trigger: file and a part of the statement.
+# What a test on a machine without a GPU cannot trigger: the file and a part of the statement, and why.
 UNREACHABLE = {
-    ("csrc/bindings.cpp", "this build of mixflow has no CUDA kernels"): "ops.py refuses before",
-    ("csrc/bindings.cpp", "family: index out of range"): "ops.py looks names up",
-    ("csrc/bindings.cpp", "base: index out of range"): "ops.py looks names up",
-    ("csrc/bindings.cpp", "operands: expected"): "ops.py passes as many as there are",
-    ("csrc/bindings.cpp", "expected one last axis of the same length"): "ops.py checks shapes",
+    ("csrc/bindings.cpp", "this build of mixflow has no CUDA kernels"): "mixflow.op refuses before",
+    ("csrc/bindings.cpp", "family: index out of range"): "mixflow.op looks names up",
+    ("csrc/bindings.cpp", "base: index out of range"): "mixflow.op looks names up",
+    ("csrc/bindings.cpp", "operands: expected"): "mixflow.op passes the right number",
+    ("csrc/bindings.cpp", "expected one last axis of the same length"): "mixflow.op checks shapes",
     ("csrc/cuda/kernels.cu", "mixflow: CUDA"): "no device",
-    ("csrc/plan.cpp", "expected at most"): "ops.py broadcasts",
-    ("csrc/plan.cpp", "does not broadcast to length"): "ops.py broadcasts; tests/native triggers it",
+    ("csrc/plan.cpp", "expected at most"): "mixflow.op broadcasts",
+    ("csrc/plan.cpp", "does not broadcast to length"): "mixflow.op broadcasts; tests/native triggers it",
 }
 
 

@@ -1,9 +1,15 @@
-"""Everything that a release must pass, on this machine, and a summary that fits on a screen: `make release-check`.
+"""Run everything that a release must pass, on this machine, and print a summary that fits on a screen.
 
-In this order: lint; the wheel, built, repaired and looked into; the kernels under sanitizers, and five minutes of
-random calls; the long forms of tests, of faults most of all; the whole suite against the wheel in an empty environment
-without compilers, and what importing it costs there; coverage, and whether every error message is triggered by a test.
-The kernels and the rest are tested at the same time.
+`make release-check` runs, in this order:
+
+1. lint;
+2. the wheel: build it, repair it, check its contents;
+3. at the same time
+   - the kernels under sanitizers, the accuracy of the emulated CUDA kernels, five minutes of random calls, and the long
+     forms of tests, most of which inject faults;
+   - all tests, the slow ones too, against the wheel in an empty environment without compilers, and the time that
+     importing the package takes there; then all tests once more, for coverage, and whether they trigger every error
+     message.
 """
 
 from __future__ import annotations
@@ -22,21 +28,21 @@ summary: list[str] = []
 
 
 def step(name: str, *command: str, notable: str = "$^") -> None:
-    """Run a command, showing what it says; what is notable of it goes to the summary. SystemExit if it fails."""
+    """Run a command and show its output. Lines that match ``notable`` go to the summary. SystemExit if it fails."""
     print(f"\n== {name}: {' '.join(command)}", flush=True)
-    started, said = time.monotonic(), []
+    started, output = time.monotonic(), []
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         print(f"{name}: {line}", end="", flush=True)
-        said.append(line)
+        output.append(line)
     status = process.wait()
     seconds = time.monotonic() - started
     if status:
         summary.append(f"{name:<14} FAILED with status {status} after {seconds:.0f} s")
         raise SystemExit(1)
-    told = [f"{'':<14} {found}" for line in said for found in re.findall(notable, line.rstrip())]
-    summary.extend([f"{name:<14} ok, {seconds:.0f} s", *told])
+    found = [f"{'':<14} {match}" for line in output for match in re.findall(notable, line.rstrip())]
+    summary.extend([f"{name:<14} ok, {seconds:.0f} s", *found])
 
 
 def check_kernels() -> None:

@@ -1,15 +1,15 @@
-"""Build the wheel as it is shipped, and prove that it works where nothing but Python is.
+"""Build the wheels that are shipped, and test one on a machine that has only Python.
 
-    wheel.py build [PYTHON ...]     sdist; from it a wheel a Python, repaired to the oldest manylinux that it fits
+    wheel.py build [PYTHON ...]     an sdist, and from it a wheel for each Python, for the oldest manylinux that it fits
     wheel.py check WHEEL_OR_FOLDER  what is in it: size, linked libraries, typing marker, licence
     wheel.py try WHEEL [-- PYTEST]  install it into an empty environment and run the tests there, no compiler on PATH;
                                     with another Python, or other versions of what it needs:
                                     try --python python3.10 --pin torch==2.6.0 --pin numpy==1.26.4 dist/*cp310*.whl
 
-Of the linked libraries: the module names no OpenMP runtime, since it takes the one that torch has loaded (see
-CMakeLists.txt). So there is none for auditwheel to copy into the wheel: a copy would be a second runtime with a second
-pool of threads beside torch's. Leaving libgomp.so.1 a dependency that is not copied would do with a torch that ships it
-under that name, and fail, or load a second one, with those that ship it under another.
+The compiled module does not link to an OpenMP runtime: when it is loaded, it finds the one that torch has loaded (see
+CMakeLists.txt). If it did link to libgomp.so.1, auditwheel would copy that library into the wheel, and there would be a
+second pool of threads beside torch's. Nor can libgomp.so.1 be a dependency that is not copied: some builds of torch
+ship it under another name, so it would be missing, or be loaded twice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MEGABYTES = 25  # a wheel may have at most
-IMPORT_MILLISECONDS = 50  # importing it may take beyond importing torch
+MEGABYTES = 25  # the largest wheel allowed
+IMPORT_MILLISECONDS = 50  # the most that importing mixflow may add to importing torch
 SYSTEM_LIBRARIES = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6", "libpthread.so.0", "libdl.so.2"}
 SYSTEM_LIBRARIES |= {"librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 
@@ -40,7 +40,7 @@ def run(*command: str | Path, **options: object) -> None:
 
 
 def build(out: Path, pythons: list[str]) -> Iterator[Path]:
-    """An sdist in ``out``, and a repaired wheel for each of the interpreters; the wheels' paths, one by one."""
+    """Build an sdist and a repaired wheel for each interpreter in ``out``; yields the paths of the wheels."""
     with tempfile.TemporaryDirectory() as folder:
         run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT)
         (sdist,) = Path(folder).glob("*.tar.gz")
@@ -63,7 +63,7 @@ def with_own_scripts() -> str:
 
 
 def check(wheel: Path) -> str:
-    """AssertionError if the wheel is not fit to be shipped; else one line about it."""
+    """One line about the wheel; AssertionError if it must not be shipped."""
     size = wheel.stat().st_size / 1e6
     assert size <= MEGABYTES, f"{wheel.name}: {size:.1f} MB, more than {MEGABYTES}"
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def linked_libraries(path: str) -> set[str]:
 def empty_environment(wheel: Path, interpreter: str, pins: list[str]) -> Iterator[tuple[Path, dict[str, str]]]:
     """A new virtual environment with the wheel, and the environment variables of a machine without compilers.
 
-    ``pins`` replace constraints.txt, whose versions fit each other.
+    Without ``pins``, constraints.txt chooses versions that fit each other.
     """
     with tempfile.TemporaryDirectory() as folder:
         run(interpreter, "-m", "venv", folder)
@@ -120,7 +120,7 @@ print("one OpenMP runtime:", *openmp_runtimes())
 IMPORT = """
 import gc, time
 import numpy, torch
-gc.collect()  # a pass over torch's own objects, due after its import, takes longer than all that is measured here
+gc.collect()  # otherwise a pass over torch's objects falls into the measured time, and takes longer than the rest of it
 start = time.process_time()
 import mixflow
 print(1000 * (time.process_time() - start))
@@ -128,9 +128,10 @@ print(1000 * (time.process_time() - start))
 
 
 def import_milliseconds(python: Path, environment: dict[str, str]) -> float:
-    """What importing mixflow adds to importing torch, in processor time, which other work hardly changes.
+    """What importing mixflow adds to importing torch, in milliseconds of processor time.
 
-    The median of nine processes, after one that fills the caches.
+    Other programs that run at the same time hardly change processor time. The result is the median of nine processes,
+    after one that fills the caches.
     """
     times = []
     for _ in range(10):

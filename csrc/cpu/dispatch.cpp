@@ -15,7 +15,8 @@
 #include "kernels.h"
 
 #if defined(MIXFLOW_OPENMP_OF_TORCH)
-// What GCC makes of the pragma below, found in the runtime that torch has loaded, if it has one (see CMakeLists.txt).
+// The functions that GCC calls for the pragma below. The linker finds them in the OpenMP runtime that torch has loaded,
+// if there is one (see CMakeLists.txt).
 asm(".weak GOMP_parallel\n"
     ".weak GOMP_loop_nonmonotonic_dynamic_start\n"
     ".weak GOMP_loop_nonmonotonic_dynamic_next\n"
@@ -30,6 +31,7 @@ namespace {
 
 using RunPiece = decltype(&baseline::run_piece);
 
+// The functions that were compiled for an instruction set.
 struct Capability {
   const char* name;
   double slowness;
@@ -49,7 +51,7 @@ struct Build {
   bool runs;  // on this processor
 };
 
-// Worst first.
+// The slowest first.
 std::vector<Build> builds() {
   std::vector<Build> all{{MIXFLOW_CAPABILITY(baseline), true}};
 #if defined(MIXFLOW_HAS_avx2) || defined(MIXFLOW_HAS_avx512)
@@ -90,9 +92,9 @@ const Capability& chosen() {
   return capability;
 }
 
-// Long runs of elements that share parameters are cut into chunks. Their number depends on sizes alone, never on the
-// number of threads, so sums are taken in the same order always; its limit bounds the memory for partial sums (three
-// doubles a component) to 256 KiB, but for very many components, which still occupy 16 threads.
+// The many elements of a parameter set are cut into chunks. The number of chunks depends on sizes alone, never on the
+// number of threads, so sums are always taken in the same order. Its limit bounds the memory for partial sums (three
+// doubles for each component and chunk) to 256 KiB. With very many components there are more, to occupy 16 threads.
 constexpr int64_t kChunkLength = 8192, kMaxChunks = 256, kMinChunks = 16, kMostSetsPerPiece = 512;
 constexpr int64_t kMaxPartialSums = 256 * 1024 / (3 * sizeof(double));
 
@@ -118,12 +120,14 @@ void write_gradients(const Problem& problem, int64_t outer, const double* sums) 
     write_gradients<double>(problem, outer, sums);
 }
 
-// OpenMP's threads do not survive a fork, and libgomp waits for them forever: a child works alone.
+// The threads of OpenMP do not exist in a forked child, but libgomp would wait for them forever. So a child uses a
+// single thread.
 bool is_forked_child = false;
 [[maybe_unused]] const int fork_is_noticed = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
 
-// On all of the threads, or on the calling one alone: libgomp ends the threads that a smaller team leaves over, and
-// starts them anew for the next larger team, which is torch's.
+// Calls f(i) for i in [0, count), on `threads` threads or on the calling thread alone. A smaller team is not used, even
+// if `count` is smaller: libgomp would end the threads that are left over, and start them anew for the next larger
+// team, which is torch's.
 template <class F>
 void parallel_for(int64_t count, int threads, F f) {
 #if defined(_OPENMP)
@@ -147,8 +151,8 @@ void parallel_for(int64_t count, int threads, F f) {
   for (int64_t i = 0; i < count; ++i) f(i);
 }
 
-// Lanes over elements: sets of few elements, several of them to a piece; or chunks of a set's many elements.
-void run_over_elements(const Problem& problem, int threads, RunPiece run) {
+// Lanes over elements. A piece has several sets with few elements each, or one chunk of a set's many elements.
+void run_pieces_of_elements(const Problem& problem, int threads, RunPiece run) {
   size_t sums = problem.has_parameter_gradients() ? 3 * static_cast<size_t>(problem.components) : 0;
   int64_t chunks = chunks_per_set(problem), sets = std::max<int64_t>(1, kChunkLength / problem.inner.size);
   if (chunks == 1) {
@@ -176,7 +180,8 @@ void run_over_elements(const Problem& problem, int threads, RunPiece run) {
   }
 }
 
-void run_over_sets(const Problem& problem, int threads, RunPiece run) {
+// Lanes over sets. A piece has several sets.
+void run_pieces_of_sets(const Problem& problem, int threads, RunPiece run) {
   int64_t sets = std::clamp(kChunkLength / problem.inner.size, kLongestPack, kMostSetsPerPiece);
   parallel_for((problem.outer.size + sets - 1) / sets, threads, [&](int64_t i) {
     int64_t begin = i * sets;
@@ -184,9 +189,9 @@ void run_over_sets(const Problem& problem, int threads, RunPiece run) {
   });
 }
 
-// Outputs lie in memory that is new: to the system, too, when they are large, and it hands that out page by page as it
-// is written to. With pages of 4 KiB this takes as long as the forward op itself. Where the system leaves it to the
-// program, the whole huge pages of an output are asked for as such.
+// Asks Linux for huge pages (2 MiB) for an output. The memory of a large output is new, and the system provides each
+// page when it is first written to. With pages of 4 KiB this takes as long as the forward op itself. Some systems use
+// huge pages only where a program asks for them.
 void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = 2 << 20;
@@ -196,7 +201,7 @@ void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
 #endif
 }
 
-// Numbers from the first to the last of an operand that lies somewhere in memory of its own.
+// How far it is from the first to the last number of an operand, in numbers.
 size_t extent(const Problem& problem, Operand operand) {
   size_t last = 0;
   for (const Axes* axes : {&problem.outer, &problem.inner})
@@ -276,9 +281,9 @@ void run_on_cpu(const Problem& problem, int threads) {
   if (problem.is_empty()) return;
   prefer_huge_pages(problem);
   if (runs_over_elements(problem))
-    run_over_elements(problem, threads, chosen().run);
+    run_pieces_of_elements(problem, threads, chosen().run);
   else
-    run_over_sets(problem, threads, chosen().run);
+    run_pieces_of_sets(problem, threads, chosen().run);
 }
 
 }  // namespace mixflow

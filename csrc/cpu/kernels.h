@@ -1,4 +1,4 @@
-// The entry points that each instruction set's build of cpu/kernels.cpp and cpu/rows.cpp offers.
+// The functions of kernels.cpp and rows.cpp, which are compiled once for each instruction set.
 #pragma once
 
 #include "../problem.h"
@@ -6,17 +6,18 @@
 
 namespace mixflow {
 
-// A piece of a problem: outer indices [outer_begin, outer_end) times inner indices [inner_begin, inner_end). Where
-// lanes run over the elements of a parameter set, the sets' gradients over this piece are added to `partial`, (sets,
-// components, 3) doubles; elsewhere `partial` is null and gradients are written in place.
+// A piece of a problem: the outer indices [outer_begin, outer_end) times the inner indices [inner_begin, inner_end).
+//
+// If lanes run over the elements of a set, the sums of the sets' gradients over this piece are added to `partial`,
+// which are (sets, components, 3) doubles. If lanes run over sets, `partial` is null, and gradients are written to the
+// operands.
 struct Piece {
   int64_t outer_begin, outer_end, inner_begin, inner_end;
   double* partial;
 };
 
-// What one instruction set's build offers: a piece of a problem; a special function (an index into
-// MIXFLOW_SPECIAL_FUNCTIONS) over `size` contiguous numbers; the arithmetic that no forward op can do without, for
-// benchmarks; and, in cpu/rows.cpp, what dispatch.h describes of permutations and rows.
+// run_piece computes a piece of a problem. run_special applies a special function, given by its index in
+// MIXFLOW_SPECIAL_FUNCTIONS, to `size` contiguous numbers. dispatch.h describes the others.
 #define MIXFLOW_DECLARE(ARCH)                                                                               \
   namespace ARCH {                                                                                          \
   void run_piece(const Problem&, const Piece&);                                                             \
@@ -30,14 +31,14 @@ MIXFLOW_DECLARE(avx2)
 MIXFLOW_DECLARE(avx512)
 #undef MIXFLOW_DECLARE
 
-// Whether lanes run over the elements that share a parameter set, or over parameter sets, each of which serves its
-// elements one after the other. The former prepares a set in all lanes alike, which pays for many elements, or where
-// there are too few sets to fill the lanes. Sizes alone decide.
+// Whether lanes run over the elements of a parameter set, or over parameter sets, whose elements follow one after the
+// other. In the first case a set is prepared for all lanes alike, which pays if it has many elements, or if there are
+// too few sets to fill the lanes. This depends on sizes alone.
 constexpr int64_t kMostSerialElements = 127, kFewestSerialElements = 15, kFewSets = 16;
 inline bool runs_over_elements(const Problem& problem) {
   return problem.inner.size > (problem.outer.size < kFewSets ? kFewestSerialElements : kMostSerialElements);
 }
-// No kernel takes more elements at a time: chunks that are multiples of it leave no lanes idle.
+// The most elements that a kernel takes at a time. In chunks of a multiple of it no lane is idle.
 constexpr int64_t kLongestPack = 64;
 
 }  // namespace mixflow

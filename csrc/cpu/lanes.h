@@ -1,15 +1,16 @@
 // From memory to the lanes of a pack and back, whatever the strides.
 //
-// A pack takes consecutive positions of an index space. For one operand they lie in one of two ways:
-//   - evenly, `stride` apart: the axes of the space merge for this operand (it is contiguous, say), or all lanes lie
-//     along the last axis;
-//   - in several runs along the last axis, each of them even.
-// Each operand is treated by itself, so an operand with odd strides slows down nothing else. A walk keeps its position
-// as one place for each axis and counts as an odometer does, since an integer division takes as long as a component.
+// The lanes of a pack are consecutive positions of an index space. In memory, the numbers of one operand at these
+// positions lie in one of two ways:
+//   - evenly, `stride` apart. Either the axes of the space merge for this operand (it is contiguous, for example), or
+//   all
+//     lanes lie along the last axis;
+//   - in several runs along the last axis. Each run is even.
+// Each operand is treated by itself, so an operand with unusual strides does not slow down the others.
 #pragma once
 
-#include "../number.h"
 #include "../problem.h"
+#include "../simd/transpose.h"
 
 namespace mixflow {
 namespace MIXFLOW_ARCH {
@@ -18,8 +19,8 @@ MIXFLOW_FN int smaller(int64_t a, int64_t b) {
   return static_cast<int>(a < b ? a : b);
 }
 
-// move(run, i) for each of `runs` runs and i in [0, length): without a loop over i for the shortest, which narrow
-// matrices have.
+// Calls move(run, i) for each of `runs` runs and each i in [0, length). The compiler unrolls the loop over i for the
+// shortest lengths, which narrow matrices have.
 template <int length, class Move>
 MIXFLOW_FN void move_short_runs(int runs, Move move) {
   for (int run = 0; run < runs; ++run)
@@ -42,7 +43,10 @@ MIXFLOW_FN void move_runs(int runs, int length, Move move) {
   }
 }
 
-// The positions [begin, end) of an index space, `lanes` at a time.
+// A walk over the positions [begin, end) of an index space, `lanes` at a time.
+//
+// The walk keeps its position as one index for each axis, and counts as an odometer does: an integer division takes as
+// long as a component.
 class Walk {
  public:
   Walk(const Axes& axes, int64_t begin, int64_t end, int lanes)
@@ -75,9 +79,9 @@ class Walk {
     look();
   }
 
-  // Lanes with a position; the others are past the end.
+  // The number of lanes that have a position. The others are past the end.
   MIXFLOW_FN int used() const { return lanes_used; }
-  // Whether every lane has a position, and they lie evenly for this operand: from `first` on, `stride` apart.
+  // Whether every lane has a position, and the operand's numbers lie evenly: from offset `first` on, `stride` apart.
   MIXFLOW_FN bool is_even(Operand operand) const { return (even_now >> operand & 1) != 0; }
   MIXFLOW_FN bool is_side_by_side(Operand operand) const { return (even_now & dense_operands) >> operand & 1; }
   MIXFLOW_FN int64_t stride(Operand operand) const { return axes.axis[last].stride[operand]; }
@@ -88,14 +92,15 @@ class Walk {
     return offset;
   }
 
-  // Whether two operands lie alike, so that what one needs the other needs, too.
+  // Whether two operands have the same strides, and so the same offsets.
   MIXFLOW_FN bool lie_alike(Operand a, Operand b) const {
     bool alike = true;
     for (int i = 0; i <= last; ++i) alike &= axes.axis[i].stride[a] == axes.axis[i].stride[b];
     return alike;
   }
-  // visit(lane, runs, length, offset, next) for `runs` runs of `length` lanes each, from `lane` on: the first from
-  // offset on, the others each `next` further, and numbers in a run stride(operand) apart.
+  // Calls visit(lane, runs, length, offset, next) for groups of runs that together cover all lanes. A group begins at
+  // lane `lane` and has `runs` runs of `length` lanes each. The first run begins at `offset`, and each further one
+  // `next` beyond the one before. The numbers of a run are stride(operand) apart.
   template <class Visit>
   MIXFLOW_FN void for_runs(Operand operand, Visit visit) const {
     int64_t offset = first(operand);
@@ -127,7 +132,7 @@ class Walk {
       offset += runs * next;
     }
   }
-  // The offset of every lane; lanes past the end repeat the first.
+  // The offset of every lane. Lanes past the end get that of the first lane.
   MIXFLOW_FN void offsets(Operand operand, int64_t* result) const {
     int64_t own_stride = stride(operand);
     for_runs(operand, [&](int lane, int runs, int length, int64_t offset, int64_t next) {
@@ -155,8 +160,9 @@ class Walk {
   int64_t begin, end, place[kMaxAxes], step[kMaxAxes];
 };
 
-// Numbers that are not side by side. Out of line, since they are slow in any case, and the same for every family and
-// op.
+// Copies numbers that are not side by side in memory to `values`, and back. Not inlined: copying is slow in any case,
+// and the functions are the same for every family and op. Lanes past the end get the number of the first lane, so that
+// they do ordinary work.
 template <class T>
 __attribute__((noinline)) void gather_apart(const Walk& walk, const T* p, Operand operand, T* values, int room) {
   int64_t stride = walk.stride(operand);
@@ -177,19 +183,21 @@ __attribute__((noinline)) void scatter_apart(const Walk& walk, T* p, Operand ope
   });
 }
 
-// The numbers of an operand at the positions of a walk, side by side: where they lie, if they lie so, else in a room of
-// their own, which the caller fills well before numbers are loaded from it as packs.
+// Memory for the numbers of one operand at the positions of a walk. It is used only if the numbers are not side by side
+// in the operand's own memory.
 template <class T, int length>
 struct Room {
   alignas(64) T values[length];
 
+  // Returns where the numbers are side by side. The caller loads packs from there some time later: a processor stalls
+  // on a load that is wider than a store just before it.
   MIXFLOW_FN const T* read(const Walk& walk, const void* data, int64_t offset, Operand operand) {
     const T* p = static_cast<const T*>(data) + offset;
     if (walk.is_side_by_side(operand)) return p + walk.first(operand);
     gather_apart(walk, p, operand, values, length);
     return values;
   }
-  // Where to write, null without data; what is written is in its place after done().
+  // Returns where to write numbers, or null if `data` is null. done() brings them to where they belong.
   MIXFLOW_FN T* write(const Walk& walk, void* data, int64_t offset, Operand operand) {
     if (data == nullptr) return nullptr;
     return walk.is_side_by_side(operand) ? static_cast<T*>(data) + offset + walk.first(operand) : values;
@@ -200,16 +208,17 @@ struct Room {
   }
 };
 
-// Addresses of rows that are `stride` apart. A compiler would compute all of them once, before the loop over blocks,
-// and keep them in memory, since there are more rows than registers. The empty asm hides the first address from it.
+// The addresses of rows that are `stride` apart, as transpose.h takes them. The compiler would compute all of them
+// once, before the loop over blocks, and keep them in memory, since there are more rows than registers. The empty asm
+// keeps it from that: the compiler must assume that the values change there.
 template <class V, class T>
 MIXFLOW_FN auto even_rows(T* first, int64_t stride) {
   asm("" : "+r"(first), "+r"(stride));
   return [first, stride](int i, int j) { return first + i * stride + j * (kBlock<V> * stride); };
 }
 
-// One row of `length` numbers, `step` apart, for each lane, at the same places of several operands: to columns and
-// back. Column k holds number k of every lane's row.
+// Moves the rows of an operand to columns and back. Each lane, at its position of a walk, has a row of `length`
+// numbers, which are `step` apart. Column k holds number k of every lane's row.
 template <class V>
 class Columns {
   using T = Scalar<V>;
@@ -235,7 +244,7 @@ class Columns {
   MIXFLOW_FN bool are_even_rows(Operand operand, int64_t step) const {
     return step == 1 && length >= kBlock<V> && walk.stride(operand) >= kBlock<V> && walk.is_even(operand);
   }
-  // The offset of each lane's row, kept for operands that lie alike.
+  // Finds the offset of each lane's row. It is kept for the next operand, if that has the same strides.
   MIXFLOW_FN void find(Operand operand) {
     if (known == kOperands || !walk.lie_alike(known, operand)) walk.offsets(operand, at);
     known = operand;
@@ -285,9 +294,9 @@ class Columns {
   int64_t at[lanes];
 };
 
-// Prefetches the rows at the positions of a walk that runs ahead of the one that loads or stores them. The hardware
-// prefetcher follows accesses in order, and rows are accessed in blocks, out of order. Rows that do not follow each
-// other in memory are left out: a prefetch for each of them takes longer than it saves.
+// Prefetches the rows at the positions of a walk, which is ahead of the walk that loads or stores them. The prefetcher
+// of the processor follows accesses in order, but rows are accessed in blocks, out of order. Rows that do not follow
+// each other in memory are not prefetched: a prefetch for each of them takes longer than it saves.
 template <bool for_writing, class T>
 MIXFLOW_FN void prefetch_rows(const Walk& walk, const T* p, Operand operand, int length, int64_t step) {
   constexpr int line = 64 / sizeof(T);

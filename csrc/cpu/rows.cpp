@@ -1,4 +1,5 @@
-// Compiled once per instruction set, like kernels.cpp: plain loops for the compiler to vectorise, and no STL.
+// Plain loops, which the compiler vectorises. Compiled once for each instruction set and without the STL, like
+// kernels.cpp.
 #include "rows.h"
 
 #include <cstring>
@@ -9,13 +10,13 @@ namespace mixflow {
 namespace MIXFLOW_ARCH {
 namespace {
 
-// Numbers that pass through the rounds together: they stay in the L1 cache.
-constexpr int kBlock = 2048;
-// No instruction set has more lanes of 32 bits. Loops over a multiple of it leave no rest for single steps.
+// The numbers that pass through the rounds together. They stay in the L1 cache.
+constexpr int kTogether = 2048;
+// The most lanes of 32 bits that an instruction set has. A loop over a multiple of it needs no single steps at its end.
 constexpr int kLanes = 16;
 
-// A Feistel network over numbers of `low_bits` or, of the left half, one bit more. It is a permutation of all numbers
-// of so many bits, whatever the function that mixes one half into the other.
+// A Feistel network. It splits a number into two halves, of which the left one may have one bit more, and mixes one
+// half into the other in turns. It permutes the numbers of so many bits, whatever function does the mixing.
 struct Network {
   int low_bits;
   uint32_t high_mask, low_mask;
@@ -37,7 +38,7 @@ struct Network {
     return x ^ (x >> 16);
   }
 
-  // A round is a long chain of dependent instructions, so each one runs over all numbers before the next begins.
+  // A round is a long chain of dependent instructions. So all numbers go through a round before the next one begins.
   void run(uint32_t* __restrict left, uint32_t* __restrict right, int size) const {
     const uint32_t high = high_mask, low = low_mask;
     for (int round = 0; round < kRounds; round += 2) {
@@ -53,14 +54,14 @@ struct Network {
   }
 };
 
-// Bytes known to the compiler are copied by a few instructions. A width of 0 stands for any.
+// A width that is known to the compiler is copied by a few instructions. 0 stands for any width.
 template <int width>
 int64_t take_rows_of(const Table& table, const int64_t* rows, int64_t size, char* result) {
-  constexpr int64_t ahead = 24;  // saves a tenth to a fifth of the time where the table is beyond the caches
+  constexpr int64_t ahead = 24;  // saves a tenth to a fifth of the time if the table does not fit in the caches
   const int64_t bytes = width == 0 ? table.width : width;
   for (int64_t i = 0; i < size; ++i) {
     if (static_cast<uint64_t>(rows[i]) >= static_cast<uint64_t>(table.count)) return i;
-    // A row out of range may be fetched ahead, which does nothing: a prefetch never faults.
+    // The address may be out of range, which does no harm: a prefetch never faults.
     uintptr_t offset = static_cast<uintptr_t>(rows[i + ahead < size ? i + ahead : i]) * table.stride;
     __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(table.data) + offset));
     memcpy(result + i * bytes, table.data + rows[i] * table.stride, bytes);
@@ -70,18 +71,19 @@ int64_t take_rows_of(const Table& table, const int64_t* rows, int64_t size, char
 
 }  // namespace
 
-// Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002: the network permutes the numbers below the next
-// power of two, and one that leaves the range is sent on until it is back. It does come back, since it lies on a cycle
-// with the position from which it started. From a position outside there may be no way in, so that one is refused.
+// After Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002. The network permutes the numbers below a
+// power of two. A number that it sends out of [0, count) is sent through it again until it is back. It does come back,
+// since it lies on a cycle with the position from which it started. From a position outside there may be no way in, so
+// such a position is refused.
 bool permute(const Permutation& permutation, int64_t first, const int64_t* positions, int64_t size, int64_t* result) {
   const Network network(permutation);
   const int64_t count = static_cast<int64_t>(permutation.count);
-  uint32_t left[kBlock] = {}, right[kBlock] = {};
-  uint16_t strays[kBlock];
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    const int used = static_cast<int>(size - begin < kBlock ? size - begin : kBlock);
+  uint32_t left[kTogether] = {}, right[kTogether] = {};
+  uint16_t strays[kTogether];
+  for (int64_t begin = 0; begin < size; begin += kTogether) {
+    const int used = static_cast<int>(size - begin < kTogether ? size - begin : kTogether);
     int64_t* block = result + begin;
-    // Sends on the numbers at these places, and lists the places of those that are outside.
+    // Sends the numbers at these places through the network, and lists the places of those that are outside then.
     auto send = [&](int places, auto place) {
       for (int i = 0; i < places; ++i) {
         uint64_t value = static_cast<uint64_t>(block[place(i)]);

@@ -6,17 +6,26 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-# (address, shape, strides in elements); of the gradients that a backward op writes, address 0 is one not wanted
+# (address, shape, strides in elements). A backward kernel does not compute a gradient whose address is 0.
 _Operand: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
 
 FAMILIES: tuple[str, ...]
 BASES: tuple[str, ...]
 SPECIAL_FUNCTIONS: tuple[str, ...]
+# For each kernel below the names of its operands, in their order. `map` of the inverse also takes those of
+# `map_with_diagnostics`. In `rows`, a row is (logits, loc, log_scale, shift, log_slope).
+OPERANDS: dict[str, tuple[str, ...]]
 __version__: str
 BUILD: str
 
-# operands: input, logits, loc, log_scale, output, ladj
-# device: -1 for the CPU, with stream the largest number of threads; else a CUDA device index and stream handle
+# By dtype ("float32", "float64") and name: the numbers at which a formula gives way to another, for the tests.
+def constants() -> dict[str, dict[str, float]]: ...
+
+# The kernels. Arguments that they share:
+# family, base: indices in FAMILIES and BASES
+# device: the index of a CUDA device, or -1 for the CPU
+# stream: the handle of a CUDA stream, or, on the CPU, the largest number of threads
+# allocate: takes a number of bytes, and returns the address of as much memory of the device; not called on the CPU
 def map(
     inverse: bool,
     family: int,
@@ -26,14 +35,9 @@ def map(
     device: int,
     stream: int,
 ) -> None: ...
-
-# operands: x, logits, loc, log_scale, z, ladj, dz/dx, dladj/dx
 def map_with_slopes(
     family: int, base: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int
 ) -> None: ...
-
-# operands: grad_value, grad_ladj, x, logits, loc, log_scale, grad_input, grad_logits, grad_loc, grad_log_scale
-# allocate: from a number of bytes to the address of as much memory on the device; not called on the CPU
 def map_backward(
     inverse: bool,
     family: int,
@@ -44,8 +48,6 @@ def map_backward(
     stream: int,
     allocate: Callable[[int], int],
 ) -> None: ...
-
-# operands: input, rows of (logits, loc, log_scale, shift, log_slope), output, ladj
 def packed_map(
     inverse: bool,
     family: int,
@@ -55,8 +57,6 @@ def packed_map(
     device: int,
     stream: int,
 ) -> None: ...
-
-# operands: grad_value, grad_ladj, x, rows, grad_input, grad_rows
 def packed_map_backward(
     inverse: bool,
     family: int,
@@ -67,11 +67,7 @@ def packed_map_backward(
     stream: int,
     allocate: Callable[[int], int],
 ) -> None: ...
-
-# operands: lower, upper, logits, loc, log_scale, output
 def interval(family: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int) -> None: ...
-
-# operands: grad, lower, upper, logits, loc, log_scale, grad_lower, grad_upper, grad_logits, grad_loc, grad_log_scale
 def interval_backward(
     family: int,
     is_double: bool,
@@ -81,22 +77,22 @@ def interval_backward(
     allocate: Callable[[int], int],
 ) -> None: ...
 
-# How many of at most so many threads an op takes, for sets of parameters that serve so many elements each.
+# How many of at most `threads` threads an op uses, for `sets` parameter sets that serve `elements` elements each.
 # op: forward, forward_with_slopes, backward, inverse, inverse_backward, interval or interval_backward
 def worthwhile_threads(op: str, is_double: bool, components: int, sets: int, elements: int, threads: int) -> int: ...
 
-# A special function of the core over contiguous numbers, for the tests that measure its error.
+# Applies a special function of the core to contiguous numbers. The tests measure its error by this.
 def special(name: str, is_double: bool, size: int, input: int, output: int) -> None: ...
 
-# Where the permutation of range(count) that 12 keys of 32 bits name sends positions: an array, or the first of as many
-# as result has places. result may be positions. IndexError for a position outside.
+# Writes to `result` where a permutation of range(count), which 12 keys of 32 bits choose, sends positions: an array,
+# which may be `result`, or the first of consecutive positions. Raises IndexError for a position outside of the range.
 def permute(keys: NDArray[Any], count: int, positions: NDArray[np.int64] | int, result: NDArray[np.int64]) -> None: ...
 
-# The rows of a table (n, columns) with these numbers; any dtype, the same in both. IndexError for a number outside,
-# which is found before anything is read there.
+# Copies the rows of a table (n, columns) with these numbers to `result`, which has the dtype of the table. Raises
+# IndexError for a number outside of the table, before it reads anything there.
 def take_rows(table: NDArray[Any], rows: NDArray[np.int64], result: NDArray[Any]) -> None: ...
 
-# The least arithmetic of a forward op, touching no memory, for benchmarks; the result has no meaning.
+# Does the least arithmetic of a forward op, without access to memory, for benchmarks. The result has no meaning.
 def bare_loop(is_double: bool, components: int, elements: int, threads: int) -> float: ...
 def cpu_builds() -> tuple[str, ...]: ...
 def cpu_capabilities() -> tuple[str, ...]: ...

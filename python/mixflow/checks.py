@@ -13,9 +13,10 @@ __all__ = ["broadcast_shapes", "check_integer", "check_seed"]
 
 
 def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
-    """``torch.broadcast_shapes``; RuntimeError for shapes that do not fit.
+    """``torch.broadcast_shapes``; RuntimeError for shapes that do not broadcast.
 
-    At its first call in a process, torch's own imports sympy, for sizes that are symbols. That takes 0.15 seconds.
+    At its first call in a process, torch's function imports sympy, for symbolic sizes. That takes 0.15 seconds, so
+    numpy's function is called unless a size is symbolic.
 
     Example:
         >>> from mixflow.checks import broadcast_shapes
@@ -33,7 +34,7 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
 
 
 def check_integer(name: str, value: SupportsIndex, least: int, most: int = 2**63 - 1) -> int:
-    """``value`` as an int; ValueError if it is none (a bool is none) or outside ``least`` to ``most``.
+    """``value`` as an int; ValueError if it is not an integer (a bool is not) or lies outside ``least`` to ``most``.
 
     Example:
         >>> import numpy as np
@@ -54,5 +55,5 @@ def check_integer(name: str, value: SupportsIndex, least: int, most: int = 2**63
 
 
 def check_seed(value: SupportsIndex) -> int:
-    """``value`` as an int that ``torch.Generator.manual_seed`` takes; ValueError if it is none."""
+    """``value`` as an int; ValueError if ``torch.Generator.manual_seed`` does not take it."""
     return check_integer("seed", value, -(2**63), 2**64 - 1)

@@ -13,7 +13,7 @@ import torch
 from . import _core
 
 PREFIX = "MIXFLOW_"
-# Every environment variable that mixflow reads; README.md says what they do.
+# Every environment variable that mixflow reads. The README describes them.
 VARIABLES = ("MIXFLOW_CPU_CAPABILITY",)
 
 
@@ -29,14 +29,18 @@ def show_config() -> Config:
     """Versions, CPU and CUDA capabilities compiled and in use, threads, and environment: what a bug report needs.
 
     Returns:
-        A dict that prints readably. ``build`` is the compiler, the build type and the flags. ``cpu_compiled`` lists the
-        instruction sets in this build, ``cpu_capabilities`` those of them that this processor has, ``cpu_capability``
-        the one in use: the best, unless the environment variable ``MIXFLOW_CPU_CAPABILITY`` names another;
-        ``cpu_chosen_by`` says which. ``openmp`` says whether several threads can be used, ``openmp_runtimes`` lists
-        the loaded libraries that bring them (Linux only). ``cuda_compiled`` lists the architectures in this build,
-        ``cuda_usable`` says whether there is a device that one of them serves; torch initialises CUDA to know that,
-        where this build has kernels at all. ``environment`` holds the variables that start with ``MIXFLOW_``, those
-        that mixflow does not know included.
+        A dict that prints one entry per line. Of its entries,
+
+        - ``build`` is the compiler, the build type and the flags;
+        - ``cpu_compiled`` lists the instruction sets in this build, and ``cpu_capabilities`` those of them that this
+          processor has;
+        - ``cpu_capability`` is the one in use: the best, unless the environment variable ``MIXFLOW_CPU_CAPABILITY``
+          names another. ``cpu_chosen_by`` is the reason;
+        - ``openmp`` is whether the kernels can use several threads, and ``openmp_runtimes`` lists the loaded libraries
+          that provide them (Linux only);
+        - ``cuda_compiled`` lists the GPU architectures in this build, and ``cuda_usable`` is whether this machine has a
+          GPU that can run one of them. If this build has CUDA kernels, torch initialises CUDA to find out;
+        - ``environment`` holds all variables that start with ``MIXFLOW_``, including any that mixflow does not read.
 
     Raises:
         RuntimeError: ``MIXFLOW_CPU_CAPABILITY`` names an instruction set that this build or processor lacks.
@@ -70,7 +74,7 @@ def show_config() -> Config:
 
 
 def openmp_runtimes() -> tuple[str, ...]:
-    """The OpenMP runtimes that this process has loaded, as file names; empty where there is no ``/proc``.
+    """File names of the OpenMP runtimes that this process has loaded; empty on systems without ``/proc``.
 
     Example:
         >>> from mixflow.config import openmp_runtimes
@@ -92,9 +96,10 @@ def _cuda_capabilities() -> list[tuple[int, int]]:
 
 
 def _serves(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code for ``architectures``, as CMake names them, runs on a device.
+    """Whether code for ``architectures``, in CMake's notation, runs on a GPU of compute capability ``capability``.
 
-    A binary (``80-real``) serves its major version from its minor one on, ``90`` and ``90-virtual`` later ones, too.
+    Machine code (``80-real``) runs on GPUs of the same major version and the same or a later minor version. PTX code
+    (``90`` and ``90-virtual`` have it) runs on all later versions.
     """
     named = re.findall(r"(\d+)(\d)\w?(-real)?", architectures)
     if not named:

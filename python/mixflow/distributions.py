@@ -1,7 +1,8 @@
-"""Mixtures for code that speaks ``torch.distributions``: the density as a Distribution, its map as a Transform."""
+"""Mixtures for ``torch.distributions``: the density as a Distribution, the mixture-CDF transform as a Transform."""
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from typing import Any, TypeAlias, cast
@@ -21,12 +22,12 @@ __all__ = ["Mixture", "MixtureCDFTransform"]
 
 Value: TypeAlias = Tensor | float  # a number is a tensor of the parameters' dtype and device
 
-# Entropy: panels end where a component's probability has these logits, and each has so many nodes.
+# Of the entropy's quadrature: panels end where a component's CDF has these logits; and the nodes in each panel.
 _PANEL_LOGITS, _PANEL_NODES = range(-40, 41, 2), 16
 
 
 def _log_sigmoid(z: Tensor) -> Tensor:
-    """Torch's, except that at NaN a gradient of zero stays zero: torch multiplies it by NaN."""
+    """Torch's ``logsigmoid``, NaN-safe: an incoming gradient of zero stays zero where z is NaN."""
     is_nan = z.isnan()
     return torch.where(is_nan, z, logsigmoid(torch.where(is_nan, 0.0, z)))
 
@@ -34,18 +35,18 @@ def _log_sigmoid(z: Tensor) -> Tensor:
 class Mixture(Distribution):
     r"""A mixture of one family's distributions, ``F(x) = sum_k softmax(logits)_k C((x - loc_k) / exp(log_scale_k))``.
 
-    Everything is exact in both tails and differentiable in every argument, twice, also through ``icdf`` and
-    ``rsample``, whose gradients are those of the implicit function. The parameters may broadcast against each other;
-    they are kept as they are given, and no copy is made by ``expand`` or by a larger batch of values.
+    Everything is exact in both tails and differentiable in every argument, twice. The gradients of ``icdf`` and
+    ``rsample`` are those of the implicit function. The parameters may broadcast against each other. They are kept as
+    given: neither ``expand`` nor a larger batch of values copies them.
 
     Args:
         logits: Unnormalised log-weights, shape ``(..., K)``; ``-inf`` is a weight of zero.
         loc: Locations of the components, ``(..., K)``, in the units of the values.
         log_scale: Natural logarithms of their scales, ``(..., K)``.
         family: One of ``mixflow.FAMILIES``.
-        validate_args: As in every torch Distribution: whether to check parameters and values at every call.
-        dim: The axis of the components in the three parameters, as in :func:`mixflow.cdf_transform`. Properties give
-            them with this axis moved to the end.
+        validate_args: Whether to check parameters and values at every call, as in every torch Distribution.
+        dim: The axis of the components in the three parameters, as in :func:`mixflow.cdf_transform`. The properties
+            ``logits``, ``loc`` and ``log_scale`` have this axis at the end.
 
     Raises:
         TypeError: As in :func:`mixflow.cdf_transform`.
@@ -132,7 +133,7 @@ class Mixture(Distribution):
         return self._parameters[index].expand(*self.batch_shape, self.components)
 
     def _tensor(self, name: str, value: Any, like: Tensor | None = None) -> Tensor:
-        """``value``, where it is a number, as a tensor of the dtype and device of ``like``, or of the parameters."""
+        """A number as a tensor with the dtype and device of ``like``, or of the parameters; a tensor as it is."""
         if isinstance(value, Tensor):
             return value
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
@@ -140,32 +141,33 @@ class Mixture(Distribution):
         like = self._parameters[0] if like is None else like
         return torch.tensor(float(value), dtype=like.dtype, device=like.device)
 
-    def _map(self, value: Value, base: str) -> tuple[Tensor, Tensor]:
+    def _to_base(self, value: Value, base: str) -> tuple[Tensor, Tensor]:
+        """``z = G^-1(F(value))`` for the base with CDF G, and ``log |dz/dvalue|``."""
         value = self._tensor("value", value)
         if self._validate_args:
             self._validate_sample(value)
         return cdf_transform(self._batched(value), *self._parameters, family=self.family, base=base)
 
     def _batched(self, value: Tensor) -> Tensor:
-        """With the batch's axes, which after ``expand`` the parameters alone may not have."""
+        """``value`` with the axes of the batch, some of which may be those that ``expand`` added."""
         return value.expand(broadcast_shapes(value.shape, self.batch_shape))
 
     def log_prob(self, value: Value) -> Tensor:
-        """The log-density in nats of a tensor or a number; -inf at infinity."""
+        """The log-density, in nats, at a tensor or a number; -inf at infinity."""
         value = self._tensor("value", value)
-        return self._map(value, "uniform")[1].masked_fill(self._batched(value).isinf(), -math.inf)
+        return self._to_base(value, "uniform")[1].masked_fill(self._batched(value).isinf(), -math.inf)
 
     def cdf(self, value: Value) -> Tensor:
-        """``F(value)``, with the relative accuracy of the lower tail; for the upper one see :meth:`log_sf`."""
-        return self._map(value, "uniform")[0]
+        """``F(value)``, with full relative accuracy in the lower tail; for the upper tail see :meth:`log_sf`."""
+        return self._to_base(value, "uniform")[0]
 
     def log_cdf(self, value: Value) -> Tensor:
         """``log F(value)`` in nats, exact however far out in either tail."""
-        return _log_sigmoid(self._map(value, "logistic")[0])
+        return _log_sigmoid(self._to_base(value, "logistic")[0])
 
     def log_sf(self, value: Value) -> Tensor:
         """``log(1 - F(value))`` in nats, exact however far out in either tail."""
-        return _log_sigmoid(-self._map(value, "logistic")[0])
+        return _log_sigmoid(-self._to_base(value, "logistic")[0])
 
     def icdf(self, value: Value) -> Tensor:
         """The quantile ``F^-1(value)``; infinite at 0 and 1, NaN outside them (``ValueError`` when validating)."""
@@ -177,7 +179,7 @@ class Mixture(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Samples of shape ``(*sample_shape, *batch_shape)``, differentiable in the parameters.
 
-        Drawn through the logit of a probability, not the probability itself, so that both tails are reached.
+        The random number is the logit of a probability: unlike the probability itself, it reaches both tails.
         """
         like = self._parameters[0]
         dtype = like.dtype if like.dtype == torch.float64 else torch.float32
@@ -186,29 +188,38 @@ class Mixture(Distribution):
         return cdf_transform_inverse(z, *self._parameters, family=self.family, base="logistic")[0].to(like.dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Samples as of :meth:`rsample`, without gradients."""
+        """Samples as :meth:`rsample` draws them, without gradients."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
     @property
     def mean(self) -> Tensor:
-        """``sum_k w_k loc_k``."""
-        return (self.weights * self.loc).sum(-1)
+        """``sum_k w_k loc_k`` over the components of positive weight."""
+        return (self.weights * self._where_used(self.loc)).sum(-1)
 
     @property
     def variance(self) -> Tensor:
-        """``sum_k w_k (v scale_k^2 + (loc_k - mean)^2)``, v the variance of the family's standard distribution."""
-        spread = standard.FAMILIES[self.family].variance * (2 * self.log_scale).exp()
-        return (self.weights * (spread + (self.loc - self.mean.unsqueeze(-1)) ** 2)).sum(-1)
+        """``sum_k w_k (v scale_k^2 + (loc_k - mean)^2)`` over the components of positive weight.
+
+        ``v`` is the variance of the family's standard distribution. If it is infinite, so is the result.
+        """
+        spread = standard.FAMILIES[self.family].variance * (2 * self._where_used(self.log_scale)).exp()
+        square = spread + (self._where_used(self.loc) - self.mean.unsqueeze(-1)) ** 2
+        return (self.weights * self._where_used(square)).sum(-1)
+
+    def _where_used(self, values: Tensor) -> Tensor:
+        """``values`` (..., K) with 0 for each component of weight zero, whose infinity would be 0 * inf = NaN."""
+        return values.masked_fill(self.weights == 0.0, 0.0)
 
     def entropy(self) -> Tensor:
         """The differential entropy ``-E[log f(X)]`` in nats, by quadrature.
 
-        The line is cut at 41 quantiles of every component, so that a component of any scale is seen wherever it lies,
-        and each panel gets Gauss and Legendre's 16 nodes: ``656 K`` evaluations of the density, all in memory at once.
-        What lies beyond the quantiles of probability e^-40 is left out. In float64 the error is below 1e-10.
+        The line is cut at 41 quantiles of every component, so that there are nodes near each component, whatever its
+        scale. Gauss and Legendre's rule has 16 nodes in each panel: ``656 K`` evaluations of the density, all in
+        memory at once. The integral leaves out what lies beyond the quantiles of probability e^-40. In float64 the
+        error is below 1e-10.
         """
-        with torch.no_grad():  # the integral does not depend on where it is cut
+        with torch.no_grad():  # the value of the integral does not depend on where the line is cut
             logit = torch.tensor(_PANEL_LOGITS, dtype=torch.float64, device=self.loc.device)
             quantile = standard.FAMILIES[self.family].quantile_from_logit(logit).to(self.loc.dtype)
             edges = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * quantile
@@ -217,9 +228,10 @@ class Mixture(Distribution):
             nodes, weights = (v.reshape(-1, *(1,) * edges.dim()) for v in (nodes, weights))
             half = 0.5 * (edges[1:] - edges[:-1])
             points, widths = edges[:-1] + half * (1.0 + nodes), half * weights
-        log_f = self._map(points, "uniform")[1].clamp(min=-1e4)  # there the density is zero in any dtype
-        # A mixture with a parameter that is not finite has no entropy. Its gradient of zero, if it is masked, must not
-        # meet a NaN on the way back, which widths are, too: their difference to themselves is 0 or NaN.
+        log_f = self._to_base(points, "uniform")[1].clamp(min=-1e4)  # exp(-1e4) is zero in any dtype
+        # A mixture with a parameter that is not finite has the entropy NaN. A sum puts it in, not a product: if the
+        # caller masks this entropy, its gradient of zero stays zero, whereas 0 * NaN would be NaN.
+        # `widths - widths` is 0, or NaN where a width is NaN.
         bad = ~(widths * log_f).isfinite()
         log_f, missing = torch.where(bad, 0.0, log_f), log_f + (widths - widths)
         return -torch.where(bad, missing, torch.where(bad, 0.0, widths) * log_f.exp() * log_f).sum((0, 1))
@@ -228,7 +240,7 @@ class Mixture(Distribution):
         """``log P(lower < X <= upper)`` in nats of the bin that holds each value: the likelihood of data in bins.
 
         Args:
-            value: A tensor of shape ``(...)`` or a number, like the edges. Only tells where the bins are: with
+            value: A tensor of shape ``(...)`` or a number, like the edges. Only its shape and dtype matter; with
                 ``validate_args``, a value outside its bin is an error.
             lower: Lower edges, broadcasting against ``value``; ``-inf`` for the first bin.
             upper: Upper edges, broadcasting against ``value``; ``inf`` for the last bin.
@@ -257,13 +269,23 @@ class Mixture(Distribution):
         return discretized_log_prob(low, high, *self._parameters, family=self.family)
 
 
+@functools.cache
+def _support(base: str) -> Any:
+    """The support of a base as torch's constraint: from its quantile of 0 to its quantile of 1."""
+    zero, one = torch.tensor(-math.inf), torch.tensor(0.0)  # logarithms
+    quantile = standard.BASES[base].from_log_tails
+    ends = quantile(zero, one).item(), quantile(one, zero).item()
+    named = {(-math.inf, math.inf): constraints.real, (0.0, 1.0): constraints.unit_interval}
+    return named.get(ends) or constraints.interval(*ends)
+
+
 class _Inverse(_InverseTransform):
     """Torch's inverse of a :class:`MixtureCDFTransform`, with value and log-derivative from one solve."""
 
     _inv: MixtureCDFTransform
 
     def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` and ``log |dx/dz|`` in nats at once, as zuko asks for them."""
+        """``x`` and ``log |dx/dz|`` in nats from one solve: the method that zuko calls."""
         if not self._inv._cache_size:
             return self._inv._solve(z)
         x = self(z)
@@ -271,10 +293,10 @@ class _Inverse(_InverseTransform):
 
 
 class MixtureCDFTransform(Transform):
-    r"""The map ``z = G^-1(F(x))`` of :func:`mixflow.cdf_transform` as a bijection of ``torch.distributions``.
+    r"""The transform ``z = G^-1(F(x))`` of :func:`mixflow.cdf_transform` as one of ``torch.distributions``.
 
-    Elementwise (``event_dim`` is 0) and increasing, from the real line to the base's support. Its inverse, ``.inv``,
-    maps base samples to data: ``TransformedDistribution(base, [transform.inv])`` is the mixture.
+    It is elementwise (``event_dim`` is 0), bijective and increasing, from the real line to the base's support. Its
+    inverse, ``.inv``, maps base samples to data: ``TransformedDistribution(base, [transform.inv])`` is the mixture.
 
     Args:
         logits: Unnormalised log-weights, shape ``(..., K)``; batch axes broadcast against the elements.
@@ -282,8 +304,8 @@ class MixtureCDFTransform(Transform):
         log_scale: Natural logarithms of their scales, ``(..., K)``.
         family: One of ``mixflow.FAMILIES``.
         base: One of ``mixflow.BASES``.
-        cache_size: 1 to remember the last pair and its log-derivative, so that the inverse of a result and its
-            Jacobian cost nothing; else 0.
+        cache_size: 1 to keep the last pair and its log-derivative, so that the inverse of a result and its Jacobian
+            take no time; 0 to keep nothing.
         dim: The axis of the components in the three parameters, as in :func:`mixflow.cdf_transform`.
 
     Raises:
@@ -325,11 +347,11 @@ class MixtureCDFTransform(Transform):
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def codomain(self) -> Any:
         """The support of the base."""
-        return constraints.unit_interval if self.base == "uniform" else constraints.real
+        return _support(self.base)
 
     @property
     def inv(self) -> Transform:
-        """The inverse, from the base to the data; ``t.inv.inv is t``. Its ``call_and_ladj`` solves once for both."""
+        """The inverse, from the base to the data; ``t.inv.inv is t``. One solve serves its ``call_and_ladj``."""
         if self._inv is None:
             self._inv = _Inverse(self)
         return self._inv
@@ -339,7 +361,7 @@ class MixtureCDFTransform(Transform):
         return self.logits, self.loc, self.log_scale
 
     def with_cache(self, cache_size: int = 1) -> MixtureCDFTransform:
-        """This map with another ``cache_size``, on the same parameters."""
+        """This transform with another ``cache_size``, on the same parameters."""
         if self._cache_size == cache_size:
             return self
         return MixtureCDFTransform(*self._parameters, self.family, self.base, cache_size)
@@ -356,7 +378,7 @@ class MixtureCDFTransform(Transform):
         return f"MixtureCDFTransform(family: {self.family!r}, base: {self.base!r}, components: {self.logits.shape[-1]})"
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``z`` and ``log |dz/dx|`` in nats at once, as zuko asks for them."""
+        """``z`` and ``log |dz/dx|`` in nats from one call: the method that zuko calls."""
         z, ladj = cdf_transform(x, *self._parameters, family=self.family, base=self.base)
         if self._cache_size:
             self._cached_ladj = x, z, ladj

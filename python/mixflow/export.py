@@ -23,20 +23,18 @@ overflows nor underflows. Exponents are compared and subtracted before anything 
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from .standard import BASES, FAMILIES
 
 __all__ = ["decompositions"]
 
 T = TypeVar("T")
-
-_SQRT_2PI = math.sqrt(2.0 * math.pi)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -84,7 +82,7 @@ def cdf_map(
         )
     rate = torch.exp(-log_scale)
     a = (x.unsqueeze(-1) - loc) * rate
-    exponent, tail, density = _formula("family", _FAMILIES, family)(a.abs())
+    exponent, tail, density = _formula("family", _DECAYS, family)(a.abs())
     rest = 1.0 - torch.exp(-exponent) * tail
     log_weight = torch.log_softmax(logits, dim=-1)
 
@@ -132,139 +130,20 @@ def interval(lower: Tensor, upper: Tensor, logits: Tensor, loc: Tensor, log_scal
     return torch.where(lower == upper, -math.inf, torch.where(lower > upper, math.nan, result))
 
 
-def _formula(kind: str, formulas: dict[str, T], name: str) -> T:
-    if name in formulas:
-        return formulas[name]
+def _formula(kind: str, formulas: Mapping[str, T | None], name: str) -> T:
+    formula = formulas.get(name)
+    if formula is not None:
+        return formula
+    known = ", ".join(key for key, value in formulas.items() if value is not None)
     raise NotImplementedError(
-        f"{kind}: expected one with a formula in standard operators, {', '.join(formulas)}; got {name!r}. "
-        "Add its formula to mixflow/export.py"
+        f"{kind}: expected one with a formula in standard operators, {known}; got {name!r}. "
+        "Add the formula to its record in mixflow/standard"
     )
 
 
-# -- families ------------------------------------------------------------------------------------------------
-#
-# From t = |x - loc| / scale each gives an exponent and two factors. The smaller tail is exp(-exponent) times the first,
-# and the density in units of 1 / scale is exp(-exponent) times the second.
-
-
-def _gaussian(t: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-    return 0.5 * t * t, _normal_tail(t), 1.0 / _SQRT_2PI
-
-
-def _logistic(t: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-    tail = 1.0 / (1.0 + torch.exp(-t))
-    return t, tail, tail * tail
-
-
-_FAMILIES = {"gaussian": _gaussian, "logistic": _logistic}
-
-
-# -- intervals -----------------------------------------------------------------------------------------------
-#
-# From the two edges, the centre and the width, all in scales from loc and near + far >= 0, each gives an exponent and
-# a factor. The probability is exp(-exponent) times the factor.
-
-
-def _gaussian_interval(near: Tensor, far: Tensor, centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """The density of a narrow interval is integrated; the tails at the edges of others differ enough to subtract."""
-    narrow = (width <= 1.0) & (width * centre <= 2.0)
-    half = torch.where(narrow, 0.5 * width, 0.0)
-    slope, bend = torch.where(narrow, centre * half, 0.0), -0.5 * half * half
-    mean = _sum(weight * torch.exp(point * (bend * point - slope)) for point, weight in _quadrature(width.dtype))
-
-    t, aside = near.abs(), near > 0.0
-    far_exponent = torch.where(aside, width * centre, 0.5 * far * far)
-    near_tail = torch.where(aside, 1.0, torch.exp(-0.5 * t * t)) * _normal_tail(t)
-    share = torch.where(aside, near_tail, 1.0 - near_tail) - torch.exp(-far_exponent) * _normal_tail(far)
-    middle = torch.where(narrow, centre, torch.where(aside, near, 0.0))
-    return 0.5 * middle * middle, torch.where(narrow, width * mean / _SQRT_2PI, share)
-
-
-def _logistic_interval(near: Tensor, far: Tensor, centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """``C(v) - C(u) = C(v) C(-u) (1 - exp(u - v))``; a tanh gives the last factor, accurately for small widths too."""
-    half = torch.tanh(0.5 * width)
-    ends = (1.0 + torch.exp(-near.abs())) * (1.0 + torch.exp(-far))
-    return torch.where(near > 0.0, near, 0.0), 2.0 * half / ((1.0 + half) * ends)
-
-
-_INTERVALS = {"gaussian": _gaussian_interval, "logistic": _logistic_interval}
-
-
-# -- bases ---------------------------------------------------------------------------------------------------
-#
-# With m = min(F, 1 - F), from whether m is F, log m and log(1 - m), each gives z = G^-1(F) and log(m / g(z)).
-
-
-def _normal(lower: Tensor, log_smaller: Tensor, log_larger: Tensor) -> tuple[Tensor, Tensor]:
-    t = _normal_quantile(log_smaller)
-    return torch.where(lower, -t, t), torch.log(_normal_tail(t) * _SQRT_2PI)
-
-
-def _standard_logistic(lower: Tensor, log_smaller: Tensor, log_larger: Tensor) -> tuple[Tensor, Tensor]:
-    t = log_larger - log_smaller
-    return torch.where(lower, -t, t), -log_larger
-
-
-def _uniform(lower: Tensor, log_smaller: Tensor, log_larger: Tensor) -> tuple[Tensor, Tensor]:
-    smaller = torch.exp(log_smaller)
-    return torch.where(lower, smaller, 1.0 - smaller), log_smaller
-
-
-_BASES = {"normal": _normal, "logistic": _standard_logistic, "uniform": _uniform}
-
-
-# -- the standard normal -------------------------------------------------------------------------------------
-
-
-def _normal_tail(t: Tensor) -> Tensor:
-    """``Phi(-t) exp(t^2 / 2)`` for t >= 0: a polynomial in (t - 4) / (t + 4), divided by 1 + t.
-
-    The form is that of Shepherd and Laframboise, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc x" (1981).
-    """
-    y = 1.0 - 8.0 / (t + 4.0)
-    return _horner(_tail_coefficients(24 if t.dtype == torch.float64 else 10), y) / (1.0 + t)
-
-
-@functools.cache
-def _tail_coefficients(degree: int) -> tuple[float, ...]:
-    """The polynomial that interpolates at Chebyshev's points: degree 10 for float32, 24 for float64."""
-
-    def scaled_tail(t: float) -> float:
-        if t < 2.0:
-            return 0.5 * math.erfc(t / math.sqrt(2.0)) * math.exp(0.5 * t * t)
-        fraction = t  # Laplace's continued fraction
-        for n in range(100, 0, -1):
-            fraction = t + n / fraction
-        return 1.0 / (_SQRT_2PI * fraction)
-
-    def function(y: Any) -> Any:
-        t = 8.0 / (1.0 - y) - 4.0
-        return (1.0 + t) * np.array([scaled_tail(value) for value in t.tolist()])
-
-    chebyshev = np.polynomial.chebyshev
-    return tuple(chebyshev.cheb2poly(chebyshev.chebinterpolate(function, degree)).tolist())
-
-
-def _normal_quantile(log_p: Tensor) -> Tensor:
-    """The ``t >= 0`` with ``log Phi(-t) = log_p``, for ``log_p <= log(1/2)``.
-
-    The start is within 4 per cent. Halley's method on log Phi, which is nearly a parabola, leaves an error of 4e-9
-    after one step and of 1e-15 after two.
-    """
-    q = -2.0 * (log_p + math.log(2.0))
-    q = torch.where(q <= 0.0, 0.0, q)  # rounding can make it negative; and 1 / q must not meet -0
-    root = torch.sqrt(q)
-    start = root / torch.sqrt(1.0 + 2.75 / q) * _horner(_START, 1.0 - 6.5 / (root + 3.25))
-    t = start
-    for _ in range(2 if t.dtype == torch.float64 else 1):
-        tail = _normal_tail(t)
-        mills = tail * _SQRT_2PI
-        newton = (torch.log(tail) - 0.5 * t * t - log_p) * mills
-        t = t + newton / (1.0 + 0.5 * newton * (1.0 / mills - t))
-    return torch.where(start == math.inf, start, t)
-
-
-_START = (0.9694, 0.012, 0.0739, -0.0553)  # a least-squares fit
+_DECAYS = {name: family.decay for name, family in FAMILIES.items()}
+_INTERVALS = {name: family.interval for name, family in FAMILIES.items()}
+_BASES = {name: base.from_smaller_tail for name, base in BASES.items()}
 
 
 # -- rotations -----------------------------------------------------------------------------------------------
@@ -286,14 +165,6 @@ def cayley(half: Tensor) -> Tensor:
 # -- sums ----------------------------------------------------------------------------------------------------
 
 
-def _horner(coefficients: Iterable[float], x: Tensor) -> Tensor:
-    *lower, second, first = coefficients
-    result = first * x + second
-    for coefficient in reversed(lower):
-        result = result * x + coefficient
-    return result
-
-
 def _finite_max(values: Tensor) -> Tensor:
     """The maximum over the last axis, which is kept; 0 if it is -inf."""
     largest = values.amax(-1, keepdim=True)
@@ -304,14 +175,3 @@ def _log_sum(exponents: Tensor, factors: Tensor) -> Tensor:
     """``log sum(factors exp(exponents))`` over the last axis."""
     shift = _finite_max(exponents)
     return shift.squeeze(-1) + (factors * torch.exp(exponents - shift)).sum(-1).log()
-
-
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, terms)
-
-
-@functools.cache
-def _quadrature(dtype: torch.dtype) -> tuple[tuple[float, float], ...]:
-    """Gauss and Legendre's points in [-1, 1] and weights of a mean, enough for the last digit of narrow intervals."""
-    points, weights = np.polynomial.legendre.leggauss(8 if dtype == torch.float64 else 5)
-    return tuple(zip(points.tolist(), (0.5 * weights).tolist(), strict=True))

@@ -14,12 +14,11 @@ Self = TypeVar("Self", bound="KeepsPrecision")
 
 
 class KeepsPrecision(nn.Module):
-    """A module whose buffer ``loc`` never loses precision: it is what the module subtracts from data.
+    """A module whose buffer ``loc``, which it subtracts from data, never loses precision.
 
-    Float32 has 24 bits. A time of 1.7e9 seconds then moves in steps of 128 seconds, whatever is done with it
-    afterwards, so that the subtraction must come before the conversion. ``module.to(torch.float32)`` therefore leaves a
-    ``loc`` in float64 as it is, and moves it to another device alone; ``load_state_dict`` widens ``loc`` to what it
-    loads.
+    A float32 number has 24 bits. Around 1.7e9 seconds, float32 numbers are 128 seconds apart, so ``loc`` must be
+    subtracted before the data are converted. ``module.to(torch.float32)`` therefore leaves a ``loc`` in float64 as it
+    is; a change of device moves it. ``load_state_dict`` widens ``loc`` to the dtype that it loads.
 
     Example:
         >>> import torch
@@ -37,7 +36,7 @@ class KeepsPrecision(nn.Module):
     loc: Tensor
 
     def _set_loc(self, value: Tensor) -> None:
-        """Let ``loc`` be ``value``, in the wider of its own dtype and the module's; a parameter keeps its own."""
+        """Set ``loc`` to ``value``, in the wider dtype of the two; a ``loc`` that is a parameter keeps its dtype."""
         if isinstance(self.loc, nn.Parameter):
             self.loc.copy_(value)
         else:
@@ -59,12 +58,12 @@ class KeepsPrecision(nn.Module):
 
 
 def offsets_of(module: nn.Module) -> list[tuple[KeepsPrecision, Tensor]]:
-    """The modules in ``module`` that keep an offset in a buffer, each with a copy of it in its own precision."""
+    """The modules in ``module`` whose ``loc`` is a buffer, each with a copy of it in its own precision."""
     keepers = [part for part in module.modules() if isinstance(part, KeepsPrecision)]
     return [(part, part.loc.clone()) for part in keepers if "loc" in part._buffers]
 
 
 def restore_offsets(offsets: list[tuple[KeepsPrecision, Tensor]]) -> None:
-    """Give the modules that :func:`offsets_of` found their offsets back, in the precision that they had."""
+    """Restore what :func:`offsets_of` returned: each module gets its ``loc`` back, in the precision that it had."""
     for part, loc in offsets:
         part._buffers["loc"] = loc.to(part.loc.device)

@@ -229,7 +229,7 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
     def _build(self, seed: int) -> Flow:
         """The flow that the parameters describe, not fitted yet."""
         if self.flow not in list(RECIPES):
-            raise ValueError(f"flow: expected one of {', '.join(map(repr, RECIPES))}; got {self.flow!r}")
+            raise ValueError(f"flow: expected one of {', '.join(map(repr, RECIPES))}, got {self.flow!r}")
         features, options = self.n_features_in_, self._given(OF_RECIPES)
         if self.flow == "univariate" and features > 1:
             raise ValueError(f"flow: expected one for n_features = {features}, got 'univariate', which is for 1")
@@ -238,7 +238,7 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
         taken = inspect.signature(RECIPES[self.flow]).parameters
         for name, value in options.items():
             if name not in taken:
-                raise ValueError(f"{name}: expected None, as the flow {self.flow!r} has no such option; got {value!r}")
+                raise ValueError(f"{name}: expected None, as the flow {self.flow!r} has no such option, got {value!r}")
         if "features" in taken:
             options["features"] = features
         return RECIPES[self.flow](**options, seed=seed)

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: the settings of a run, and the tensors of a call."""
+"""What the cases run on: the settings of a run, and the tensors of one call of the op."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ import mixflow
 
 from .baselines import BASE_OF, Parameters
 
-__all__ = ["LAYOUTS", "Inputs", "Settings", "make_inputs", "to_base"]
+__all__ = ["LAYOUTS", "OPS", "Inputs", "Settings", "draw_inputs", "normal"]
 
-FEATURES = 64
-_MOST_COPIES = 64
-_CACHE = 2**26  # bytes, where torch does not say
-
-# n -> the shape of x, and the batch shape of the parameters
+# The name of an op in the tables: whether it is the inverse, and whether it takes gradients of everything.
+OPS = {
+    "forward + ladj": (False, False),
+    "forward + backward": (False, True),
+    "inverse + ladj": (True, False),
+    "inverse + backward": (True, True),
+}
+# The number of elements -> the shape of x, and the batch shape of the parameters.
 LAYOUTS: dict[str, Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "shared": lambda n: ((n,), ()),
-    "per feature": lambda n: ((n // FEATURES, FEATURES), (FEATURES,)),
+    "per feature": lambda n: ((n // 64, 64), (64,)),
     "per element": lambda n: ((n,), (n,)),
 }
+_MOST_COPIES = 64
+_CACHE = 2**26  # bytes, where torch does not tell
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,12 @@ class Settings:
     """How to run.
 
     Args:
-        n: Elements of the main cases.
+        n: number of elements of the main cases.
         components: K of the main cases.
         dtype: torch.float32 or torch.float64.
-        threads: CPU threads of mixflow and of torch.
-        device: Where the tensors lie.
-        quick: Few short rounds and no torch.compile, to see that everything works: its times mean little.
+        threads: number of CPU threads.
+        device: where the tensors lie.
+        quick: a few short rounds and no torch.compile, to see that everything works. Such times mean little.
 
     """
 
@@ -56,23 +61,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of one call.
+    """The tensors of one call of the op.
 
     Args:
-        x: Elements to transform, ``(...)``; of the base distribution, where the inverse is called.
+        x: the elements, ``(...)``; values of the base for the inverse.
         parameters: logits, loc and log_scale, ``(..., K)``.
-        seeds: The gradients of the two results, shaped like x, from which a backward pass starts; none, where no
-            gradients are taken.
+        family: one of ``mixflow.FAMILIES``.
+        inverse: whether the inverse is called.
+        seeds: the gradients of the two results, each shaped like x; empty where no gradients are taken.
 
     """
 
     x: Tensor
     parameters: Parameters
+    family: str
+    inverse: bool = False
     seeds: tuple[Tensor, ...] = ()
-
-    def head(self, n: int) -> Inputs:
-        """The first ``n`` elements, as views."""
-        return self.select(slice(n))
 
     def select(self, rows: slice) -> Inputs:
         """Some of the elements, as views that require gradients where the whole does."""
@@ -80,12 +84,13 @@ class Inputs:
         def part(t: Tensor) -> Tensor:
             return t.detach()[rows].requires_grad_(t.requires_grad)
 
-        logits, loc, log_scale = self.parameters if self.shared else tuple(map(part, self.parameters))
-        return Inputs(part(self.x), (logits, loc, log_scale), tuple(s[rows] for s in self.seeds))
+        logits, loc, log_scale = self.parameters if self.shared else map(part, self.parameters)
+        seeds = tuple(seed[rows] for seed in self.seeds)
+        return replace(self, x=part(self.x), parameters=(logits, loc, log_scale), seeds=seeds)
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What gradients are taken by: x, logits, loc, log_scale."""
+        """The tensors that gradients are taken of: x, logits, loc, log_scale."""
         return (self.x, *self.parameters)
 
     @property
@@ -93,47 +98,58 @@ class Inputs:
         """Whether all elements have the same parameters."""
         return self.parameters[0].dim() == 1
 
+    def op(self) -> tuple[Tensor, Tensor]:
+        """The two results of mixflow."""
+        op = mixflow.cdf_transform_inverse if self.inverse else mixflow.cdf_transform
+        return op(self.x, *self.parameters, family=self.family, base=BASE_OF[self.family])
 
-def make_inputs(
-    settings: Settings, n: int, components: int, layout: str, *, gradients: bool = False, equal_weights: bool = False
+
+def normal(settings: Settings) -> Callable[..., Tensor]:
+    """A function of a shape that draws standard normal numbers, the same in every run."""
+    generator = torch.Generator(settings.device).manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=generator, device=settings.device).to(settings.dtype)
+
+
+def draw_inputs(
+    settings: Settings, op: str, family: str, layout: str, n: int, *, equal_weights: bool = False
 ) -> list[Inputs]:
     """Standard normal elements and overlapping components: logits and loc from N(0, 1), log_scale from N(-1, 0.3).
 
+    Args:
+        settings: for K, dtype and device.
+        op: a key of :data:`OPS`; the inverse gets the images of such elements.
+        family: one of ``mixflow.FAMILIES``.
+        layout: a key of :data:`LAYOUTS`.
+        n: number of elements.
+        equal_weights: whether all logits are 0.
+
     Returns:
-        One set of inputs on a CPU. On a CUDA device as many as twice its L2 cache holds, since a kernel of a flow
-        does not find its data there either.
+        One set of inputs on a CPU. On a CUDA device as many equal sets as twice its L2 cache holds, since a kernel of
+        a flow does not find its data in the cache either.
 
     Example:
-        >>> from mixflow.bench.inputs import Settings, make_inputs
-        >>> [inputs] = make_inputs(Settings(), 5, 3, "per element")
+        >>> from mixflow.bench.inputs import Settings, draw_inputs
+        >>> [inputs] = draw_inputs(Settings(components=3), "forward + ladj", "gaussian", "per element", 5)
         >>> inputs.x.shape, inputs.parameters[0].shape
         (torch.Size([5]), torch.Size([5, 3]))
 
     """
-    generator = torch.Generator(settings.device).manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=settings.device).to(settings.dtype)
-
+    inverse, backward = OPS[op]
+    draw = normal(settings)
     shape, batch = LAYOUTS[layout](n)
-    logits, loc, log_scale = (draw(*batch, components) for _ in range(3))
+    logits, loc, log_scale = (draw(*batch, settings.components) for _ in range(3))
     log_scale.mul_(0.3).sub_(1)
     if equal_weights:
         logits.zero_()
-    seeds = (draw(*shape), draw(*shape)) if gradients else ()
-    first = Inputs(draw(*shape), (logits, loc, log_scale), seeds)
+    seeds = (draw(*shape), draw(*shape)) if backward else ()
+    first = Inputs(draw(*shape), (logits, loc, log_scale), family, seeds=seeds)
+    if inverse:
+        first = replace(first, x=first.op()[0], inverse=True)
     for tensor in first.leaves:
-        tensor.requires_grad_(gradients)
+        tensor.requires_grad_(backward)
     extra = 0
     if settings.device.type == "cuda":
         size = sum(t.nbytes for t in (*first.leaves, *first.seeds))
         cache = getattr(torch.cuda.get_device_properties(settings.device), "L2_cache_size", 0) or _CACHE
         extra = min(_MOST_COPIES, math.ceil(2 * cache / size))
     return [first, *(copy.deepcopy(first) for _ in range(extra))]
-
-
-def to_base(inputs: Inputs, family: str) -> Inputs:
-    """The same with x mapped to the base: what the inverse maps back."""
-    with torch.no_grad():
-        z, _ = mixflow.cdf_transform(inputs.x, *inputs.parameters, family=family, base=BASE_OF[family])
-    return replace(inputs, x=z.requires_grad_(inputs.x.requires_grad))

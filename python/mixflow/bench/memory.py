@@ -6,55 +6,39 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .inputs import Inputs, Settings
-from .works import WORKS
+import mixflow
 
-__all__ = ["beyond_outputs", "beyond_outputs_on_cuda", "measure"]
+from .cases import Case, Columns, Group, Row, yes_or_no
+from .inputs import LAYOUTS, OPS, Inputs, Settings, draw_inputs
 
-_PIECE = 2**16
+__all__ = ["GROUPS", "beyond_outputs", "beyond_outputs_on_cuda"]
 
+_PIECE = 2**16  # bytes
+_TARGET = 1.0  # MiB
 
-def measure(settings: Settings, work: str, family: str, layout: str, n: int, components: int) -> tuple[int, int]:
-    """Memory of the outputs of one call, and what it needed beyond them at its peak, in bytes.
-
-    Args:
-        settings: for dtype, threads and device.
-        work: a key of :data:`mixflow.bench.works.WORKS`; gradients count as outputs.
-        family: one of ``mixflow.FAMILIES``.
-        layout: a key of :data:`mixflow.bench.inputs.LAYOUTS`.
-        n: number of elements.
-        components: K.
-
-    Example:
-        >>> from mixflow.bench.inputs import Settings
-        >>> from mixflow.bench.memory import measure
-        >>> outputs, beyond = measure(Settings(), "forward + ladj", "gaussian", "shared", 2**18, 8)
-        >>> outputs == 2 * 4 * 2**18, beyond < 2**20
-        (True, True)
-
-    """
-    arguments = settings, work, family, layout, n, components
-    if settings.device.type == "cuda":
-        return _measure(*arguments)
-    # A server that is forked before it starts any thread saves each measurement the import of torch.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if methods != ["spawn"]:
-        context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure, *arguments).result()
+# The layout of the parameters, N and K.
+SIZES = [("shared", 2**18, 8), ("shared", 2**24, 8), ("shared", 2**20, 128), ("per feature", 2**20, 32)]
+SIZES += [("per element", 2**18, 8), ("per element", 2**18, 64)]
+COLUMNS: Columns = {
+    "case": lambda row: str(row["case"]),
+    "outputs MiB": lambda row: f"{row['outputs']:.1f}",
+    "beyond MiB": lambda row: f"{row['beyond']:.2f}",
+    "target": lambda row: f"<= {row['target']:g}",
+    "reached": yes_or_no,
+}
 
 
 def beyond_outputs(run: Callable[[], Sequence[Tensor]]) -> tuple[int, int]:
     """Bytes of the tensors that ``run`` returns, and by how much more the peak of resident memory grew.
 
     Memory that was freed earlier is filled first, so that any page that ``run`` touches raises the peak. Kernels count
-    pages per processor and in batches, so that the result may be off by some 100 KiB. Meant for a process that does
-    little else: the memory that is filled first may be much.
+    pages per processor and in batches, so the result may be off by some 100 KiB. Meant for a process that does little
+    else: the memory that is filled first may be much.
     """
     ballast, reached = [], _peak()
     while _peak() == reached:
@@ -64,20 +48,6 @@ def beyond_outputs(run: Callable[[], Sequence[Tensor]]) -> tuple[int, int]:
     growth = _peak() - before
     outputs = sum(r.nbytes for r in results)
     return outputs, growth - outputs
-
-
-def _measure(settings: Settings, work: str, family: str, layout: str, n: int, components: int) -> tuple[int, int]:
-    torch.set_num_threads(settings.threads)
-    few, many = (WORKS[work].inputs(settings, m, components, family, layout)[0] for m in (min(n, 2**14), n))
-
-    def call(inputs: Inputs) -> tuple[Tensor, ...]:
-        results = WORKS[work].formula(inputs.x, inputs.parameters, family)
-        return (*results, *(torch.autograd.grad(results, inputs.leaves, inputs.seeds) if inputs.seeds else ()))
-
-    call(few)  # starts threads, and imports what is imported late
-    if settings.device.type == "cuda":
-        return beyond_outputs_on_cuda(lambda: call(many))
-    return beyond_outputs(lambda: call(many))
 
 
 def beyond_outputs_on_cuda(run: Callable[[], Sequence[Tensor]]) -> tuple[int, int]:
@@ -92,7 +62,48 @@ def beyond_outputs_on_cuda(run: Callable[[], Sequence[Tensor]]) -> tuple[int, in
 
 
 def _peak() -> int:
-    import resource  # not everywhere, and the command line imports this file
+    import resource  # not everywhere
 
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _here(settings: Settings, op: str, layout: str, n: int) -> tuple[int, int]:
+    """Bytes of the outputs and beyond them, in this process."""
+    torch.set_num_threads(settings.threads)
+    few, many = (draw_inputs(settings, op, mixflow.FAMILIES[0], layout, m)[0] for m in (min(n, 2**14), n))
+
+    def call(inputs: Inputs) -> tuple[Tensor, ...]:
+        results = inputs.op()
+        return (*results, *(torch.autograd.grad(results, inputs.leaves, inputs.seeds) if inputs.seeds else ()))
+
+    call(few)  # starts threads, and imports what is imported late
+    on_cuda = settings.device.type == "cuda"
+    return (beyond_outputs_on_cuda if on_cuda else beyond_outputs)(lambda: call(many))
+
+
+def _in_a_fresh_process(*arguments: object) -> tuple[int, int]:
+    # A server that is forked before it starts any thread saves each measurement the import of torch.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if methods != ["spawn"]:
+        context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_here, *arguments).result()  # type: ignore[arg-type]
+
+
+def _case(op: str, layout: str, n: int, components: int) -> Case:
+    shape = " x ".join(f"{length:,}" for length in LAYOUTS[layout](n)[0])
+    name = f"{op}, {layout}, x {shape}, K = {components}"
+
+    def measure(settings: Settings) -> list[Row]:
+        place = _here if settings.device.type == "cuda" else _in_a_fresh_process
+        sizes = place(replace(settings, components=components), op, layout, settings.capped(n))
+        outputs, beyond = (size / 2**20 for size in sizes)
+        row = {"case": name, "outputs": outputs, "beyond": beyond, "target": _TARGET, "note": ""}
+        return [row | {"reached": beyond <= _TARGET}]
+
+    return Case(name, measure)
+
+
+GROUPS = [Group("Peak memory beyond the outputs", [_case(op, *size) for op in OPS for size in SIZES], COLUMNS)]

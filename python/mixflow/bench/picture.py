@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,76 +12,60 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from .cases import LIMITS, MIXFLOW, RateRow, number
+from .cases import Row, number
 
 __all__ = ["rates"]
 
-_COLUMNS = 2
 _BAR = 0.21  # inches
-_COLORS = {MIXFLOW: "tab:blue", **dict.fromkeys(LIMITS, "wheat")}
 
 
-def rates(machine: Mapping[str, Any], rows: Sequence[RateRow]) -> Figure:
+def rates(machine: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
     """Horizontal bars of million elements per second on a logarithmic scale, for every case mixflow's first.
 
     Args:
         machine: as :func:`mixflow.bench.report.machine` gives it, for the title.
-        rows: in the order of their cases; what is absent is left out.
+        rows: in the order of their cases; baselines that could not run are left out.
 
     Example:
-        >>> from mixflow.bench.cases import RateRow
         >>> from mixflow.bench.picture import rates
-        >>> figure = rates({"threads": 2}, [RateRow("forward", 500.0, "eager", 4.0, 125.0)])
+        >>> row = {"case": "forward", "rate": 500.0, "contender": "eager", "contender_rate": 4.0, "ratio": 125.0}
+        >>> figure = rates({"threads": 2}, [row])
         >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
         [500.0, 4.0]
 
     """
-    cases = [list(group) for _, group in groupby((r for r in rows if r.ratio is not None), key=lambda r: r.case)]
-    # A case takes a line for its title, one for mixflow, one for each rival and half a line of space.
-    heights = [2.5 + len(case) for case in cases]
-    columns: list[list[list[RateRow]]] = [[] for _ in range(_COLUMNS)]
-    filled = 0.0
-    for case, height in zip(cases, heights, strict=True):
-        columns[min(_COLUMNS - 1, int(_COLUMNS * filled / sum(heights)))].append(case)
-        filled += height
-    tallest = max(sum(2.5 + len(case) for case in column) for column in columns)
+    timed = (row for row in rows if row["ratio"] is not None)
+    cases = [list(group) for _, group in groupby(timed, key=lambda row: row["case"])]
+    # A case takes a line for its title, one for mixflow, one for each baseline and half a line of space.
+    ends = [0.0, *accumulate(2.5 + len(case) for case in cases)]
+    first = sum(end < 0.5 * ends[-1] for end in ends)  # cases of the left column
+    tallest = max(ends[first], ends[-1] - ends[first])
     figure = Figure(figsize=(15.0, 1.6 + _BAR * tallest), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, _COLUMNS, sharex=True)
-    for column, ax in zip(columns, axes, strict=True):
+    for column, ax in zip((cases[:first], cases[first:]), figure.subplots(1, 2, sharex=True), strict=True):
         _bars(column, ax)
         ax.set_ylim(tallest - 0.5, -1)
-    figure.suptitle(
-        "Rates of mixflow (blue), of plain code (grey) and of a limit of the machine (yellow);\n"
-        "in brackets how many times faster mixflow is",
-        fontsize=12,
-    )
-    made_on = [f"{key} {value}" for key, value in machine.items()]
-    half = len(made_on) // 2
-    lines = ["million elements per second (logarithmic scale)", "", *map(", ".join, (made_on[:half], made_on[half:]))]
-    figure.supxlabel("\n".join(lines), fontsize=9)
+    title = "Rates of mixflow (blue) and of what it is compared with (grey);\nin brackets how many times as fast mixflow is"
+    figure.suptitle(title, fontsize=12)
+    made_on = wrap(", ".join(f"{key} {value}" for key, value in machine.items()), 120)
+    figure.supxlabel("\n".join(["million elements per second (logarithmic scale)", "", *made_on]), fontsize=9)
     return figure
 
 
-def _bars(cases: Sequence[Sequence[RateRow]], ax: Axes) -> None:
-    ticks: list[float] = []
-    labels: list[str] = []
-    titles = []
-    y = 0.0
+def _bars(cases: Sequence[Sequence[Row]], ax: Axes) -> None:
+    labels: dict[float, str] = {}  # by height
+    titles, y = [], 0.0
     for rows in cases:
-        titles.append(len(ticks))
-        ticks.append(y)
-        labels.append(rows[0].case)
-        others = [(row.contender, row.contender_rate, f"  ({number(row.ratio)}x)") for row in rows]
-        bars = [(MIXFLOW, rows[0].rate, ""), *others]
-        for name, rate, ratio in bars:
+        titles.append(len(labels))
+        labels[y] = rows[0]["case"]
+        others = [(row["contender"], row["contender_rate"], f"  ({number(row['ratio'])}x)") for row in rows]
+        for name, rate, ratio in [("mixflow", rows[0]["rate"], ""), *others]:
             y += 1
-            ticks.append(y)
-            labels.append(name)
-            ax.barh(y, rate or 0.0, color=_COLORS.get(name, "0.75"), height=0.8)
-            ax.text(rate or 0.0, y, f" {number(rate)}{ratio}", va="center", fontsize=8)
+            labels[y] = name
+            ax.barh(y, rate, color="tab:blue" if name == "mixflow" else "0.75", height=0.8)
+            ax.text(rate, y, f" {number(rate)}{ratio}", va="center", fontsize=8)
         y += 1.5
-    ax.set(xscale="log", yticks=ticks, yticklabels=labels)
+    ax.set(xscale="log", yticks=list(labels), yticklabels=list(labels.values()))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.tick_params(axis="y", length=0, labelsize=8)
     for place in titles:

@@ -1,11 +1,10 @@
-"""What a run says, as tables and as a JSON file."""
+"""What a run found, as tables and as a JSON file."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,9 @@ import torch
 import mixflow
 
 from ..files.atomic import PathLike, replace_file
-from .cases import RateRow, Row
 from .inputs import Settings
 
 __all__ = ["machine", "table", "write_json"]
-
-Results = Mapping[str, Sequence[Row]]
 
 
 def machine(settings: Settings) -> dict[str, Any]:
@@ -38,50 +34,38 @@ def machine(settings: Settings) -> dict[str, Any]:
         "dtype": str(settings.dtype).removeprefix("torch."),
         "elements": settings.n,
         "components": settings.components,
-        "mixflow": config["mixflow"],
-        "torch": config["torch"],
-        "numpy": config["numpy"],
-        "python": config["python"],
+        **{package: config[package] for package in ("mixflow", "torch", "numpy", "python")},
     }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as an aligned table, and why cells are empty.
+def table(rows: Sequence[Mapping[str, str]], left: Sequence[str] = ("case", "baseline")) -> str:
+    """Align ``rows``, which hold the text of each cell by heading, to the left in the columns ``left``.
 
     Example:
-        >>> from mixflow.bench.cases import RateRow
         >>> from mixflow.bench.report import table
-        >>> present = RateRow("forward", 500.0, "eager", 4.0, 125.0, target=120)
-        >>> print(table([present, RateRow("forward", 500.0, "zuko", note="not installed")]))
-        case     mixflow M/s  contender  contender M/s  ratio  target  reached
-        ----------------------------------------------------------------------
-        forward          500  eager                  4    125  >= 120      yes
-        forward          500  zuko                   -      -       -        -
-          zuko: not installed
+        >>> print(table([{"case": "forward", "M/s": "500"}, {"case": "inverse + backward", "M/s": "7"}]))
+        case                M/s
+        -----------------------
+        forward             500
+        inverse + backward    7
 
     """
-    lines = [list(rows[0].cells()), *(list(row.cells().values()) for row in rows)]
+    headings = list(rows[0])
+    lines = [headings, *([row[heading] for heading in headings] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    words = {"case", "contender"}
     text = [
         "  ".join(
-            cell.ljust(width) if heading in words else cell.rjust(width)
-            for heading, cell, width in zip(lines[0], line, widths, strict=True)
+            cell.ljust(width) if heading in left else cell.rjust(width)
+            for heading, cell, width in zip(headings, line, widths, strict=True)
         )
         for line in lines
     ]
-    text.insert(1, "-" * len(text[0]))
-    notes = dict.fromkeys(f"  {row.contender}: {row.note}" for row in rows if isinstance(row, RateRow) and row.note)
-    return "\n".join([*text, *notes])
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def write_json(path: PathLike, settings: Settings, results: Results) -> None:
-    """All figures, with what is needed to read them."""
-    groups = {group: [asdict(row) | {"reached": row.reached} for row in rows] for group, rows in results.items()}
-    document = {
-        "machine": machine(settings),
-        "unit": "million elements per second; times in seconds, memory in MiB",
-        "groups": groups,
-    }
+def write_json(path: PathLike, settings: Settings, groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write the rows of all groups, with what a reader needs to understand them."""
+    unit = "million elements per second; times in seconds, memory in MiB"
+    document = {"machine": machine(settings), "unit": unit, "groups": groups}
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n")

@@ -111,10 +111,10 @@ def _drawn(flow: Flow, job: _Job) -> tuple[NDArray[Any], NDArray[Any] | None]:
 def _check_context(arguments: argparse.Namespace, names: Names) -> None:
     if names.context and arguments.context is None:
         raise ValueError(
-            f"{arguments.model}: expected --context, as the density depends on {listed(names.context)}; got none"
+            f"{arguments.model}: expected --context, as the density depends on {listed(names.context)}, got none"
         )
     if not names.context and arguments.context is not None:
-        raise ValueError(f"--context: expected none, as {arguments.model} has no context; got {arguments.context!r}")
+        raise ValueError(f"--context: expected none, as {arguments.model} has no context, got {arguments.context!r}")
 
 
 def _is_table(context: str | None) -> bool:
@@ -156,6 +156,6 @@ def _values(text: str, names: Sequence[str]) -> NDArray[np.float64]:
         example = ",".join(f"{name}=1.5" for name in names)
         raise ValueError(
             f"--context: expected {len(names)} number(s) separated by commas, of {listed(names)}, or {example}, or a "
-            f"table; got {text!r}"
+            f"table, got {text!r}"
         )
     return np.array([numbers])

@@ -67,7 +67,7 @@ def _check_contexts(source: Flow, target: Flow) -> None:
     ours, theirs = (Names.of(flow).context for flow in (source, target))
     if ours != theirs:
         raise ValueError(
-            f"MODEL_B: expected the context of MODEL_A, {listed(ours) or 'none'}; got {listed(theirs) or 'none'}"
+            f"MODEL_B: expected the context of MODEL_A, {listed(ours) or 'none'}, got {listed(theirs) or 'none'}"
         )
 
 

@@ -74,12 +74,12 @@ def check_space(path: PathLike, size: int) -> None:
         >>> check_space("data.csv", 10**20)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        OSError: data.csv: expected room for at least 1e+11 GB, the disk has ... GB free
+        OSError: data.csv: expected room for at least 1e+11 GB, got ... GB of free space
 
     """
     free = shutil.disk_usage(Path(os.path.realpath(path)).parent).free
     if size > free:
-        raise OSError(f"{path}: expected room for at least {size / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free")
+        raise OSError(f"{path}: expected room for at least {size / 1e9:.3g} GB, got {free / 1e9:.3g} GB of free space")
 
 
 def _create_beside(path: Path) -> tuple[Path, Path, int | None]:
@@ -89,9 +89,9 @@ def _create_beside(path: Path) -> tuple[Path, Path, int | None]:
     except FileNotFoundError:
         mode = None
     if mode is not None and stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{path}: expected a file, this is a directory")
+        raise IsADirectoryError(f"{path}: expected a file, got a directory")
     if mode is not None and not stat.S_ISREG(mode):
-        raise OSError(f"{path}: expected a file, this is a device, a pipe or a socket")
+        raise OSError(f"{path}: expected a file, got a device, a pipe or a socket")
     target = Path(os.path.realpath(path))
     # Of one length, so that every name that fits stays possible; closed to others until it has the final permissions.
     temporary = target.with_name(f".mixflow.{secrets.token_hex(4)}")

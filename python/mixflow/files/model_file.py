@@ -97,7 +97,7 @@ def load(path: PathLike) -> Flow:
     try:
         metadata, tensors = contents = tensor_file.read(path)
         if metadata.get("format") != FORMAT:
-            raise ValueError("expected a mixflow model, this safetensors file is something else")
+            raise ValueError("expected a mixflow model, got another safetensors file")
         if metadata.get("version") not in _READABLE:
             raise ValueError(
                 f"expected format version {' or '.join(_READABLE)}, got {metadata.get('version')!r}; "
@@ -132,10 +132,10 @@ def _notes(flow: Flow) -> dict[str, Any]:
     try:
         same = json.loads(json.dumps(flow.notes, allow_nan=False)) == flow.notes
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"flow: expected notes of finite JSON values ({error})") from error
+        raise ValueError(f"flow: expected notes of finite JSON values, got others ({error})") from error
     if not same:
         raise ValueError(
-            "flow: expected notes that come back from JSON as they are, with strings for keys and lists for sequences; "
+            "flow: expected notes that come back from JSON as they are, with strings for keys and lists for sequences, "
             f"got {flow.notes!r}"
         )
     return flow.notes
@@ -166,7 +166,7 @@ def _check_same(flow: Flow, rebuilt: Flow) -> None:
     differ = next((pair for pair in zip(shown, expected, strict=False) if pair[0] != pair[1]), ("more parts", "fewer"))
     by = "its parts" if flow.recipe is None else f"its recipe {flow.recipe.name!r}"
     raise ValueError(
-        f"expected one as the arguments of {by} build it, {differ[1].strip()}; it was changed since, to "
+        f"expected one as the arguments of {by} build it, {differ[1].strip()}, got a later change of it, "
         f"{differ[0].strip()}"
     )
 
@@ -222,7 +222,7 @@ def _built(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Flow:
         return Flow(builder.part(description["transform"], _PLACE), description["base"])
     name, arguments = description["recipe"], description["arguments"]
     if name not in RECIPES:
-        raise ValueError(f"expected a flow among {', '.join(RECIPES)}; got {name!r}")
+        raise ValueError(f"expected a flow among {', '.join(RECIPES)}, got {name!r}")
     try:
         _check_sizes(arguments, sum(tensor.numel() for tensor in tensors.values()))
     except ValueError as error:
@@ -240,7 +240,7 @@ def _check_sizes(arguments: Mapping[str, Any], numbers: int) -> None:
     together = features * layers if isinstance(features, int) and isinstance(layers, int) else 0
     for name, size in [*sizes(arguments), ("features, in all layers", together)]:
         if size > numbers:
-            raise ValueError(f"{name}: expected at most {numbers}, the numbers in the file; got {size}")
+            raise ValueError(f"{name}: expected at most {numbers}, the numbers in the file, got {size}")
 
 
 def _check_tensors(flow: Flow, tensors: dict[str, Tensor]) -> None:
@@ -257,4 +257,5 @@ def _check_tensors(flow: Flow, tensors: dict[str, Tensor]) -> None:
     dtypes = {value.dtype for name, value in tensors.items() if name not in offsets}
     wide = {value.dtype for name, value in tensors.items() if name in offsets}
     if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes | wide):
-        raise ValueError("expected tensors of one floating-point dtype")
+        found_dtypes = ", ".join(sorted(str(dtype) for dtype in dtypes | wide))
+        raise ValueError(f"expected tensors of one floating-point dtype, got {found_dtypes}")

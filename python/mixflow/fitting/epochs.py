@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from ..flows import like, seeded
 from .checkpoint import Run, weights
 from .parallel import Group
+from .parameters import Parameters
 from .sources import CHUNK, Batch, Loader, Subset, send
-from .steps import Parameters, Steps
+from .steps import Steps
 from .threads import are_worthwhile, one_thread
 
 __all__ = ["Diverged", "Rounding", "Training", "stage"]

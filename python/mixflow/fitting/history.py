@@ -96,7 +96,7 @@ class History:
             and isinstance(values.get("notes", []), list)
             and all(isinstance(note, str) for note in values.get("notes", []))
         ):
-            raise ValueError("history: expected the dictionary that History.to_dict returns")
+            raise ValueError("history: expected the dictionary that History.to_dict returns, got another value")
         return cls(**values)
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..flows import Flow, GaussianMixture
-from ..networks.conditioners import Inputs
+from ..networks.inputs import Inputs
 from ..transforms import MixtureCDF
 
 __all__ = ["Schedule", "schedule_of"]

@@ -77,24 +77,24 @@ def open_split(
     seed %= 2**64
     given = _open("data", flow, data, context, weights, own, steps_per_epoch)
     if steps_per_epoch is not None and not isinstance(given, Loader):
-        raise ValueError(f"steps_per_epoch: expected None, as data are rows; got {steps_per_epoch}")
+        raise ValueError(f"steps_per_epoch: expected None, as data are rows, got {steps_per_epoch}")
     at_ends = 0 if isinstance(given, Loader) else _check_support(flow, given[0])
     if not isinstance(validation, (numbers.Real, type(None))):
         parts = validation if isinstance(validation, tuple) else (validation,)
         if not 1 <= len(parts) <= 3:
             raise ValueError(
-                f"validation: expected data, (data, context) or (data, context, weights); got {len(parts)} parts"
+                f"validation: expected data, (data, context) or (data, context, weights), got {len(parts)} parts"
             )
         held, held_context, held_weights = (*parts, None, None)[:3]
         if flow.context and held_context is None and not is_loader(held):
-            raise ValueError("validation: expected a pair (data, context), as the flow takes a context; got data alone")
+            raise ValueError("validation: expected a pair (data, context), as the flow takes a context, got data alone")
         scored = _open("validation", flow, held, held_context, held_weights, own, None)
         valid = scored if isinstance(scored, Loader) else Subset(*scored, 0, len(scored[0]), None)
         train = given if isinstance(given, Loader) else Subset(*given, 0, _at_least_two(len(given[0]), 0), seed)
         return Split(train, valid, train, f"{_digest(given)}, validated on {_digest(scored)}", at_ends)
     if isinstance(given, Loader):
         if validation:
-            raise ValueError(f"validation: expected 0 or held-out data, as data are batches; got {validation!r}")
+            raise ValueError(f"validation: expected 0 or held-out data, as data are batches, got {validation!r}")
         return Split(given, None, given, _digest(given), at_ends)
     fraction = HELD_OUT if validation is None else float(validation)
     if not 0.0 <= fraction < 1.0:
@@ -119,12 +119,12 @@ def _open(
     if is_loader(data):
         for what, value in (("context", context), ("weights", weights)):
             if value is not None:
-                raise ValueError(f"{what}: expected None, as {name} are batches, which bring their own")
+                raise ValueError(f"{what}: expected None, as {name} are batches, which bring their own, got some")
         steps = None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, 1)
         wanted = flow.context_shape if flow.context else 0
         return Loader(name, cast("Iterable[Any]", data), flow.event_shape, wanted, own, steps)
     if not flow.context and context is not None:
-        raise ValueError("context: expected None, this flow takes no context")
+        raise ValueError("context: expected None, as this flow takes no context, got one")
     x = Rows(name, data, flow.event_shape, own, flow.notes.get("columns"))
     weight = None
     if weights is not None:
@@ -139,7 +139,7 @@ def _open(
 
 def _as_many(what: str, rows: Rows, name: str, x: Rows) -> Rows:
     if len(rows) != len(x):
-        raise ValueError(f"{what}: expected {len(x)} rows, as many as {name}; got {len(rows)}")
+        raise ValueError(f"{what}: expected {len(x)} rows, as many as {name}, got {len(rows)}")
     return rows
 
 

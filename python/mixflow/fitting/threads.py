@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import op as ops
+from .. import op
 from ..flows import Flow, seeded
 from ..transforms import MixtureCDF
 
@@ -49,10 +49,10 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         return
     try:
         torch.set_num_threads(1)
-        ops.limit.threads = before
+        op.limit.threads = before
         yield
     finally:
-        ops.limit.threads = 0
+        op.limit.threads = 0
         torch.set_num_threads(before)
 
 

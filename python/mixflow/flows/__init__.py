@@ -1,8 +1,11 @@
 """Normalizing flows: a transform from data to a base distribution, and the recipes that build them."""
 
-from .base import RECIPES, Flow, Recipe, like, recipe, seeded
+from .arguments import like
+from .base import Flow, Recipe
 from .gaussian_mixture import GaussianMixture
 from .recipes import autoregressive, coupling, gaussian_mixture, gaussianization, univariate
+from .register import RECIPES, recipe
+from .seeds import seeded
 from .transport import transport
 
 __all__ = [

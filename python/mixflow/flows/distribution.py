@@ -1,23 +1,49 @@
-"""What a flow has learned, as a distribution of torch, in the data's own units."""
+"""The density of a flow as a distribution of ``torch.distributions``, in the data's own units."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal, constraints
+from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
 from ..checks import broadcast_shapes
 from ..distributions import Mixture
 from ..standard import BASES, Base
 from ..transforms import Affine, Compose, MixtureCDF, Transform
-from .base import Flow, like
-from .gaussian_mixture import GaussianMixture
+from .arguments import like
 
-__all__ = ["FlowDistribution", "mixture_of"]
+__all__ = ["FlowDistribution", "mixture_of", "units_of"]
+
+
+class Density(Protocol):
+    """What a :class:`FlowDistribution` needs of a flow. :class:`mixflow.flows.Flow` has it, and builds on this file."""
+
+    features: int
+    context: int
+    base: str
+    event_shape: torch.Size
+    data_to_base: Transform
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """As of a flow."""
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As of a flow."""
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As of a flow."""
+
+    def supports(self, x: Tensor) -> Tensor:
+        """As of a flow."""
+
+    def rsample(self, n: Sequence[int], context: Tensor | None = None) -> Tensor:
+        """As of a flow."""
+
+    def _known_context(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]: ...
 
 
 class FlowDistribution(Distribution):
@@ -46,7 +72,7 @@ class FlowDistribution(Distribution):
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - as torch has it
     has_rsample = True
 
-    def __init__(self, flow: Flow, context: Tensor | None = None, validate_args: bool | None = None) -> None:
+    def __init__(self, flow: Density, context: Tensor | None = None, validate_args: bool | None = None) -> None:
         known, _ = flow._known_context(context)
         if flow.context and known is None:
             raise ValueError(f"context: expected a tensor of shape (..., {flow.context}), got None")
@@ -72,7 +98,7 @@ class FlowDistribution(Distribution):
             torch.empty(()).expand(self.batch_shape).expand(batch_shape)
         except RuntimeError:
             raise ValueError(
-                f"batch_shape: expected one to which {tuple(self.batch_shape)} expands; got {tuple(batch_shape)}"
+                f"batch_shape: expected one to which {tuple(self.batch_shape)} expands, got {tuple(batch_shape)}"
             ) from None
         super(FlowDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -116,7 +142,8 @@ class FlowDistribution(Distribution):
         if self.flow.features != 1 or self.flow.base not in BASES:
             raise NotImplementedError("expected a flow of one feature with a map to a base: only that has a CDF")
         base = BASES[self.flow.base]
-        quartiles = torch.tensor([0.25, 0.75], dtype=like(self.flow).dtype, device=like(self.flow).device)
+        own = like(self.flow.data_to_base)
+        quartiles = torch.tensor([0.25, 0.75], dtype=own.dtype, device=own.device)
         z = base.from_log_tails(quartiles.log(), torch.log1p(-quartiles)).reshape(2, *(1,) * len(self.batch_shape), 1)
         with torch.no_grad():
             low, high = self.flow.inverse(z, self.context)[0]
@@ -126,7 +153,7 @@ class FlowDistribution(Distribution):
 class _Inside(constraints.Constraint):
     """The events inside a flow's support."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Density) -> None:
         super().__init__()
         self.flow = flow
         self.event_dim = len(flow.event_shape)
@@ -136,50 +163,30 @@ class _Inside(constraints.Constraint):
         return self.flow.supports(value)
 
 
-def mixture_of(flow: Flow, context: Tensor | None) -> Distribution | None:
-    """The distribution of a flow that is a mixture in the data's own units; None for any other flow.
+def mixture_of(transform: Transform, base: str, context: Tensor | None) -> Distribution | None:
+    """The distribution whose image under ``transform`` follows ``base``, if it is a mixture of one feature; else None.
 
     Args:
-        flow: the flow.
+        transform: data to base.
+        base: one of ``mixflow.BASES``.
         context: ``(*B, C)``, as the transforms take it.
 
     """
-    if flow.context and context is None:
-        raise ValueError(f"context: expected a tensor of shape (..., {flow.context}), got None")
-    if isinstance(flow, GaussianMixture):
-        return _gaussian_mixture(flow, context)
-    parts = flow.data_to_base.each() if isinstance(flow.data_to_base, Compose) else [flow.data_to_base]
-    *before, last = parts
-    if flow.features != 1 or not isinstance(last, MixtureCDF) or last.base != flow.base or not _are_affine(before):
+    *before, last = transform.each() if isinstance(transform, Compose) else [transform]
+    if transform.features != 1 or not isinstance(last, MixtureCDF) or last.base != base or not _are_affine(before):
         return None
-    loc, scale = _units(before, last.logits)
+    loc, scale = units_of(before, last.logits)
     logits, own_loc, own_log_scale = (parameter.squeeze(-2) for parameter in last._parameters_for(context))
     return Mixture(
         logits.to(loc.dtype), loc + scale * own_loc, own_log_scale.to(loc.dtype) + scale.log(), family=last.family
     )
 
 
-def _gaussian_mixture(flow: GaussianMixture, context: Tensor | None) -> Distribution | None:
-    """In the data's units, x = loc + scale z: precisions L L^T of z become those of x by rows of L over the scales."""
-    standardise = flow.data_to_base
-    if not isinstance(standardise, Affine):
-        return None
-    loc, scale = _units([standardise], flow.loc)
-    logits, own_loc, _, factor = flow._parameters_for(context)
-    # The covariance of z is U U^T with U = L^-T, an upper triangle. With U^T = Q R it is R^T R.
-    one = torch.eye(flow.features, dtype=loc.dtype, device=loc.device)
-    upper = torch.linalg.solve_triangular(factor.to(loc.dtype).mT, one, upper=True)
-    lower = torch.linalg.qr((scale.unsqueeze(-1) * upper).mT).R.mT
-    lower = lower * lower.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    components = MultivariateNormal(loc + scale * own_loc, scale_tril=lower, validate_args=False)
-    return MixtureSameFamily(Categorical(logits=logits.to(loc.dtype)), components)
-
-
 def _are_affine(transforms: Sequence[Transform]) -> bool:
     return all(isinstance(transform, Affine) for transform in transforms)
 
 
-def _units(affine: Sequence[Transform], like: Tensor) -> tuple[Tensor, Tensor]:
+def units_of(affine: Sequence[Transform], like: Tensor) -> tuple[Tensor, Tensor]:
     """``loc`` and ``scale`` (D,) of the data: x = loc + scale z, in a dtype that can hold them."""
     loc, scale = like.new_zeros(()), like.new_ones(())
     for transform in affine:

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
 from ..checks import check_integer
 from ..networks.conditioners import Network, context_network
 from ..op import cdf_transform_inverse
-from ..start.expectation import cholesky, mixture
+from ..start.expectation import cholesky
+from ..start.gaussian_mixture import gaussian_mixture
 from ..transforms import Affine, Compose, Support
 from ..transforms.base import full_precision, infinite_where_overflowed
 from ..transforms.compose import frozen_kept
 from .base import Flow
+from .distribution import units_of
 
 __all__ = ["GaussianMixture"]
 
@@ -81,7 +84,7 @@ class GaussianMixture(Flow):
         return [self.logits, self.loc, self.lower, self.log_diagonal]
 
     def starts(self, x: Tensor, context: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
-        """Start from the mixture that EM finds, in float64: see :func:`mixflow.start.expectation.mixture`.
+        """Start from the mixture that EM finds in float64: see :mod:`mixflow.start.gaussian_mixture`.
 
         Few rows are given fewer components than K: spare ones repeat the used ones, and the density is that of these.
         With a context, the network starts from offsets of almost nothing.
@@ -95,7 +98,7 @@ class GaussianMixture(Flow):
             assert isinstance(standardise, Affine)
             # Fitted on the CPU, which has float64 everywhere. The draws are then the same for every device, too.
             z = (x.cpu().double() - standardise.loc.cpu().double()) / standardise.log_scale.cpu().double().exp()
-            fitted = mixture(z, self.components)
+            fitted = gaussian_mixture(z, self.components)
             factor = _precision_factor(fitted.covariance)
             row, column = torch.tril_indices(self.features, self.features, -1)
             self.logits.copy_(fitted.log_weight)
@@ -106,6 +109,21 @@ class GaussianMixture(Flow):
             if self.conditioner is not None and context is not None:
                 self.conditioner.initialize(context)
         return plain
+
+    def _mixture(self, context: Tensor | None) -> Distribution | None:
+        """In the data's units, x = loc + scale z. The precisions L L^T of z become those of x: L's rows over scales."""
+        standardise = self.data_to_base
+        if not isinstance(standardise, Affine):
+            return None
+        loc, scale = units_of([standardise], self.loc)
+        logits, own_loc, _, factor = self._parameters_for(context)
+        # The covariance of z is U U^T with U = L^-T, an upper triangle. With U^T = Q R it is R^T R.
+        one = torch.eye(self.features, dtype=loc.dtype, device=loc.device)
+        upper = torch.linalg.solve_triangular(factor.to(loc.dtype).mT, one, upper=True)
+        lower = torch.linalg.qr((scale.unsqueeze(-1) * upper).mT).R.mT
+        lower = lower * lower.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+        components = MultivariateNormal(loc + scale * own_loc, scale_tril=lower, validate_args=False)
+        return MixtureSameFamily(Categorical(logits=logits.to(loc.dtype)), components)
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""

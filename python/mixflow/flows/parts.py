@@ -69,7 +69,7 @@ def unsavable(name: str, expected: str, value: object) -> ValueError:
     """The error for an argument, at the place ``name``, that a file cannot describe."""
     given = value if isinstance(value, float) else getattr(value, "__name__", type(value).__name__)
     return ValueError(
-        f"{name}: expected {expected}, which a file can describe; got {given}. Save the weights alone with "
+        f"{name}: expected {expected}, which a file can describe, got {given}. Save the weights alone with "
         "torch.save(flow.state_dict(), path); to load them, build the flow again and call its load_state_dict"
     )
 
@@ -188,9 +188,9 @@ class Builder:
             case {"part": str(kind), "arguments": dict(arguments), **rest} if not rest:
                 pass
             case _:
-                raise ValueError(f"{name}: expected a part and its arguments, or the place of an earlier part")
+                raise ValueError(f"{name}: expected a part and its arguments or an earlier part's place, got neither")
         if kind not in _classes():
-            raise ValueError(f"{name}: expected a part among {', '.join(_classes())}; got {kind[:80]!r}")
+            raise ValueError(f"{name}: expected a part among {', '.join(_classes())}, got {kind[:80]!r}")
         for key, size in sizes(arguments):
             self._check_size(f"{name}.{key}", size)
         before = self._parts

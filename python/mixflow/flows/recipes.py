@@ -24,8 +24,9 @@ from ..transforms import (
     Whitening,
 )
 from ..transforms.base import check_name
-from .base import Flow, recipe
+from .base import Flow
 from .gaussian_mixture import GaussianMixture
+from .register import recipe
 
 __all__ = ["autoregressive", "coupling", "gaussian_mixture", "gaussianization", "univariate"]
 
@@ -89,7 +90,7 @@ def gaussianization(
 
     Chen and Gopinath, "Gaussianization" (2000); trained as in Meng et al., "Gaussianization Flows" (2020,
     arXiv:2003.01941). ``initialize``, which ``fit`` calls first, sets each layer in closed form from what the ones
-    before it make of the data: the rotation by :func:`~mixflow.transforms.linear.interesting_directions`, the marginals
+    before it make of the data: the rotation by :func:`~mixflow.start.directions.interesting_directions`, the marginals
     from quantiles. That alone is a density already; maximum likelihood then improves all layers together. Both
     directions are fast, and nothing in it is a network but for a context.
 
@@ -257,7 +258,7 @@ def _standardised(features: int, support: str | Sequence[Any] | None) -> list[Tr
 
 
 def _marginals(features: int, components: int | None, support: str | Sequence[Any] | None) -> list[Transform]:
-    """Standardisation, marginal mixture CDFs and a whitening, which are set from the data: :mod:`mixflow.flows.start`.
+    """Standardisation, marginal mixture CDFs and a whitening; :mod:`mixflow.flows.initialize` sets them from the data.
 
     Edges and peaks are there before any training. The number of components may be left to ``fit``. They are Gaussian,
     as the base is: a single one is then an affine map, which leaves linear dependence between features exactly as it

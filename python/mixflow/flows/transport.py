@@ -43,15 +43,15 @@ def transport(source: Flow, target: Flow) -> Transform:
             raise TypeError(f"{name}: expected a Flow, got {type(flow).__name__}")
         if flow.base not in BASES:
             raise ValueError(
-                f"{name}: expected a flow with a map to one of {', '.join(BASES)}; got a {type(flow).__name__}, "
+                f"{name}: expected a flow with a map to one of {', '.join(BASES)}, got a {type(flow).__name__}, "
                 "whose base is a distribution of its own"
             )
         if flow.embedding is not None:
             raise ValueError(
-                f"{name}: expected a flow without an embedding, as a transform has none; got one with a "
+                f"{name}: expected a flow without an embedding, as a transform has none, got one with a "
                 f"{type(flow.embedding).__name__}"
             )
     if source.features != target.features:
-        raise ValueError(f"target: expected {source.features} features, as many as source; got {target.features}")
+        raise ValueError(f"target: expected {source.features} features, as many as source, got {target.features}")
     between = [] if source.base == target.base else [Rebase(source.features, source.base, target.base)]
     return Compose(source.data_to_base, *between, Inverse(target.data_to_base))

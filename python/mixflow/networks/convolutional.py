@@ -1,9 +1,4 @@
-"""Convolutional networks for couplings of images.
-
-Each class is a factory: an object that a coupling calls with the numbers of inputs and outputs that it needs, and that
-returns a ``torch.nn.Module``. Any other function of these two numbers serves as well, except that a flow with one
-cannot be saved.
-"""
+"""Convolutional networks for couplings of images: factories, as :mod:`mixflow.networks` describes them."""
 
 from __future__ import annotations
 
@@ -24,18 +19,19 @@ __all__ = ["ConvNet"]
 class ConvNet:
     """A small residual convolutional network (N, inputs, H, W) -> (N, outputs, H, W), of gated blocks.
 
-    A convolution to ``channels``, then ``blocks`` of: SiLU, convolution, SiLU, dropout, convolution, and a gate
-    ``a sigmoid(b)`` whose result is added to the block's input; between blocks the channels of an image are normalised
-    together. A 1 x 1 convolution gives the outputs. Such blocks are those of Ho et al., "Flow++" (2019,
-    arXiv:1902.00275), without attention. Images are padded with zeros, so that outputs may depend on the distance from
-    the edges.
+    A convolution leads to ``channels`` channels. Each of the ``blocks`` then applies SiLU, a convolution, SiLU, dropout,
+    a 1 x 1 convolution, and a gate ``a sigmoid(b)``; it adds the result to its input and normalises all channels of an
+    image together. A last 1 x 1 convolution gives the outputs. The blocks are those of Ho et al., "Flow++" (2019,
+    arXiv:1902.00275), without attention. Images are padded with zeros, so outputs may depend on the distance from the
+    edges.
 
     Args:
         channels: the width of the network.
         blocks: the number of residual blocks; 0 for two convolutions alone.
         kernel: the side of the convolutions, odd.
-        dropout: the probability with which a block's channel is dropped in training; it prevents overfitting where
-            images are few. It is active in training mode alone: ``fit`` trains in it, and leaves a flow without it.
+        dropout: the probability that a channel of a block is dropped in training, which prevents overfitting to few
+            images. It is active in training mode alone. ``fit`` trains in this mode, and leaves a flow in evaluation
+            mode.
 
     Raises:
         ValueError: a size is out of range, the kernel is even, or dropout is not in [0, 1).
@@ -58,7 +54,7 @@ class ConvNet:
         check_integer("channels", self.channels, 1)
         check_integer("blocks", self.blocks, 0, 1000)
         if check_integer("kernel", self.kernel, 1) % 2 == 0:
-            raise ValueError(f"kernel: expected an odd size, which has a middle; got {self.kernel}")
+            raise ValueError(f"kernel: expected an odd size, which has a middle, got {self.kernel}")
         if not (isinstance(self.dropout, Real) and 0.0 <= self.dropout < 1.0):
             raise ValueError(f"dropout: expected a probability in [0, 1), got {self.dropout!r}")
 

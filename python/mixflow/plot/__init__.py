@@ -305,5 +305,5 @@ def check_extension(path: PathLike) -> str:
     kind = Path(path).suffix.lower().removeprefix(".")
     known = FigureCanvasAgg.get_supported_filetypes()
     if kind not in known:
-        raise ValueError(f"{path}: expected an ending among {', '.join(sorted(known))}; got {kind or 'none'!r}")
+        raise ValueError(f"{path}: expected an ending among {', '.join(sorted(known))}, got {kind or 'none'!r}")
     return kind

@@ -181,14 +181,14 @@ def subject_of(flow: Flow, data: ArrayLike, context: ArrayLike | None) -> Subjec
 def _checked_context(flow: Flow, context: ArrayLike | None, rows: int) -> NDArray[Any] | None:
     if not flow.context:
         if context is not None:
-            raise ValueError(f"context: expected None, as this flow takes no context; got shape {np.shape(context)}")
+            raise ValueError(f"context: expected None, as this flow takes no context, got shape {np.shape(context)}")
         return None
     shape = f"({rows}, {'...' if flow.embedding is not None else flow.context})"
     if context is None:
-        raise ValueError(f"context: expected shape {shape}, a row for each row of data; got None")
+        raise ValueError(f"context: expected shape {shape}, a row for each row of data, got None")
     values = _array("context", context)
     if values.ndim == 0 or len(values) != rows or (flow.embedding is None and values.shape[1:] != (flow.context,)):
-        raise ValueError(f"context: expected shape {shape}, a row for each row of data; got {values.shape}")
+        raise ValueError(f"context: expected shape {shape}, a row for each row of data, got {values.shape}")
     _check_finite("context", values)
     return values
 
@@ -240,7 +240,7 @@ def _number(column: str | int, names: Sequence[str]) -> int:
     elif isinstance(column, int | np.integer) and not isinstance(column, bool) and 0 <= column < len(names):
         return int(column)
     known = ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])}, ... ({len(names)} in all)"
-    raise ValueError(f"columns: expected numbers from 0 to {len(names) - 1}, or names among {known}; got {column!r}")
+    raise ValueError(f"columns: expected numbers from 0 to {len(names) - 1}, or names among {known}, got {column!r}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Groups of rows that lie together: where the components of a mixture start."""
+"""Groups of rows that lie together. The components of a mixture start at such groups."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ __all__ = ["k_means"]
 
 
 def k_means(x: Tensor, components: int, generator: torch.Generator, steps: int = 5) -> Tensor:
-    """Which of ``components`` clusters each row of ``x`` (N, D) is in: (N, K), 1 there and 0 elsewhere."""
+    """Assign each row of ``x`` (N, D) to one of ``components`` clusters: (N, K), 1 for its cluster and 0 for others.
+
+    The centres start as in Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding" (2007): each is the
+    best of a few rows, which are drawn in proportion to their squared distance from the centres so far.
+    """
     loc = x[torch.randint(len(x), (1,), generator=generator, device=x.device)]
     nearest = torch.cdist(x, loc).square()
     for _ in range(components - 1):
-        # Rows that repeat each other may leave no distance to choose by.
+        # If all rows repeat each other, all distances are 0. The small number then makes all rows equally likely.
         trials = 2 + int(math.log(components))
         trial = x[torch.multinomial(nearest[:, 0] + 1e-30, trials, replacement=True, generator=generator)]
         nearer = torch.minimum(nearest, torch.cdist(x, trial).square())

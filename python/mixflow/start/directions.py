@@ -1,4 +1,4 @@
-"""The directions in which data differ most from a normal distribution: where rotations start."""
+"""The directions in which data differ most from a normal distribution. Rotations start with these directions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ __all__ = ["interesting_directions"]
 
 
 def interesting_directions(x: Tensor, rows: int = 20_000, steps: int = 20) -> Tensor:
-    """An orthogonal matrix (D, D) whose rows are the directions in which ``x`` (N, D) tells most, apart, from a normal.
+    """An orthogonal matrix (D, D) whose rows are the directions in which ``x`` (N, D) is least normal.
 
-    Of the principal axes and the independent components that FastICA finds from there (Hyvarinen, 1999, with tanh),
-    the ones whose projections have the smaller sum of entropies: a marginal transform that follows can make that much
-    of the data normal. Only the first ``rows`` are looked at, clipped to their bulk. Fewer than ten rows a feature show
-    directions that are interesting by chance alone: the identity is returned for them.
+    There are two candidates: the principal axes, and the independent components that FastICA finds when it starts from
+    these axes (Hyvarinen, "Fast and robust fixed-point algorithms for independent component analysis", 1999, with
+    tanh). The one whose projections have the smaller sum of entropies wins, because a marginal transform that follows
+    can then make more of the data normal.
+
+    Only the first ``rows`` rows are used, clipped to their bulk. With fewer than ten rows for each feature, directions
+    are interesting by chance alone, and the result is the identity.
 
     Example:
         >>> import torch
@@ -35,7 +38,7 @@ def interesting_directions(x: Tensor, rows: int = 20_000, steps: int = 20) -> Te
     centred = centred - centred.mean(0)
     variance, axes = torch.linalg.eigh(centred.mT @ centred / len(centred))
     principal: Tensor = axes.mT
-    # Directions without any variance, of columns that repeat each other, are left as small as rounding made them.
+    # Columns that repeat each other leave directions without variance. A floor keeps rounding errors there small.
     white = centred @ (axes * variance.clamp_min(1e-12 * variance[-1].item() + 1e-300).rsqrt()) @ axes.mT
     independent = principal
     for _ in range(steps):
@@ -47,7 +50,7 @@ def interesting_directions(x: Tensor, rows: int = 20_000, steps: int = 20) -> Te
 
 
 def _entropy(x: Tensor) -> float:
-    """Sum of the entropies of the columns of ``x`` but for a constant, by the approximation of Hyvarinen (1998)."""
+    """Sum of the entropies of the columns of ``x``, except for a constant, as Hyvarinen (1998) approximates them."""
     scale = x.std(dim=0, correction=0)
     standard = x / scale
     bell = torch.exp(-0.5 * standard.square())

@@ -1,4 +1,4 @@
-"""One Gaussian, fitted to few rows as well as to many, in float64 and without gradients."""
+"""One Gaussian, fitted to any number of rows, few or many, in float64 and without gradients."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from torch import Tensor
 
 from .robust import bulk
 
-__all__ = ["OUTSIDE", "folds", "gaussian", "generous_bulk"]
+__all__ = ["OUTSIDE", "folds", "gaussian", "generous_bulk", "rows_outside"]
 
 FLOOR = 1e-8  # the least eigenvalue of a covariance, in units of the columns' variances
-# How much of the correlations is left out: 0 keeps them as the rows have them, 1 leaves the variances alone.
+# How far correlations are shrunk: 0 keeps those of the rows, 1 makes them zero. Variances stay as they are.
 _SHRINKAGE = [0.0, *(10.0**e for e in range(-7, -2)), 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0]
 _FOLDS = 20
 OUTSIDE = 0.1  # the largest share of rows that may be left out as outliers
 
 
 def gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The Gaussian that predicts further rows best, judged by rows left out: ``loc`` (D,) and ``covariance`` (D, D).
+    r"""The Gaussian that predicts left-out rows best: ``loc`` (D,) and ``covariance`` (D, D).
 
     .. math:: \Sigma = c \, ((1 - a) S + a \, \mathrm{diag}(S)), \quad c = (1 + 1/N)(N - 1)/(N - 2)
 
-    S is the covariance of the rows. The shrinkage a is the one of a grid, 0 included, with the largest likelihood of
-    rows left out (Friedman, "Regularized discriminant analysis", 1989). The factor c widens the Gaussian for what few
-    rows leave unknown of their mean and variance. The predictive Student distribution (Geisser, "Predictive inference",
-    1993) has N - 3 in place of N - 2, which is as good on average and costs more where the rows' own variance is large.
-    Eigenvalues are kept above 1e-8 of the columns' variances: columns that depend on each other, and
-    constant ones, are no error.
+    S is the covariance of the rows. The shrinkage a comes from a grid that includes 0, and is the one with the largest
+    likelihood of left-out rows (Friedman, "Regularized discriminant analysis", 1989). The factor c widens the Gaussian,
+    because few rows leave their mean and variance uncertain. The predictive Student distribution (Geisser, "Predictive
+    inference", 1993) has N - 3 in place of N - 2: that is as good on average, and worse where the variance of the rows
+    happens to be large. No eigenvalue is below 1e-8 of the columns' variances, so constant columns and columns that
+    depend on each other are no error.
 
-    Rows with a value outside its column's bulk (:func:`mixflow.start.robust.bulk`) are left out if they are at most a
-    tenth. Otherwise such values are moved to the edge of the bulk.
+    Rows with a value outside the bulk of its column (:func:`mixflow.start.robust.bulk`) are left out if they are at
+    most a tenth of the rows. Otherwise such values are moved to the edge of the bulk.
 
     Args:
         x: (N, D), finite, in any units; N >= 1.
@@ -62,7 +62,7 @@ def gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _without_outliers(x: Tensor) -> Tensor:
-    """``x`` (N, D) without the rows outside the bulk, or, where these are many, with their values at its edges."""
+    """``x`` (N, D) without the rows outside the bulk. If these are many, their values move to its edges instead."""
     low, high = generous_bulk(x)
     outside = ((x < low) | (x > high)).any(dim=-1)
     if outside.sum().item() <= OUTSIDE * len(x):
@@ -71,25 +71,32 @@ def _without_outliers(x: Tensor) -> Tensor:
 
 
 def generous_bulk(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The edges, each (D,), of the bulk of the columns of ``x`` (N, D), with a margin where the rows are a handful."""
+    """The edges, each (D,), of the bulk of the columns of ``x`` (N, D), with a margin for fewer than 40 rows."""
     low, high = bulk(x)
-    # The spread of a handful of rows is often far too small, and with it their bulk.
+    # The measured spread of a handful of rows is often far too small, and so is their bulk.
     margin = max(0.0, 20.0 / len(x) - 0.5) * (high - low)
     return low - margin, high + margin
 
 
+def rows_outside(x: Tensor) -> Tensor:
+    """Which rows (N,) of ``x`` (N, D) have a value outside its column's bulk; none if more than a tenth have one."""
+    low, high = generous_bulk(x)
+    beyond = ((x < low) | (x > high)).any(dim=-1)
+    return beyond & (beyond.double().mean() <= OUTSIDE)
+
+
 def _mean_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each (D,), of the columns of ``x``; the scale of a constant one is its value."""
-    # A mean of differences: the sum of the values themselves would round at the size of their offset.
+    """Mean and standard deviation, each (D,), of the columns of ``x``; for a constant column its value is the scale."""
+    # This is a mean of differences: a sum of the values themselves would be rounded at the size of their offset.
     loc = x[0] + (x - x[0]).mean(dim=0)
     scale = (x - loc).square().sum(dim=0).div(max(1, len(x) - 1)).sqrt()
     size = loc.abs().masked_fill(loc == 0.0, 1.0)
-    # What rounding leaves of a constant is no spread.
+    # A constant column has a spread of rounding errors, which counts as none.
     return loc, torch.where(scale > 1e-15 * size, scale, size)
 
 
 def _predictive(rows: int) -> float:
-    """How much wider than the rows' own variance the normal is that predicts a further row best."""
+    """The variance of the normal that predicts a further row best, over the variance of the rows."""
     return (1.0 + 1.0 / rows) * max(1, rows - 1) / max(0.5, rows - 2)
 
 
@@ -103,9 +110,9 @@ def _floored(covariance: Tensor) -> Tensor:
 
 
 def folds(x: Tensor, count: int) -> Tensor:
-    """A fold (N,), of 0 to ``count`` - 1, for each row of float64 ``x`` (N, D); equal rows share one.
+    """A fold (N,), from 0 to ``count`` - 1, for each row of float64 ``x`` (N, D).
 
-    The folds depend on what the rows hold and not on their order.
+    Equal rows share a fold. A fold depends on the values in a row, not on the order of the rows.
     """
     key = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for column in (x + 0.0).view(torch.int64).unbind(-1):  # 0.0 and -0.0 are one value
@@ -115,7 +122,7 @@ def folds(x: Tensor, count: int) -> Tensor:
 
 
 def _best_shrinkage(z: Tensor) -> float:
-    """The number of ``_SHRINKAGE`` with the largest likelihood of the rows of ``z`` (N, D) left out in turn."""
+    """The shrinkage of the grid with the largest likelihood of the rows of ``z`` (N, D), each left out in turn."""
     if z.shape[-1] == 1:
         return 0.0
     fold = folds(z, min(_FOLDS, len(z)))
@@ -130,11 +137,11 @@ def _best_shrinkage(z: Tensor) -> float:
 
 
 def _left_out_scores(rest: Tensor, out: Tensor, shrinkage: Tensor) -> Tensor:
-    """Log-likelihood (A,) of the rows ``out`` under the Gaussians fitted to ``rest`` with each ``shrinkage`` (A,)."""
+    """The log-likelihood (A,) of the rows ``out`` under Gaussians fitted to ``rest`` with each ``shrinkage`` (A,)."""
     loc = rest.mean(dim=0)
     centred = rest - loc
     covariance = centred.mT @ centred / max(1, len(rest) - 1)
-    # A column that varies in the rows left out alone keeps a hundredth of its variance.
+    # A column may vary only in the rows that are left out. It keeps a hundredth of its variance.
     scale = covariance.diagonal().clamp_min(0.01).sqrt()
     values, vectors = torch.linalg.eigh(covariance / scale / scale.unsqueeze(-1))
     values = ((1.0 - shrinkage).unsqueeze(-1) * values + shrinkage.unsqueeze(-1)).clamp_min(FLOOR)

@@ -1,14 +1,14 @@
-"""Where the parameters of mixtures start: at mixtures that predict rows that they have not seen.
+"""Mixtures of one column each, as starts for training: they predict rows that they were not fitted to.
 
-A start is a density already, often a good one, and training goes on from it. Three things can spoil it, and each has
+A start is already a density, often a good one, and training goes on from it. Three things can spoil a start. Each has
 its cure here:
 
-- few rows: every component that is added follows the rows at hand, not the density that they come from. There are at
-  most a tenth as many components as rows, and their number is the one that predicts rows left out best;
-- values far out: cells of equal counts and standard deviations are taken of the bulk (:mod:`mixflow.start.robust`).
-  Columns with values outside their bulk also try components whose widths grow geometrically from the bulk to the
-  farthest value;
-- repeated values: a component could shrink onto one of them without end. Each component's scale is held by a prior.
+- Few rows. With every further component, a mixture follows the rows at hand more closely, and not the density that they
+  come from. So there are at most a tenth as many components as rows, and their number is the one that predicts left-out
+  rows best.
+- Values far out. Quantiles and standard deviations are those of the bulk (:mod:`mixflow.start.robust`). Columns with
+  values outside their bulk also try components whose widths grow geometrically, from the bulk to the farthest value.
+- Repeated values. A component could shrink onto one of them without end. A prior on each component's scale stops it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from .robust import bulk, clipped, in_order, moments
 
 __all__ = ["best_counts", "normal_quantiles", "normal_start", "predictive_mixture", "start_from", "wide_normal"]
 
-_ROWS = 2048  # as many quantiles as tell two starts apart
-_ROWS_TO_IMPROVE = 8192  # as many rows as tell the better weights
-_STEPS = 20  # of expectation-maximisation
+_ROWS = 2048  # quantiles of a column that candidates are compared on
+_ROWS_TO_IMPROVE = 8192  # rows that expectation maximisation uses
+_STEPS = 20  # of expectation maximisation
 _WIDTHS = 10.0 ** (torch.arange(-5.0, 5.0, device="cpu") / 10.0)  # from 0.32 to 2.5
 _SHARES = (0.3, 0.6, 0.8, 0.9)
-_FEW = 500  # rows, up to which every row is left out once; of more, a fifth of the rows is left out
-_PLENTY = 1000  # rows for each component, from which on they need no choosing
-_MOST_A_ROW = 20.0  # nats that a single row may speak for or against a number of components
-_ROWS_TO_CHOOSE = 4096  # rows that their number is chosen by
+_FEW = 500  # up to so many rows, every row is left out once; of more rows, a fifth is left out
+_PLENTY = 1000  # with so many rows for each component, all components are used
+_MOST_A_ROW = 20.0  # nats that a single row may count for or against a number of components
+_ROWS_TO_CHOOSE = 4096  # rows that choose the number of components
 _PER_COMPONENT = 10  # rows that a component needs at least
 _FOLDS = 5
-# Scales of the widest components of a heavy tail, times the distance of the farthest value: of the last, and of the
-# ones before it. Twenty times as many values of Student's t with half a degree of freedom reach 400 times as far.
+# In a heavy tail, the scale of the last component over the distance of the farthest value, and that of the one before.
+# For comparison: among twenty times as many draws of Student's t with half a degree of freedom, the farthest is 400
+# times as far.
 _FAR_BEYOND = 1000.0
 _BEYOND = 5.0
-_SAFETY = 0.02  # nats a row by which a mixture without such components must be better than those with them
+_SAFETY = 0.02  # nats a row by which a mixture without such components must beat those with them
 
 
 def predictive_mixture(
@@ -46,9 +47,9 @@ def predictive_mixture(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``logits``, ``loc`` and ``log_scale``, each (D, ``components``), of a mixture for each column of ``x`` (N, D).
 
-    Column d uses ``counts[d]`` components, by default as many as :func:`best_counts` finds; one stands for a normal.
-    Where
-    fewer are used than there are, copies share the weight of one: the density is that of the fewer.
+    Column d uses ``counts[d]`` components, by default as many as :func:`best_counts` finds. The count 1 stands for a
+    normal, which all components together imitate. Spare components are copies that share the weight of a used one,
+    which does not change the density.
 
     Example:
         >>> import torch
@@ -72,10 +73,10 @@ def predictive_mixture(
 
 
 def best_counts(x: Tensor, components: int, family: str) -> Tensor:
-    """How many of at most ``components`` components each column of ``x`` (N, D) supports: integers (D,).
+    """How many components, ``components`` at most, each column of ``x`` (N, D) supports: integers (D,).
 
-    All of them where there are a thousand rows for each. Otherwise the number that predicts rows left out best, a tenth
-    of the rows at most.
+    With a thousand rows for each component, all are supported. Otherwise the number is the one that predicts left-out
+    rows best, and at most a tenth of the number of rows.
 
     Example:
         >>> import torch
@@ -94,7 +95,7 @@ def best_counts(x: Tensor, components: int, family: str) -> Tensor:
 
 
 def _repeated(mixture: tuple[Tensor, Tensor, Tensor], components: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``mixture`` of K components in the form of one of more: copies of a component share its weight."""
+    """The same density as ``mixture``, with more components: copies of a component share its weight."""
     source = torch.arange(components, device=mixture[0].device) % mixture[0].shape[-1]
     copies = source.bincount()[source].to(mixture[0])
     logits, loc, log_scale = (parameter[:, source] for parameter in mixture)
@@ -102,12 +103,13 @@ def _repeated(mixture: tuple[Tensor, Tensor, Tensor], components: int) -> tuple[
 
 
 def wide_normal(x: Tensor, components: int, family: str, exact: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """A normal for each column of ``x`` (N, D), as nearly as ``components`` of ``family`` have the shape of one.
+    """A normal for each column of ``x`` (N, D), as closely as ``components`` of ``family`` can imitate it.
 
-    Its variance is that of the predictive distribution of a normal whose mean and variance the rows have to tell as
-    well, (1 + 1/N)(N - 1)/(N - 3) times the rows' own (Geisser, "Predictive Inference", 1993). With ``exact``, all
-    components are the same: a normal to the last digit where the family is Gaussian, but training would never tell them
-    apart.
+    The rows leave the mean and the variance of the normal uncertain. Its predictive distribution therefore has a larger
+    variance, (1 + 1/N)(N - 1)/(N - 3) times that of the rows (Geisser, "Predictive Inference", 1993).
+
+    With ``exact``, all components are equal. For the Gaussian family this is a normal to the last digit. But equal
+    components have equal gradients, and training would never separate them.
     """
     mean, spread = moments(x)
     rows = len(x)
@@ -123,15 +125,15 @@ def wide_normal(x: Tensor, components: int, family: str, exact: bool = False) ->
 def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tensor:
     """The number of components (D,) of each column of ``x`` (N, D) that predicts the rows of ``folds`` folds best.
 
-    Of ``counts`` and 1, which stands for a normal. More than a normal must be better by two standard errors of the
-    difference, by more for a handful of rows and by half of one where rows are not few: of several candidates, one is
-    always better by chance. A column with values outside its bulk is no normal, and needs a component or more for the
-    values far out; how far out they are must not decide.
+    The candidates are ``counts`` and 1, which stands for a normal. Of several candidates, one is always better than the
+    normal by chance. So a mixture must beat the normal by two standard errors of the difference; by more if there is a
+    handful of rows, and by half a standard error if rows are not few. A column with values outside its bulk is not
+    normal, and gets 8 components at least, however far out these values are.
     """
     rows, columns = x.shape
     fold = torch.randperm(rows, generator=torch.Generator().manual_seed(rows)).to(x.device) % _FOLDS
-    # One column for each fold and feature. All have as many rows, some of them twice: a column without its fold is
-    # drawn out to the length of the whole.
+    # There is one column for each fold and feature. All have the length of the whole: a column without its fold is
+    # stretched to it by taking some rows twice.
     rest = [(fold != number).nonzero().squeeze(-1) for number in range(folds)]
     learned = torch.cat([x[kept[torch.arange(rows, device=x.device) * len(kept) // rows]] for kept in rest], dim=1)
     left_out = torch.stack([fold == number for number in range(folds)], dim=1).repeat_interleave(columns, dim=1)
@@ -157,9 +159,9 @@ def _best_counts(x: Tensor, counts: list[int], family: str, folds: int) -> Tenso
 
 
 def likely_mixture(x: Tensor, components: int, family: str, widen: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """``logits``, ``loc`` and ``log_scale`` (D, K) of mixtures that the columns of ``x`` (N, D) are likely under.
+    """``logits``, ``loc`` and ``log_scale`` (D, K) of mixtures under which the columns of ``x`` (N, D) are likely.
 
-    Columns with values outside their bulk also try wide components, except where ``widen`` is False.
+    Columns with values outside their bulk also try wide components, unless ``widen`` is False.
     """
     mixture = improved(x, *start_from(x, components, family), family)
     if components == 1 or not widen:
@@ -167,11 +169,11 @@ def likely_mixture(x: Tensor, components: int, family: str, widen: bool = True) 
     tailed = _tailed(x)
     if not tailed.any():
         return mixture
-    # Far out, squares of distances need the range of float64.
+    # The squares of large distances need the range of float64.
     columns, rows = x[:, tailed].double(), x[:_ROWS_TO_IMPROVE, tailed].double()
     tried = [tuple(parameter[tailed].double() for parameter in mixture), *_widened(columns, components, family)]
     scores = [cdf_transform(rows, *one, family=family, base="uniform")[1].mean(0) for one in tried]
-    scores[0] = scores[0] - _SAFETY  # rows farther out than all of these would lie beyond its widest component
+    scores[0] = scores[0] - _SAFETY  # a later row may lie farther out than all of these, and this one is narrow
     best = torch.stack(scores).argmax(0)
     for index, parameter in enumerate(mixture):
         parameter[tailed] = torch.stack([one[index] for one in tried])[best, torch.arange(len(best))].to(x)
@@ -188,18 +190,18 @@ def _widened(x: Tensor, components: int, family: str) -> list[tuple[Tensor, ...]
     """``logits``, ``loc`` and ``log_scale`` (D, K) of a mixture for each start of :func:`_widening`."""
     starts = _widening(x, components)
     loc, log_scale = (torch.cat(parameters) for parameters in zip(*starts, strict=True))
-    # All at once, as columns: a step on few rows takes as long for one as for three.
+    # All starts are improved together, as columns: on few rows, a step takes as long for one start as for three.
     mixtures = improved(x.repeat(1, len(starts)), loc, log_scale, family, 2 * _STEPS)
     return list(zip(*(parameter.chunk(len(starts)) for parameter in mixtures), strict=True))
 
 
 def _widening(x: Tensor, components: int) -> list[tuple[Tensor, Tensor]]:
-    """``loc`` and ``log_scale`` (D, K) with geometric scales: around the median, from the lower and the upper end.
+    """``loc`` and ``log_scale`` (D, K) with geometric scales: around the median, from the lower and from the upper end.
 
-    Mixtures over scales around one point have the tails of Student's t and of Cauchy's distribution; those from an end,
-    with the distance growing along, the shape of a lognormal of many decades. The widest component goes beyond the
-    farthest value: of such a tail, further rows bring larger values yet. Where that is not so, it keeps the weight of
-    one row.
+    Components around one point, with scales that grow, make the tails of Student's t and of Cauchy's distribution.
+    Components at growing distances from an end, with scales that grow as well, make a lognormal of many decades. The
+    widest component reaches beyond the farthest value, because further rows of such a tail bring larger values. If they
+    do not, the component keeps the weight of one row, which costs little.
     """
     _, spread = moments(x)
     median = in_order(x)[(len(x) - 1) // 2]
@@ -226,11 +228,16 @@ def _geometric(least: Tensor, farthest: Tensor, components: int) -> Tensor:
 def start_from(x: Tensor, components: int, family: str) -> tuple[Tensor, Tensor]:
     """``loc`` and ``log_scale`` (D, K) of an equally weighted mixture that resembles each column of ``x`` (N, D).
 
-    The sorted column is cut into K cells of equal counts. Candidates have their components at the cells' medians, as
-    wide as the gaps between these; at the cells' means, as wide as the cells' standard deviations; and at the medians
-    drawn towards the column's mean, all of the width that is left for the column's variance, which comes close to a
-    normal column. Each is tried in ten widths, and the likelihood of the column chooses. A scale is at least a
-    hundredth of an even share of the column's standard deviation, since tied values leave no gap: a start, not a limit.
+    The sorted column is cut into K cells of equal counts. Three kinds of candidates place a component in each cell:
+
+    - at the cell's median, as wide as the gap to the neighbours' medians;
+    - at the cell's mean, as wide as the cell's standard deviation;
+    - at the median, drawn towards the column's mean; all components are equally wide, so that the mixture has about the
+      column's variance. This comes close to a normal column.
+
+    Each candidate is tried with ten factors of its widths, and the likeliest one is the result. So the method is the
+    same for every family, whatever the width of its standard distribution. A scale is at least a hundredth of an even
+    share of the column's standard deviation, because equal values leave no gap. Training may go below it.
 
     Example:
         >>> import torch
@@ -272,15 +279,15 @@ def improved(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""``logits``, ``loc`` and ``log_scale`` (D, K) of more likely mixtures of each column of ``x`` (N, D).
 
-    Steps of expectation-maximisation (Dempster, Laird and Rubin, 1977) from equal weights and the given start, written
-    in the gradients of the log-likelihood L, which hold its sums over rows: with r the rows' shares in a component and
-    a their distances from it in scales,
+    The method is expectation maximisation (Dempster, Laird and Rubin, 1977), from equal weights and a given start. Its
+    sums over rows follow from the gradients of the log-likelihood L. With r the shares of a component in the rows, a
+    their distances from its location in scales, w its weight and s its scale,
 
     .. math:: \sum r = dL/dlogit + N w, \quad \sum r \, score = s \, dL/dloc,
               \quad \sum (r + r \, a \, score) = dL/dlog\_scale
 
-    For Gaussian components these are the exact updates; for any other they have the same fixed points. To each
-    component's scale the start's is added with the weight of two rows, lest a few equal values make it vanish.
+    For Gaussian components the updates are exact. For other families they have the same fixed points. The prior on a
+    component's scale is its scale at the start, with the weight of two rows: a few equal values cannot make it vanish.
 
     Example:
         >>> import torch
@@ -304,12 +311,12 @@ def improved(
 def _by_parameters(x: Tensor, mixture: tuple[Tensor, Tensor, Tensor], family: str) -> list[Tensor]:
     """The gradients of the summed log density of ``x`` (N, D) by the three parameters (D, K) of ``mixture``.
 
-    The op that autograd would come to, called at once: the log density itself is not wanted.
+    This calls the op that autograd would call. The log density itself is not needed, so it is not computed.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     given = [value.detach().to(wide) for value in (x, *mixture)]
     seeds = given[0].new_zeros(()), given[0].new_ones(())  # of the value and of the log density
-    wanted = [False, True, True, True]  # not by x
+    wanted = [False, True, True, True]  # no gradient by x
     found = torch.ops.mixflow.map_backward(*seeds, *given, family, "uniform", False, wanted)
     return [gradient.to(x.dtype) for gradient in found[1:]]
 

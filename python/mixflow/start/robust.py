@@ -1,8 +1,8 @@
-"""Location and spread of columns that a few values far out cannot move.
+"""Location and spread of columns, which a few values far out cannot move.
 
-A column's bulk is what lies within ten robust standard deviations of its median. Moments are taken of the column
-clipped to its bulk: for data without outliers they are the ordinary ones to within one percent, and outliers of any
-size add at most their share times ten standard deviations.
+The bulk of a column is the part within ten robust standard deviations of its median. Values outside are moved to the
+nearer edge of the bulk before moments are taken. For data without outliers these are the ordinary moments to within one
+percent. Outliers of any size add at most their share of the values times ten standard deviations.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..op import can_be_looked_at
 
-__all__ = ["bulk", "bulk_in_order", "clipped", "in_order", "moments"]
+__all__ = ["bulk", "bulk_in_order", "clipped", "in_order", "moments", "spread_of"]
 
 REACH = 10.0  # robust standard deviations from the median to the edge of the bulk
-# The central parts of a column whose width is measured, and how many standard deviations of a normal each is wide. The
-# next is taken where one is a single value, as it is where most of a column is zero.
+# Central parts of a column, and the width of each in standard deviations of a normal. The spread is measured by the
+# first part that is more than a single value: where most of a column is zero, that is one of the later parts.
 _PARTS = [(0.5, 1.3490), (0.8, 2.5631), (0.9, 3.2897), (0.98, 4.6527), (0.998, 6.1805)]
 
 
@@ -44,8 +44,7 @@ def in_order(x: Tensor) -> Tensor:
 def bulk(x: Tensor) -> tuple[Tensor, Tensor]:
     """The edges ``(low, high)``, each (D,), of the bulk of every column of ``x`` (N, D), in the dtype of ``x``.
 
-    A column of which 99.8 % are one value has no bulk apart from the rest: its edges are its smallest and largest
-    value.
+    If 99.8 % of a column are one value, the whole column is its bulk.
 
     Example:
         >>> import torch
@@ -58,7 +57,7 @@ def bulk(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bulk_in_order(ordered: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`bulk`, of columns ``ordered`` (N, D) that :func:`in_order` has sorted.
+    """As :func:`bulk`, for columns ``ordered`` (N, D) that :func:`in_order` has sorted.
 
     Example:
         >>> import torch
@@ -71,7 +70,7 @@ def bulk_in_order(ordered: Tensor) -> tuple[Tensor, Tensor]:
     median = _quantile(ordered, 0.5)
     open_columns = torch.ones_like(low, dtype=torch.bool)
     for part, width in _PARTS:
-        # Subtracted before it is divided: the difference of neighbours is exact, however large their offset.
+        # The subtraction comes before the division: the difference of close numbers is exact, whatever their offset.
         spread = (_quantile(ordered, 0.5 + part / 2) - _quantile(ordered, 0.5 - part / 2)) / width
         found = open_columns & (spread > 0.0)
         low = torch.where(found, torch.maximum(low, median - REACH * spread), low)
@@ -81,26 +80,47 @@ def bulk_in_order(ordered: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def clipped(x: Tensor, edges: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """The columns of ``x`` (N, D), each value outside its column's bulk moved to the nearer edge of it.
+    """The columns of ``x`` (N, D), with each value outside its column's bulk moved to the nearer edge of the bulk.
 
-    ``edges`` are those of the bulk where the caller has them.
+    A caller that has the edges of the bulk passes them as ``edges``.
     """
     low, high = bulk(x) if edges is None else edges
     return torch.minimum(torch.maximum(x, low), high)
 
 
 def moments(x: Tensor, edges: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each (D,), of the columns of ``x`` (N, D), clipped to ``edges``; 0 of a single row.
+    """Mean and standard deviation, each (D,), of the columns of ``x`` (N, D) after clipping to ``edges``.
 
-    ``edges`` are those of the bulk, by default found here.
+    By default ``edges`` are those of the bulk. The standard deviation of a single row is 0.
     """
     kept = clipped(x, edges)
-    # A mean of differences: the sum of the values themselves would round at the size of their offset.
+    # This is a mean of differences: a sum of the values themselves would be rounded at the size of their offset.
     middle = kept[len(kept) // 2]
     mean = middle + (kept - middle).mean(dim=0)
     return mean, (kept - mean).square().sum(dim=0).div(max(1, len(x) - 1)).sqrt()
 
 
+def spread_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the bulk of each column of ``x`` (N, D), as :func:`moments`, if all columns vary.
+
+    Raises:
+        ValueError: a single row, or a column without a positive, finite deviation.
+
+    """
+    if len(x) < 2:
+        raise ValueError(f"x: expected at least 2 rows, to take a standard deviation of, got {len(x)}")
+    loc, spread = moments(x)
+    low, high = x.amin(dim=0), x.amax(dim=0)
+    wrong = ((low == high) | ~(spread > 0.0) | spread.isinf()).nonzero()
+    if len(wrong):
+        column = int(wrong[0])
+        raise ValueError(
+            f"x: expected columns that vary, with a standard deviation that fits in {x.dtype}, got numbers from "
+            f"{low[column].item():g} to {high[column].item():g} in column {column} (counted from 0)"
+        )
+    return loc, spread
+
+
 def _quantile(ordered: Tensor, part: float) -> Tensor:
-    """The value (D,) below which ``part`` of the sorted columns ``ordered`` (N, D) lies, one of the column's own."""
+    """The quantiles (D,) of the sorted columns ``ordered`` (N, D) at ``part``; each is a value of its column."""
     return ordered[min(len(ordered) - 1, math.floor(part * len(ordered)))]

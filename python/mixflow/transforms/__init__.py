@@ -5,19 +5,21 @@ A transform maps data ``x`` of shape ``(..., D)``, or images of shape ``(..., C,
 subclass writes only the mathematics, in ``_forward`` and ``_inverse``.
 """
 
+from .affine import ActNorm as ActNorm
+from .affine import Affine, Whitening
 from .autoregressive import Autoregressive
 from .base import Transform
 from .compose import Compose, Inverse
 from .coupling import Coupling
 from .dequantize import Dequantize
-from .image import ImageCoupling, Pixelwise, Reshape, Squeeze
-from .linear import ActNorm, Affine, Permutation, Rotation, Whitening
+from .image import Pixelwise, Reshape, Squeeze
+from .image_coupling import ImageCoupling
+from .linear import Permutation, Rotation
 from .mixture import MixtureCDF
 from .pointwise import Exp, Log, Logit, Rebase, Sigmoid, Softplus
 from .support import Support
 
 __all__ = [
-    "ActNorm",
     "Affine",
     "Autoregressive",
     "Compose",

@@ -1,4 +1,4 @@
-"""Autoregressive transforms: each feature is mapped as the ones before it decide."""
+"""Autoregressive transforms: the features before a feature decide on its map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..networks.conditioners import HIDDEN, FeatureByFeature, MaskedMLP, Network, require_no_hidden
+from ..networks.autoregressive import FeatureByFeature, MaskedMLP
+from ..networks.conditioners import HIDDEN, Network, require_no_hidden
 from .base import Transform
 from .elementwise import ElementwiseMap
 
@@ -16,13 +17,12 @@ __all__ = ["Autoregressive"]
 
 
 class Autoregressive(Transform):
-    """Every feature through a map whose parameters a masked network makes of the features before it.
+    """Maps each feature; a masked network computes the parameters of its map from the features before it.
 
     The map is :class:`~mixflow.transforms.elementwise.ElementwiseMap`, the network
-    :class:`~mixflow.networks.conditioners.MaskedMLP`: a neural autoregressive flow (Huang et al., 2018,
-    arXiv:1804.00779), here with a mixture of any family. Both directions take the work of one pass of the network; the
-    inverse does it in D parts, one feature after the other.
-    It starts close to the identity.
+    :class:`~mixflow.networks.autoregressive.MaskedMLP`: a neural autoregressive flow (Huang et al., 2018,
+    arXiv:1804.00779), here with a mixture of any family. Each direction takes the work of one pass of the network. The
+    inverse does this work in D parts, one feature after the other. The map starts close to the identity.
 
     Args:
         features: D.
@@ -31,13 +31,13 @@ class Autoregressive(Transform):
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         context: C, the size of a context that every feature's parameters depend on; 0 for none.
         network: builds a network in place of the masked one that ``hidden`` describes: ``network(inputs, outputs)``
-            returns a module that maps (N, inputs) to (N, outputs). It may be any, and needs no masks: see
-            :class:`~mixflow.networks.conditioners.FeatureByFeature`, which calls it once for each feature.
+            returns a module that maps (N, inputs) to (N, outputs). The module needs no masks, because
+            :class:`~mixflow.networks.autoregressive.FeatureByFeature` calls it once for each feature.
 
     Raises:
         TypeError: ``network`` does not build a module.
         ValueError: a size is out of range, the family is unknown, or both ``hidden`` and ``network`` are given. A call
-            raises it where the network returns another shape.
+            raises it if the network returns another shape.
 
     Example:
         >>> import torch

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..checks import broadcast_shapes, check_integer
 from ..op import can_be_looked_at, is_known_finite
 from ..standard import BASES
-from ..start.robust import moments
 
 __all__ = [
     "Transform",
@@ -29,14 +28,14 @@ __all__ = [
     "own_tensor",
     "remembers_arguments",
     "spread",
-    "spread_of",
 ]
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Matrix products that ``torch.autocast`` leaves alone: those of the map itself, where networks may be less exact.
+    """A context in which ``torch.autocast`` leaves matrix products alone.
 
-    The two directions of a map could otherwise not undo each other.
+    Networks may compute in half precision under autocast. The map itself may not: its two directions would no longer
+    undo each other.
     """
     device = x.device.type
     if not torch.is_autocast_enabled(device):
@@ -45,8 +44,8 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def own_tensor(module: nn.Module) -> Tensor | None:
-    """A parameter or buffer of floating-point numbers, to know the dtype and device of ``module`` by."""
-    # Each transform asks this at each call. ``module.parameters()`` takes ten times as long.
+    """A parameter or buffer of floating-point numbers, with the dtype and device of ``module``; None without one."""
+    # Each transform needs this in each call. ``module.parameters()`` would take ten times as long.
     for kind in ("_parameters", "_buffers"):
         found = _first_of(module, kind)
         if found is not None:
@@ -66,16 +65,16 @@ def _first_of(module: nn.Module, kind: str) -> Tensor | None:
 
 
 def remembers_arguments(build: Callable[..., None]) -> Callable[..., None]:
-    """The constructor ``build``, which then notes in ``arguments`` what the outermost call of it was given.
+    """The constructor ``build``, extended to keep its arguments in the attribute ``arguments``.
 
-    A model file names the parts of a flow by their classes and these arguments.
+    A model file describes the parts of a flow by their classes and these arguments.
     """
     signature = inspect.signature(build)
 
     @functools.wraps(build)
     def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
-        # The constructor of a subclass returns last, and what it was given counts.
+        # The constructor of a subclass returns after that of its base class, so its arguments are kept.
         call = signature.bind(self, *args, **kwargs)
         call.apply_defaults()
         self.arguments = {name: value for name, value in call.arguments.items() if name != "self"}
@@ -91,13 +90,13 @@ class Transform(nn.Module):
 
     ``forward(x, context=None) -> (z, ladj)`` and ``inverse(z, context=None) -> (x, ladj)``, with ``x`` and ``z`` of
     shape ``(..., D)``, ``ladj`` of shape ``(...)`` in nats, and ``context`` of shape ``(..., C)``. The batch shapes of
-    ``x`` and ``context`` broadcast against each other. A transform without a context ignores one that it is given, so
-    that the same call serves all transforms of a sequence. ``x`` has the dtype and device of the transform's
-    parameters. ``context`` may have any floating-point dtype, and so may ``x`` where the transform first subtracts an
-    offset from it (:class:`~mixflow.transforms.Affine`): the subtraction is done in the precision of the data.
+    ``x`` and ``context`` broadcast against each other. A transform that takes no context ignores one, so that the same
+    call serves all transforms of a sequence. ``x`` has the dtype and device of the transform's parameters. ``context``
+    may have any floating-point dtype. So may ``x`` if the transform first subtracts an offset from it, as
+    :class:`~mixflow.transforms.Affine` does: it subtracts in the precision of the data.
 
-    An event is what one log-determinant belongs to. It is a vector ``(D,)`` unless a transform is of images, whose
-    event shape is ``(C, H, W)``. Most transforms give ``z`` the shape of ``x``.
+    Each log-determinant belongs to one event. An event is a vector of shape ``(D,)``, or an image of shape
+    ``(C, H, W)``. Most transforms give ``z`` the shape of ``x``.
 
     Args:
         features: D, the size of the last dimension of ``x``; or the shape of an event.
@@ -135,7 +134,8 @@ class Transform(nn.Module):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = remembers_arguments(cls.__init__)  # type: ignore[method-assign]
-        # A shortcut that a class knows is one of its own map: not of the map that a class before it has.
+        # `_log_density` may be a shortcut that holds only for the map of the class that defines it. A subclass with
+        # another map must not inherit it.
         first = {name: next(i for i, of in enumerate(cls.__mro__) if name in vars(of)) for name in _MAP}
         if min(first["forward"], first["_forward"]) < first["_log_density"]:
             cls._log_density = Transform._log_density  # type: ignore[method-assign]
@@ -148,7 +148,7 @@ class Transform(nn.Module):
         self.features = math.prod(self.event_shape)
         if math.prod(self.output_shape) != self.features:
             raise ValueError(
-                f"output: expected a shape of as many numbers as {tuple(self.event_shape)} has; got {output}"
+                f"output: expected a shape of as many numbers as {tuple(self.event_shape)} has, got {output}"
             )
         self.context = check_integer("context", context, 0)
 
@@ -161,10 +161,10 @@ class Transform(nn.Module):
         return self._inverse(*self._checked("z", z, context, forward=False))
 
     def log_density(self, x: Tensor, context: Tensor | None = None, base: str = "normal") -> Tensor:
-        """The log density at ``x`` if the image of ``x`` follows a base: that of ``z``, plus ladj.
+        """The log density of ``x`` if its image ``z`` follows a base distribution: that of ``z``, plus ladj.
 
-        A transform that knows it without ``z`` overrides ``_log_density``. A transform with forward hooks is called, so
-        that they run.
+        A transform that can compute it without ``z`` overrides ``_log_density``. If a transform has forward hooks,
+        :meth:`forward` is called, so that they run.
 
         Args:
             x: (..., D).
@@ -192,10 +192,10 @@ class Transform(nn.Module):
         return self._log_density(*self._checked("x", x, context, forward=True), base)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Set the parameters from data ``x`` of shape ``(N, D)`` before training; by default, leave them."""
+        """Set the parameters from data ``x`` (N, D) before training. By default nothing is set."""
 
     def takes_any_dtype(self, forward: bool = True) -> bool:
-        """Whether that direction takes any floating-point dtype, not that of the parameters alone."""
+        """Whether a direction takes any floating-point dtype, and not only that of the parameters."""
         return own_tensor(self) is None
 
     @property
@@ -211,11 +211,11 @@ class Transform(nn.Module):
         return None
 
     def inside(self, x: Tensor) -> Tensor:
-        """A point of the domain that broadcasts to ``x`` (..., D), to put in the place of elements outside it."""
+        """A point of the domain that broadcasts to ``x`` (..., D). It can replace elements outside the domain."""
         return x.new_zeros(self.event_shape)
 
     def outside_image(self, z: Tensor) -> Tensor | None:
-        """As ``outside``, for the inverse: which elements of ``z`` (..., D) no x has for its image."""
+        """As ``outside``, for the inverse: which elements of ``z`` (..., D) are the image of no x."""
         return None
 
     def inside_image(self, z: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ class Transform(nn.Module):
         return density_where_finite(z, self.output_shape, lambda z: base_log_prob(z, self.output_shape, base)) + ladj
 
     def _checked(self, name: str, value: Tensor, context: Tensor | None, forward: bool) -> tuple[Tensor, Tensor | None]:
-        """The arguments of a direction: ``value`` expanded to the batch shape that it and the context have together."""
+        """The checked arguments of a direction, with ``value`` expanded to the common batch shape of both."""
         event = self.event_shape if forward else self.output_shape
         self._check_tensor(name, value, event, self.takes_any_dtype(forward))
         if not self.context:
@@ -248,7 +248,7 @@ class Transform(nn.Module):
             common = broadcast_shapes(batch, given)
         except RuntimeError:
             raise ValueError(
-                f"context: expected a batch shape that broadcasts against {tuple(batch)}, that of {name}; "
+                f"context: expected a batch shape that broadcasts against {tuple(batch)}, that of {name}, "
                 f"got {tuple(context.shape)}"
             ) from None
         return value if common == batch else value.expand(*common, *event), context
@@ -265,9 +265,9 @@ class Transform(nn.Module):
         if own is None:
             return
         if value.dtype != own.dtype and not any_dtype:
-            raise TypeError(f"{name}: expected {own.dtype}, the dtype of the parameters; got {value.dtype}")
+            raise TypeError(f"{name}: expected {own.dtype}, the dtype of the parameters, got {value.dtype}")
         if value.device != own.device:
-            raise ValueError(f"{name}: expected a tensor on {own.device}, where the parameters are; got {value.device}")
+            raise ValueError(f"{name}: expected a tensor on {own.device}, where the parameters are, got {value.device}")
 
 
 def _event_shape(name: str, value: int | Sequence[int]) -> torch.Size:
@@ -279,17 +279,17 @@ def _event_shape(name: str, value: int | Sequence[int]) -> torch.Size:
 
 
 def check_name(name: str, value: str, known: Sequence[str]) -> str:
-    """``value`` if it is one of ``known``, else ValueError."""
+    """``value`` if it is one of ``known``; otherwise ValueError."""
     if value not in known:
-        raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     return value
 
 
 def check_transform(name: str, value: Transform) -> None:
-    """TypeError if ``value`` is not a Transform: nothing else is known to be invertible."""
+    """TypeError if ``value`` is not a Transform. Only a Transform is certainly invertible."""
     if not isinstance(value, Transform):
         raise TypeError(
-            f"{name}: expected a Transform, a map whose inverse and log-determinant are known; "
+            f"{name}: expected a Transform, a map whose inverse and log-determinant are known, "
             f"got {type(value).__name__}, which is not one"
         )
 
@@ -306,9 +306,9 @@ def base_log_prob(z: Tensor, event: torch.Size, base: str) -> Tensor:
 
 
 def density_where_finite(z: Tensor, event: torch.Size, log_density: Callable[[Tensor], Tensor]) -> Tensor:
-    """``log_density(z)`` (...), and -inf for the events of ``z`` (..., *event) in which a number has overflowed.
+    """``log_density(z)`` (...), except -inf for the events of ``z`` (..., *event) in which a number has overflowed.
 
-    The density of a number so far out is below the smallest number of its dtype.
+    The density of such an event is below the smallest number of its dtype.
     """
     if can_be_looked_at(z):
         log_prob = log_density(z)
@@ -319,40 +319,18 @@ def density_where_finite(z: Tensor, event: torch.Size, log_density: Callable[[Te
 
 
 def infinite_where_overflowed(image: Tensor, x: Tensor) -> Tensor:
-    """``image`` (..., D), sums of products of ``x`` (..., E), with inf in place of the NaN that an overflow leaves.
+    """``image`` (..., D), sums of products of ``x`` (..., E), with inf in place of NaN after an overflow.
 
-    Infinity minus infinity is NaN, and so is zero times infinity. But NaN is the mark of a missing value, and a number
-    that has overflowed is far away and not missing. NaN stays NaN if it comes from ``x`` or from what ``x`` is
-    multiplied by.
+    Infinity minus infinity is NaN, and so is zero times infinity. But NaN marks a missing value, and a number that has
+    overflowed is far away, not missing. NaN stays NaN if it comes from ``x`` or from its factors.
     """
     if is_known_finite(image):
         return image
-    # A square that overflows is that of a number so large that its products may; the square of NaN is NaN.
+    # The square of a number overflows if its products may overflow. The square of NaN is NaN.
     far = x.detach().square().sum(dim=-1, keepdim=True).isinf()
     return image.masked_fill(image.isnan() & far, math.inf)
 
 
 def spread(rows: Tensor, event: torch.Size) -> Tensor:
-    """``rows`` (...), one value for each event, with axes of length 1 for those of ``event``."""
+    """``rows`` (...), one value for each event, with an axis of length 1 for each axis of an event."""
     return rows.reshape(*rows.shape, *(1,) * len(event))
-
-
-def spread_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the bulk of each column of ``x`` (N, D): see :mod:`mixflow.start.robust`.
-
-    Raises:
-        ValueError: a single row, or a column without a positive, finite deviation.
-
-    """
-    if len(x) < 2:
-        raise ValueError(f"x: expected at least 2 rows, to take a standard deviation of; got {len(x)}")
-    loc, spread = moments(x)
-    low, high = x.amin(dim=0), x.amax(dim=0)
-    wrong = ((low == high) | ~(spread > 0.0) | spread.isinf()).nonzero()
-    if len(wrong):
-        column = int(wrong[0])
-        raise ValueError(
-            f"x: expected columns that vary, with a standard deviation that fits in {x.dtype}; got numbers from "
-            f"{low[column].item():g} to {high[column].item():g} in column {column} (counted from 0)"
-        )
-    return loc, spread

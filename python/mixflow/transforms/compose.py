@@ -17,7 +17,7 @@ __all__ = ["Compose", "Inverse"]
 
 
 class Compose(Transform):
-    """Transforms one after the other; the ladj's add up.
+    """Transforms one after the other; their ladj add up.
 
     Args:
         transforms: in the order in which the forward direction applies them. Each takes events of the shape that the
@@ -54,23 +54,24 @@ class Compose(Transform):
             transforms[0].event_shape, contexts.pop() if contexts else 0, output=transforms[-1].output_shape
         )
         self.transforms = nn.ModuleList(transforms)
-        # Transforms whose domain is not all numbers, as far as they come before any that takes a context.
+        # The transforms whose domain is not all numbers. Those after one that takes a context are left out: whether a
+        # value is outside their domain would depend on the context.
         free = itertools.takewhile(lambda transform: not transform.context, transforms)
         self._limited = [number for number, transform in enumerate(free) if transform.is_limited]
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initialise each transform on the data as the ones before it leave them."""
+        """Initialise each transform on the data as the transforms before it return them."""
         with torch.no_grad():
             *before, last = self.each()
             for transform in before:
                 with frozen_kept(transform):
                     transform.initialize(x, context if transform.context else None)
                 x, _ = transform(x, context)
-            with frozen_kept(last):  # no transform wants its image
+            with frozen_kept(last):  # its image is not needed
                 last.initialize(x, context if last.context else None)
 
     def takes_any_dtype(self, forward: bool = True) -> bool:
-        """As the first transform in that direction that has parameters."""
+        """As the first transform with parameters, in this direction."""
         for transform in self.each() if forward else reversed(self.each()):
             if own_tensor(transform) is not None:
                 return transform.takes_any_dtype(forward)
@@ -82,7 +83,7 @@ class Compose(Transform):
         return bool(self._limited)
 
     def outside(self, x: Tensor) -> Tensor | None:
-        """The elements of ``x`` outside the domain of the first transform; whole events for that of a later one."""
+        """The elements of ``x`` outside the domain of the first transform; for a later transform, whole events."""
         if not self._limited:
             return None
         found, value = torch.zeros_like(x, dtype=torch.bool), x
@@ -98,7 +99,7 @@ class Compose(Transform):
         return found
 
     def inside(self, x: Tensor) -> Tensor:
-        """The point of the domain that the last transform with a domain of its own names, taken back to ``x``."""
+        """A point of the domain of the last transform that has one, taken back to ``x``."""
         if not self._limited:
             return super().inside(x)
         *before, last = self.each()[: self._limited[-1] + 1]
@@ -189,10 +190,10 @@ class Inverse(Transform):
 
 @contextmanager
 def frozen_kept(transform: nn.Module) -> Iterator[None]:
-    """Undo, at the end, what the block did to parameters that require no gradient, and to the buffers beside them.
+    """At the end, undo what the block did to frozen parameters, which require no gradient.
 
-    A module all of whose parameters are frozen is frozen as a whole: what standardises the inputs of its networks
-    stays, too.
+    If all parameters of a module are frozen, its buffers are kept as well, such as those that standardise the inputs of
+    its networks.
     """
     frozen: dict[str, Tensor] = {}
     for name, module in transform.named_modules():
@@ -213,7 +214,7 @@ def _described(event: torch.Size) -> str:
 
 
 def _total(ladjs: Sequence[Tensor]) -> Tensor:
-    """The sum of the transforms' ladj, in the narrowest of their dtypes: that of the parameters, not of the data."""
+    """The sum of the ladj of transforms in the narrowest of their dtypes, which is that of the parameters."""
     total = ladjs[0]
     for ladj in ladjs[1:]:
         narrower = ladj.dtype if ladj.dtype.itemsize < total.dtype.itemsize else total.dtype

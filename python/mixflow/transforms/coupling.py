@@ -1,4 +1,4 @@
-"""Coupling: half of the features decide what happens to the other half."""
+"""Coupling: one half of the features decides on the map of the other half."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from ..networks.conditioners import Network, conditioner, join
+from ..networks.conditioners import Network, conditioner
+from ..networks.inputs import join
 from .base import Transform
 from .elementwise import ElementwiseMap
 
@@ -16,17 +17,17 @@ __all__ = ["Coupling"]
 
 
 class Coupling(Transform):
-    """Features that pass unchanged condition a network, whose outputs are the parameters of a map of the others.
+    """One half of the features passes unchanged; from it a network computes the parameters of a map of the other half.
 
     The map is :class:`~mixflow.transforms.elementwise.ElementwiseMap`: a mixture CDF, the quantile function of the
-    components' own distribution (for logistic components a logit), and an affine map, as in Ho et al., "Flow++" (2019,
-    arXiv:1902.00275). Both directions take one pass of the network. It starts close to the identity.
+    components' own distribution (a logit for logistic components), and an affine map, as in Ho et al., "Flow++" (2019,
+    arXiv:1902.00275). Each direction takes one pass of the network. The map starts close to the identity.
 
     Args:
         features: D, at least 2.
         components: K, the number of components of each mixture.
         hidden: widths of the network's hidden layers, by default (64, 64).
-        mask: for each feature whether it passes unchanged; by default those of even index do.
+        mask: for each feature, whether it passes unchanged. By default the features of even index pass.
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         context: C, the size of a context that is given to the network as well; 0 for none.
         network: builds the network in place of the multilayer perceptron that ``hidden`` describes:
@@ -35,7 +36,7 @@ class Coupling(Transform):
     Raises:
         TypeError: ``network`` does not build a module.
         ValueError: a size is out of range, the family is unknown, the mask lets all or none of the features pass, or
-            both ``hidden`` and ``network`` are given. A call raises it where the network returns another shape.
+            both ``hidden`` and ``network`` are given. A call raises it if the network returns another shape.
 
     Example:
         >>> import torch
@@ -65,7 +66,7 @@ class Coupling(Transform):
         super().__init__(check_integer("features", features, 2), context)
         self.mask = [index % 2 == 0 for index in range(self.features)] if mask is None else [bool(m) for m in mask]
         if len(self.mask) != self.features or len(set(self.mask)) != 2:
-            raise ValueError(f"mask: expected {self.features} values, both True and False among them; got {self.mask}")
+            raise ValueError(f"mask: expected {self.features} values, both True and False among them, got {self.mask}")
         passing = [index for index, passes in enumerate(self.mask) if passes]
         mapped = [index for index, passes in enumerate(self.mask) if not passes]
         for name, order in (("passing", passing), ("mapped", mapped)):
@@ -97,6 +98,6 @@ class Coupling(Transform):
         return z.index_copy(-1, self.mapped, image), ladj.sum(-1)
 
     def _raw(self, values: Tensor, context: Tensor | None) -> Tensor:
-        """The parameters of the map, from the features of ``values`` that pass: the same of x and of z."""
+        """The parameters of the map, from the features of ``values`` that pass; these are the same in x and z."""
         raw = self.conditioner(join(values.index_select(-1, self.passing), context))
         return torch.unflatten(raw, -1, (-1, self.elementwise.size))

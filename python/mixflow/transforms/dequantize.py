@@ -1,4 +1,4 @@
-"""Dequantisation: integers, such as the grey levels of pixels, as what continuous densities can be fitted to."""
+"""Dequantisation: integers, such as the grey levels of pixels, become numbers with a continuous density."""
 
 from __future__ import annotations
 
@@ -16,35 +16,34 @@ __all__ = ["Dequantize"]
 
 
 class Dequantize(Transform):
-    r"""Integers from 0 to ``levels`` - 1 to numbers in (0, 1): noise u in (0, 1) is added, drawn anew in every call.
+    r"""Integers from 0 to ``levels`` - 1 to numbers in (0, 1), by adding noise u in (0, 1), drawn anew in every call.
 
     .. math:: z = \frac{x + u}{L}, \quad \mathrm{ladj} = -D \log L - \log q(u \mid x)
 
-    Uniform noise, with q = 1, is that of Theis, van den Oord and Bethge, "A note on the evaluation of generative
-    models" (2016, arXiv:1511.01844); with ``noise`` it is learned, the variational dequantisation of Ho et al.,
-    "Flow++" (2019, arXiv:1902.00275). ``exp(log_prob)`` of a flow that begins with it is then an unbiased estimate of
-    the probability P(x) of the integers, and ``log_prob`` at most log P(x) on average. The logarithm of the mean of
-    ``exp(log_prob)`` over many calls comes closer to it (Burda et al., 2016, arXiv:1509.00519).
+    Uniform noise has q = 1 (Theis, van den Oord and Bethge, "A note on the evaluation of generative models", 2016,
+    arXiv:1511.01844). With ``noise``, the noise is learned, which is the variational dequantisation of Ho et al.,
+    "Flow++" (2019, arXiv:1902.00275). For a flow that begins with this transform, ``exp(log_prob)`` is an unbiased
+    estimate of the probability P(x) of the integers, and ``log_prob`` is at most log P(x) on average. The logarithm of
+    the mean of ``exp(log_prob)`` over many calls comes closer to log P(x) (Burda et al., 2016, arXiv:1509.00519).
 
-    The noise comes from torch's global generator, in training mode and in evaluation mode alike:
-    ``torch.manual_seed`` makes it reproducible. The inverse returns integers, as floating-point numbers, so that
-    samples of a flow are integers again; it draws nothing. Its ladj is the negative of that of the forward direction at
-    the same z.
+    The noise comes from torch's global generator, in training mode as in evaluation mode. ``torch.manual_seed`` makes
+    it reproducible. The inverse returns integers, as floating-point numbers, so the samples of a flow are integers
+    again. The inverse draws nothing. Its ladj is the negative of the forward ladj at the same z.
 
-    ``fit(resolution=1.0)`` is another way to learn from rounded values with uniform noise. It serves every flow, keeps
-    ``log_prob`` a density and samples continuous: right for measurements that were rounded. ``Dequantize`` is for data
-    that are integers by nature, whose probabilities and samples are wanted. Do not use both.
+    ``fit(resolution=1.0)`` is another way to learn from rounded values with uniform noise. It works with every flow;
+    ``log_prob`` stays a density and samples stay continuous. Use it for measurements that were rounded. Use
+    ``Dequantize`` for data that are integers by nature, to get their probabilities and samples. Do not use both.
 
     Args:
         shape: of an event, such as (C, H, W), or D.
         levels: L, the number of different integers.
         noise: a transform of events of this shape, whose context is x / L - 1/2 as a vector of all its numbers. It maps
-            standard logistic numbers to the logits of u; the identity makes uniform noise of them. Couplings with
-            ``context=shape`` are meant for it, see the example.
+            standard logistic numbers to the logits of u. The identity gives uniform noise. Couplings with
+            ``context=shape`` fit here: see the example.
 
     Raises:
         TypeError: noise is not a Transform.
-        ValueError: a size is out of range, or noise has another shape or context. A call raises it where the dtype of
+        ValueError: a size is out of range, or noise has another shape or context. A call raises it if the dtype of
             ``x`` has too few digits for so many levels.
 
     Example:
@@ -79,14 +78,14 @@ class Dequantize(Transform):
         self.noise = noise
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initialise the noise on logistic numbers, with ``x`` ``(N, *shape)`` for its context."""
+        """Initialise the noise on logistic numbers, with ``x`` ``(N, *shape)`` as its context."""
         if self.noise is not None:
             x = self._in_own_dtype(x)
             start = torch.logit(self._uniform(x))
             self.noise.initialize(start, self._context(x) if self.noise.context else None)
 
     def takes_any_dtype(self, forward: bool = True) -> bool:
-        """Images may have any floating-point dtype; so may z where there is no noise with a dtype of its own."""
+        """Images may have any floating-point dtype. So may z, if there is no noise with a dtype of its own."""
         return forward or own_tensor(self) is None
 
     def outside(self, x: Tensor) -> Tensor | None:
@@ -113,21 +112,21 @@ class Dequantize(Transform):
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         scaled = z * self.levels
-        # A sample from beyond (0, 1) becomes the integer next to it.
+        # A z outside (0, 1) becomes the nearest integer.
         x = scaled.floor().clamp(0.0, self.levels - 1.0)
         return x, self.features * math.log(self.levels) + self._noise_log_density(scaled - x, x)
 
     # -- the noise ---------------------------------------------------------------------------------------------
 
     def _cells(self, dtype: torch.dtype) -> int:
-        """The number of different u: few enough for x + u to be exact, and to leave z L on the side of x."""
+        """The number of different u: few enough for x + u to be exact and for z L to round down to x."""
         spare = -round(math.log2(torch.finfo(dtype).eps)) - (self.levels - 1).bit_length() - 3
         if spare < 1:
             raise ValueError(f"x: expected a dtype with digits for {self.levels} levels and noise, got {dtype}")
         return 1 << min(spare, 20)
 
     def _uniform(self, x: Tensor) -> Tensor:
-        """Noise of the shape of ``x``: the middles of equal cells of (0, 1), of which neither is an end."""
+        """Noise of the shape of ``x``: middles of equal cells of (0, 1), and so never 0 or 1."""
         cells = self._cells(x.dtype)
         return (torch.randint(cells, x.shape, device=x.device).to(x.dtype) + 0.5) / cells
 
@@ -139,7 +138,7 @@ class Dequantize(Transform):
         return (x / self.levels - 0.5).flatten(x.ndim - len(self.event_shape))
 
     def _drawn(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw u of the shape of ``x``, and give log q(u | x) (...)."""
+        """Draw u of the shape of ``x``, and return it with log q(u | x) (...)."""
         u = self._uniform(x)
         if self.noise is None:
             return u, self._zeros(x)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from ..op import BASES, FAMILIES, affine_transform, cdf_transform
-from ..standard import BASES as DISTRIBUTIONS
+from .. import standard
+from ..op import FAMILIES, affine_transform, cdf_transform
 from ..start.mixtures import normal_quantiles
 from .base import check_name
 
@@ -22,7 +20,9 @@ class ElementwiseMap:
 
     G is the base that has the family's CDF, the logistic one for logistic components: F, then a logit, as in Ho et al.,
     "Flow++" (2019, arXiv:1902.00275). The map of a single component is then affine, and that of any mixture is affine
-    in its tails, so that outliers grow no faster from one transform to the next.
+    in its tails, so that outliers grow no faster from one transform to the next. A family without such a base takes the
+    logistic one. For ``student``, whose tails are powers, the map is then logarithmic in its tails, and heavy tails
+    become exponential ones.
 
     Parameters come as ``raw`` (..., ``size``), of which the first K are logits, then K locations, K log scales, b, a.
 
@@ -44,17 +44,18 @@ class ElementwiseMap:
     def __init__(self, components: int, family: str) -> None:
         self.components = components
         self.family = check_name("family", family, FAMILIES)
-        self.base = _own_base(family)
+        self.base = standard.FAMILIES[family].base or "logistic"
         self.size = 3 * components + 2
 
     def start(self) -> Tensor:
-        """The ``raw`` (size,) of a map that is the identity to within 1e-4 nats over a standard normal.
+        """The ``raw`` (size,) of a map that is the identity over a standard normal, to within 1e-3 nats from K = 8 on.
 
-        Equal components would be the identity exactly, and would stay equal for ever: their gradients are the same.
-        These lie at half the quantiles of their own distribution.
+        Equal components would always stay equal, since their gradients are the same. So they lie at quantiles of the
+        base, halved. Without a base of the family's own, components must lie further apart for the map to be straight.
         """
         part = (torch.arange(self.components) + 0.5) / self.components
-        loc = 0.5 * DISTRIBUTIONS[self.base].from_log_tails(part.log(), torch.log1p(-part))
+        spread = 0.85 if standard.FAMILIES[self.family].base is None else 0.5
+        loc = spread * standard.BASES[self.base].from_log_tails(part.log(), torch.log1p(-part))
         equal = torch.zeros_like(loc)
         z, _ = cdf_transform(normal_quantiles(), equal, loc, equal, family=self.family, base=self.base)
         return torch.cat([equal, loc, equal, z.new_zeros(1), -z.std().log().reshape(1)])
@@ -66,14 +67,3 @@ class ElementwiseMap:
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` and ``log |dx/dz|``, both of the shape of ``z``."""
         return affine_transform(z, raw, family=self.family, base=self.base, inverse=True)
-
-
-@functools.cache
-def _own_base(family: str) -> str:
-    """The base whose CDF is the family's own, so that a single standard component maps every x to itself."""
-    x, zero = torch.tensor(2.0, device="cpu"), torch.zeros(1, device="cpu")
-
-    def distance(base: str) -> float:
-        return abs(cdf_transform(x, zero, zero, zero, family=family, base=base)[0].item() - 2.0)
-
-    return min(BASES, key=distance)

@@ -9,29 +9,29 @@ from ..checks import check_integer
 from ..networks.conditioners import Network, context_network
 from ..op import BASES, FAMILIES, cdf_transform, cdf_transform_inverse
 from ..start.mixtures import best_counts, normal_start, predictive_mixture
-from .base import Transform, check_name, density_where_finite, spread_of
+from ..start.robust import spread_of
+from .base import Transform, check_name, density_where_finite
 
 __all__ = ["MixtureCDF"]
 
 
 class MixtureCDF(Transform):
-    r"""Each feature through its own mixture CDF and the inverse CDF of a base.
+    r"""Maps each feature by its own mixture CDF, and then by the inverse CDF of a base.
 
     .. math:: z = G^{-1}(F(x)), \quad F(x) = \sum_k \mathrm{softmax}(logits)_k \,
               C\left((x - loc_k) / e^{log\_scale_k}\right)
 
-    With a base of the data's own kind this is the marginal Gaussianization of Chen and Gopinath (2000); see
-    Meng et al., "Gaussianization Flows" (2020, arXiv:2003.01941). A logistic family with a logistic base is the deep
-    sigmoidal layer of Huang et al., "Neural Autoregressive Flows" (2018, arXiv:1804.00779): a mixture of sigmoids, then
-    a logit; several are composed by :class:`Compose`. The parameters ``logits``, ``loc`` and ``log_scale`` have shape
-    (D, K). With a context, a network adds to them an offset for each element, as in Ho et al., "Flow++" (2019,
-    arXiv:1902.00275).
+    With a normal base this is the marginal Gaussianization of Chen and Gopinath, "Gaussianization" (2000); see Meng et
+    al., "Gaussianization Flows" (2020, arXiv:2003.01941). With a logistic family and a logistic base it is a mixture of
+    sigmoids and then a logit, the deep sigmoidal layer of Huang et al., "Neural Autoregressive Flows" (2018,
+    arXiv:1804.00779). The parameters ``logits``, ``loc`` and ``log_scale`` have the shape (D, K). With a context, a
+    network adds an offset to them for each element, as in Ho et al., "Flow++" (2019, arXiv:1902.00275).
 
     Args:
         features: D.
         components: K, the number of components of each feature's mixture.
         family: the components' distribution, one of ``mixflow.FAMILIES``.
-        base: the distribution that the data are mapped to, one of ``mixflow.BASES``.
+        base: the distribution that the transform maps to, one of ``mixflow.BASES``.
         context: C, the size of the context; 0 for none.
         network: builds the network of the context in place of a multilayer perceptron: ``network(inputs, outputs)``
             returns a module that maps (N, inputs) to (N, outputs).
@@ -61,10 +61,10 @@ class MixtureCDF(Transform):
         network: Network | None = None,
     ) -> None:
         super().__init__(check_integer("features", features, 1), context)
-        self.is_marginal = False  # whether networks follow, beside which columns of repeated values are not trained
-        self.follows_rows = False  # whether a recipe left the number of components to the rows
-        self.counts: Tensor | None = None  # how many of them each feature is to use, where that has been found out
-        self.used: Tensor | None = None  # how many each feature uses since the last initialisation; 1 is a normal
+        self.is_marginal = False  # whether networks follow; columns of repeated values are then not trained here
+        self.follows_rows = False  # whether the number of components may follow the number of rows
+        self.counts: Tensor | None = None  # (D,), how many components each feature is to use, if the caller found out
+        self.used: Tensor | None = None  # (D,), how many each feature uses after initialisation; 1 means a normal
         self.components = check_integer("components", components, 1)
         self.family = check_name("family", family, FAMILIES)
         self.base = check_name("base", base, BASES)
@@ -77,10 +77,10 @@ class MixtureCDF(Transform):
         self.conditioner = context_network(self.context, outputs, network)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """A mixture for each column of ``x`` (N, D) that predicts further rows: :mod:`mixflow.start.mixtures`."""
+        """Set a mixture for each column of ``x`` (N, D) that predicts further rows: :mod:`mixflow.start.mixtures`."""
         spread_of(x)
         self.used = best_counts(x, self.components, self.family) if self.counts is None else self.counts
-        self.counts = None  # of these data alone
+        self.counts = None  # they hold for these data alone
         self.set_mixtures(*predictive_mixture(x, self.components, self.family, self.used))
         if self.conditioner is not None and context is not None:
             self.conditioner.initialize(context)
@@ -93,7 +93,7 @@ class MixtureCDF(Transform):
             self.log_scale.copy_(log_scale)
 
     def resize(self, components: int) -> None:
-        """Start anew with another number of components, before any training: the parameters are new tensors."""
+        """Start anew with another number of components, before any training. The parameters become new tensors."""
         fresh = MixtureCDF(self.features, check_integer("components", components, 1), self.family, self.base)
         self.components = self.arguments["components"] = fresh.components
         for name, value in fresh.named_parameters():
@@ -120,7 +120,7 @@ class MixtureCDF(Transform):
     def _log_density(self, x: Tensor, context: Tensor | None, base: str) -> Tensor:
         if base != self.base:
             return super()._log_density(x, context, base)
-        # The base cancels: F has the slope f, the density of the mixture. So no quantile is computed.
+        # The density of x is the slope of F, whatever the base. So no quantile has to be computed.
         parameters = self._parameters_for(context)
 
         def log_density(x: Tensor) -> Tensor:
@@ -134,5 +134,5 @@ class MixtureCDF(Transform):
 
 
 def _summed(ladj: Tensor) -> Tensor:
-    """``ladj`` (..., D) over the features; of a single one it is a view."""
+    """The sum of ``ladj`` (..., D) over the features. For a single feature it is a view."""
     return ladj.squeeze(-1) if ladj.shape[-1] == 1 else ladj.sum(-1)

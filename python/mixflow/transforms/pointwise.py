@@ -22,15 +22,15 @@ LINE, POSITIVE, UNIT = (-math.inf, math.inf), (0.0, math.inf), (0.0, 1.0)
 class Pointwise(Transform):
     """A map of each feature by itself, from one open interval onto another.
 
-    A subclass sets ``domain`` and ``image``. It has no parameters, so it takes tensors of any floating-point dtype and
-    computes in that dtype.
+    A subclass sets ``domain`` and ``image``. There are no parameters, so tensors may have any floating-point dtype, and
+    computation is in that dtype.
 
     Args:
         features: D.
 
     Attributes:
-        domain: the ends (low, high) of the interval that the map takes its values from.
-        image: the ends of the interval onto which it maps.
+        domain: the ends (low, high) of the interval that the map is defined on.
+        image: the ends of the interval that it maps onto.
 
     Raises:
         ValueError: features is out of range.
@@ -62,15 +62,15 @@ class Pointwise(Transform):
         return _outside(x, self.domain)
 
     def inside(self, x: Tensor) -> Tensor:
-        """A point (D,) of the domain, of the dtype of ``x``: a substitute for the elements of ``x`` outside it."""
+        """A point (D,) of the domain, of the dtype of ``x``. It can replace elements of ``x`` outside the domain."""
         return x.new_full((self.features,), point_inside(*self.domain))
 
     def outside_image(self, z: Tensor) -> Tensor | None:
-        """As :meth:`outside`, of ``z`` (..., D) and the domain of the inverse."""
+        """As :meth:`outside`, for ``z`` (..., D) and the domain of the inverse."""
         return _outside(z, self.image)
 
     def inside_image(self, z: Tensor) -> Tensor:
-        """As :meth:`inside`, of ``z`` (..., D) and the domain of the inverse."""
+        """As :meth:`inside`, for ``z`` (..., D) and the domain of the inverse."""
         return z.new_full((self.features,), point_inside(*self.image))
 
     def describe(self, feature: int) -> str:
@@ -85,7 +85,7 @@ class Pointwise(Transform):
 class Exp(Pointwise):
     """``z = exp(x)``: the real line to (0, inf). ``ladj = x``, summed over the features.
 
-    ``z`` overflows to inf and underflows to 0 where exp does: beyond about ±88 in float32, ±709 in float64.
+    ``z`` overflows to inf, or underflows to 0, for x beyond about ±88 in float32 and ±709 in float64.
 
     Args:
         features: D.
@@ -114,7 +114,7 @@ class Exp(Pointwise):
 class Log(Exp):
     """``z = log x``: (0, inf) to the real line, the inverse of :class:`Exp`. ``ladj = -log x``, summed.
 
-    0 goes to -inf. Negative numbers have no image, and such an element is NaN.
+    0 goes to -inf. A negative number has no image and gives NaN.
 
     Args:
         features: D.
@@ -142,9 +142,9 @@ class Log(Exp):
 class Softplus(Pointwise):
     """``z = log(1 + exp(x))``: the real line to (0, inf). ``ladj = log sigmoid(x)``, summed over the features.
 
-    ``z`` is close to x for large x, so that large values keep their spacing, and close to exp(x) for very negative x.
-    The inverse is ``x = log(exp(z) - 1)``: 0 goes to -inf, and negative numbers have no image and give NaN. Both
-    directions, their ladj and the derivatives are accurate for arguments of any size.
+    For large x, ``z`` is close to x, so that large values keep their spacing. For very negative x it is close to
+    exp(x). The inverse is ``x = log(exp(z) - 1)``: 0 goes to -inf, and a negative number has no image and gives NaN.
+    Both directions, their ladj and the derivatives are accurate for arguments of any size.
 
     Args:
         features: D.
@@ -166,8 +166,8 @@ class Softplus(Pointwise):
     image = POSITIVE
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        # torch's own softplus replaces log(1 + exp(x)) by x from x = 20 on, an error of 2e-9, and the second derivative
-        # of its logsigmoid cancels in one tail. Here exp(-|x|) cannot overflow, and |x| has a sign at 0, too.
+        # torch's softplus returns x for x > 20, an error of 2e-9. The second derivative of its logsigmoid cancels in one
+        # tail. Here exp(-|x|) cannot overflow. |x| is written with `where`, whose derivative at 0 is not 0.
         negative = x < 0.0
         rest = torch.where(negative, x, -x).exp().log1p()
         ladj = torch.where(negative, x - rest, -rest)
@@ -181,8 +181,9 @@ class Softplus(Pointwise):
 class Sigmoid(Pointwise):
     """``z = 1 / (1 + exp(-x))``: the real line to (0, 1).
 
-    ``ladj = log sigmoid(x) + log sigmoid(-x)``, accurate in both tails. ``z`` itself rounds to 1 where ``1 - z`` is
-    below the precision of the dtype, and the inverse of 1 is inf: keep values near 0 rather than near 1.
+    ``ladj = log sigmoid(x) + log sigmoid(-x)``, accurate in both tails. ``z`` rounds to 1 if ``1 - z`` is below the
+    precision of the dtype, and the inverse of 1 is inf. Values near 0 keep their digits, so prefer them to values near
+    1.
 
     Args:
         features: D.
@@ -211,7 +212,7 @@ class Sigmoid(Pointwise):
 class Logit(Sigmoid):
     """``z = log(x / (1 - x))``: (0, 1) to the real line, the inverse of :class:`Sigmoid`.
 
-    0 and 1 go to -inf and inf. Numbers outside [0, 1] have no image, and such an element is NaN.
+    0 and 1 go to -inf and inf. A number outside [0, 1] has no image and gives NaN.
 
     Args:
         features: D.
@@ -240,9 +241,9 @@ class Logit(Sigmoid):
 
 
 class Rebase(Pointwise):
-    """From one base distribution to another: ``z = G^-1(F(x))``, both F and G known.
+    """From one base distribution to another: ``z = G^-1(F(x))``, where F and G are the CDFs of bases.
 
-    Computed from the logs of both tails of F, so that neither is lost between unbounded bases.
+    It is computed from the logs of both tails of F, so that neither tail is lost between unbounded bases.
 
     Args:
         features: D.
@@ -330,18 +331,19 @@ def _outside(value: Tensor, interval: tuple[float, float]) -> Tensor | None:
 def _log1mexp(z: Tensor) -> Tensor:
     """``log(1 - exp(-z))`` for z > 0; -inf at 0 and NaN below.
 
-    ``log(-expm1(-z))`` loses digits where exp(-z) is small, and ``log1p(-exp(-z))`` where it is close to 1; from log 2
-    on, the second is better.
+    ``log(-expm1(-z))`` loses digits if exp(-z) is small, and ``log1p(-exp(-z))`` if it is close to 1. The second is
+    better from z = log 2 on.
     """
     small = z < math.log(2.0)
-    # The second overflows for tiny z, and its gradient would be NaN although it is not chosen. The first is safe.
+    # For tiny z the second is infinite, and its gradient would be NaN although `where` does not choose it. The first is
+    # safe everywhere.
     far = torch.where(small, 1.0, z)
     return torch.where(small, (-torch.expm1(-z)).log(), (-(-far).exp()).log1p())
 
 
 @functools.cache
 def _support(base: str) -> tuple[float, float]:
-    """The ends of the interval on which the distribution ``base`` lives: its quantiles of probability 0 and 1."""
+    """The ends of the support of the distribution ``base``: its quantiles at the probabilities 0 and 1."""
     nothing, all_ = (torch.tensor(value, device="cpu") for value in (-math.inf, 0.0))
     quantile = DISTRIBUTIONS[base].from_log_tails
     return float(quantile(nothing, all_)), float(quantile(all_, nothing))

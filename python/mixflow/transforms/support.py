@@ -1,4 +1,4 @@
-"""Data with a bounded support, such as positive amounts and proportions, taken to the real line."""
+"""Data with a bounded support, such as positive amounts and proportions, are mapped to the real line."""
 
 from __future__ import annotations
 
@@ -22,32 +22,30 @@ Map = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Support(Transform):
-    r"""Each feature from the open interval in which its values lie to the real line.
+    r"""Maps each feature from the open interval in which its values lie to the real line.
 
     .. math::
         z = \log \frac{x - a}{b - x} \text{ on } (a, b), \quad \log(x - a) \text{ on } (a, \infty), \quad
         -\log(b - x) \text{ on } (-\infty, b)
 
-    Tensors may have any floating-point dtype, and the result has the same one. ``.to(dtype)`` leaves the ends as they
-    were given: they are rounded to the dtype of ``x`` only as they meet it. Computation is in float32 for narrower
-    dtypes.
+    Tensors may have any floating-point dtype, and the result has the same dtype. ``.to(dtype)`` does not round the
+    ends: each call rounds them to the dtype of ``x``. For dtypes narrower than float32, computation is in float32.
 
-    An end goes to -inf or inf. Numbers beyond an end have no image, and such an element is NaN; :meth:`outside` finds
-    all of these. ``inverse`` returns numbers strictly inside the interval, also where the exact value would round to an
-    end or overflow.
+    An end goes to -inf or inf. A number beyond an end has no image and gives NaN. :meth:`outside` finds both.
+    ``inverse`` returns numbers strictly inside the interval, even if the exact value would round to an end or overflow.
 
     Args:
         features: D.
         support: "positive" for (0, inf), a pair (low, high), or None for a feature that stays as it is; or a sequence
-            of these, one for each feature. An end of a pair may be infinite, and None stands for infinite, too. A list
-            is as good as a tuple.
+            of these, one for each feature. An end of a pair may be infinite or None, which means infinite. Pairs may be
+            tuples or lists.
 
     Attributes:
-        support: the argument in its simplest form: one entry if all features have the same.
+        support: the argument in its simplest form, which is a single entry if all features have the same.
 
     Raises:
-        ValueError: features is out of range, or support is none of these. A call raises it where the dtype of ``x``
-            has too few numbers between the ends, or none as large as an end.
+        ValueError: features is out of range, or support is none of these. A call raises it if the dtype of ``x`` has
+            too few numbers between the ends, or none as large as an end.
 
     Example:
         >>> import torch
@@ -79,8 +77,9 @@ class Support(Transform):
         self._counts = [bounded.count(kind) for kind in self._kinds]
         order = sorted(range(self.features), key=bounded.__getitem__)
         points = [point_inside(*ends) for ends in self._intervals]
-        # Constants of the constructor, so no file holds them. `.to(dtype)` would round floating-point buffers; the bits
-        # of float64 numbers, as integers, it moves to another device and leaves alone otherwise.
+        # These are constants of the constructor, so files do not hold them. `.to(dtype)` would round floating-point
+        # buffers. It moves integers to another device but does not change them, so the bits of float64 numbers are kept
+        # as integers.
         self._listed = [*zip(*self._intervals, strict=True), points]
         numbers = torch.tensor(self._listed, dtype=torch.float64)
         self.register_buffer("bits", numbers.view(torch.int64), persistent=False)
@@ -99,7 +98,7 @@ class Support(Transform):
         return outside
 
     def inside(self, x: Tensor) -> Tensor:
-        """A point (D,) inside the intervals, of the dtype of ``x``: a substitute for the elements outside."""
+        """A point (D,) inside the intervals, of the dtype of ``x``. It can replace elements outside."""
         return self._numbers(x)[2]
 
     def describe(self, feature: int) -> str:
@@ -121,7 +120,7 @@ class Support(Transform):
 
     def _numbers(self, like: Tensor) -> tuple[Tensor, ...]:
         """Lower ends, upper ends and points inside, each (D,), of the dtype and on the device of ``like``."""
-        if in_onnx_export() or torch._C._get_tracing_state() is not None:  # neither has a reinterpretation of bits
+        if in_onnx_export() or torch._C._get_tracing_state() is not None:  # neither can reinterpret bits
             return torch.tensor(self._listed, dtype=like.dtype, device=like.device).unbind()
         return self.bits.to(like.device).view(torch.float64).to(like.dtype).unbind()
 
@@ -152,7 +151,7 @@ class Support(Transform):
         if narrowest < 16.0 * info.eps:
             raise ValueError(
                 f"support: expected ends that differ by more than {16.0 * info.eps:.2g} of their size, for {dtype} to "
-                f"have numbers between them; got a pair that differs by {narrowest:.2g} of its size"
+                f"have numbers between them, got a pair that differs by {narrowest:.2g} of its size"
             )
 
 
@@ -161,9 +160,9 @@ def _intervals(support: object, features: int) -> list[tuple[float, float]]:
     if support is None or isinstance(support, str) or _is_pair(support):
         return [_interval(support, f"{support!r}")] * features
     if not isinstance(support, Sequence):
-        raise ValueError(f"support: expected {_EXPECTED} or a sequence of these; got {support!r}")
+        raise ValueError(f"support: expected {_EXPECTED} or a sequence of these, got {support!r}")
     if len(support) != features:
-        raise ValueError(f"support: expected {_EXPECTED}, or {features} of these, one a feature; got {len(support)}")
+        raise ValueError(f"support: expected {_EXPECTED}, or {features} of these, one a feature, got {len(support)}")
     return [_interval(entry, f"{entry!r} for feature {index}") for index, entry in enumerate(support)]
 
 
@@ -188,7 +187,7 @@ def _interval(entry: object, given: str) -> tuple[float, float]:
             low, high = (other if end is None else float(end) for end, other in zip(entry, LINE, strict=True))
             if low < high:
                 return low, high
-    raise ValueError(f"support: expected {_EXPECTED}; got {given}")
+    raise ValueError(f"support: expected {_EXPECTED}, got {given}")
 
 
 def _sizes(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -231,7 +230,7 @@ def _to_below(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _from_between(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    # Both differences are exact close to their end. Of (x - low) / (high - low), 1 - that would keep no digits there.
+    # Each difference is exact close to its own end. 1 - (x - low) / (high - low) would have no digits left there.
     from_low, to_high = (x - low).log(), (high - x).log()
     return from_low - to_high, (high - low).log() - from_low - to_high
 
@@ -240,18 +239,18 @@ def _to_between(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     negative = z < 0.0
     toward_end = torch.where(negative, z, -z)
     step = (high - low) * torch.sigmoid(toward_end)
-    # dx/dz = (high - low) sigmoid(z) sigmoid(-z), in which exp(-|z|) alone appears, which does not overflow.
+    # dx/dz = (high - low) sigmoid(z) sigmoid(-z). It is written with exp(-|z|), which does not overflow.
     ladj = (high - low).log() + toward_end - 2.0 * toward_end.exp().log1p()
     return torch.where(negative, low + step, high - step), ladj
 
 
 def _bounded_exp(z: Tensor) -> Tensor:
-    """``exp(z)``, at most half of the largest number: beyond that it stays constant, and its gradient is 0."""
+    """``exp(z)``, or half of the largest number if that is less; the gradient is 0 there."""
     return z.clamp(max=math.log(0.5 * torch.finfo(z.dtype).max)).exp()
 
 
 def _limits(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest number that ``inverse`` returns; infinite where it returns any number."""
+    """The least and the greatest number that ``inverse`` returns; infinite if any number is possible."""
     largest, bounded = torch.finfo(low.dtype).max, low.isfinite() | high.isfinite()
     least, greatest = (low + _margin(low)).clamp(min=-largest), (high - _margin(high)).clamp(max=largest)
     return torch.where(bounded, least, low), torch.where(bounded, greatest, high)

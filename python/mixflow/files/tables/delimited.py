@@ -272,7 +272,7 @@ def _head(path: Path, file: BinaryIO) -> tuple[bytes, bool]:
         if b"\n" in part or b"\r" in part:
             return bytes(head), False
         if len(head) > _LONGEST:
-            raise TableError(f"{path}: expected lines of at most {_LONGEST:,} bytes, found no end of the first")
+            raise TableError(f"{path}: expected lines of at most {_LONGEST:,} bytes, got a first one that is longer")
         part = more
     return bytes(head + part), True
 

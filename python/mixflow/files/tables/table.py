@@ -60,7 +60,7 @@ class Reading:
     def __post_init__(self) -> None:
         """Refuse values that no table can be read by."""
         if self.sep is not None and (len(self.sep) != 1 or not self.sep.isascii() or self.sep in '\0\r\n"'):
-            raise ValueError(f"sep: expected one ASCII character, neither a quote nor a line end; got {self.sep!r}")
+            raise ValueError(f"sep: expected one ASCII character, neither a quote nor a line end, got {self.sep!r}")
         if self.decimal not in (None, ".", ","):
             raise ValueError(f"decimal: expected '.' or ',', got {self.decimal!r}")
         if self.decimal is not None and self.decimal == self.sep:

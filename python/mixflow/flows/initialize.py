@@ -1,11 +1,14 @@
-"""Where flows start: plain densities of the data, of which the one that predicts rows left out best is trained on.
+"""The start of a whole flow: a plain density of the data, which training then improves.
 
-The recipes of several features begin with three parts: a standardisation, marginal mixture CDFs and a whitening. Three
-plain densities can be made of these, and the layers after them start close to the identity:
+The recipes for several features begin with three parts: a standardisation, marginal mixture CDFs and a whitening. These
+parts can make three plain densities, while the layers after them stay close to the identity:
 
-- the marginals alone: all features independent;
-- the marginals, whitened: a Gaussian copula;
-- normal marginals, whitened: one Gaussian. It is kept beside the start, to compete with the trained flow at the end.
+- the marginals alone, with all features independent;
+- the marginals and the whitening, which is a Gaussian copula;
+- normal marginals and the whitening, which is one Gaussian.
+
+The flow starts at the one that predicts left-out rows best. One Gaussian is also kept beside the start, and competes
+with the trained flow at the end. The estimators themselves are in :mod:`mixflow.start`.
 """
 
 from __future__ import annotations
@@ -17,27 +20,28 @@ import math
 import torch
 from torch import Tensor
 
+from ..standard import FAMILIES
 from ..start.gaussian import gaussian
 from ..start.mixtures import best_counts, predictive_mixture, wide_normal
 from ..transforms import Autoregressive, Compose, Coupling, MixtureCDF, Whitening
 from ..transforms.base import Transform
 from ..transforms.compose import frozen_kept
 
-__all__ = ["ONE_GAUSSIAN", "start", "supported_counts", "use_counts"]
+__all__ = ["ONE_GAUSSIAN", "initialize", "supported_counts", "use_counts"]
 
 ONE_GAUSSIAN = "one Gaussian"
-_FEW = 500  # rows, up to which every row is left out once
-_SEEN = 8192  # rows that the choice looks at
-_MOST, _ROWS_PER_COMPONENT = 256, 30  # of marginals whose number of components follows the rows
-# Inner layers are set from data with this much noise, in standard deviations. A direction without any variance, of
-# columns that depend on each other, then has a width to be set from.
+_FEW = 500  # up to so many rows, every row is left out once
+_SEEN = 8192  # rows that choose the density
+_MOST, _ROWS_PER_COMPONENT = 256, 30  # for marginals whose number of components follows the rows
+# Inner layers are set from data with this much noise, in standard deviations. Columns that depend on each other have
+# directions without variance, and the noise gives such a direction a width.
 _NOISE = 1e-3
-# From many rows, networks learn dependence better than a whitening that comes before them gives it: on the power plant
-# table 0.05 to 0.09 nats. They cannot learn directions narrower than this.
+# From many rows, networks learn dependence better without a whitening before them: by 0.05 to 0.09 nats on the power
+# plant table. But they cannot learn directions whose variance is below this share of the columns' variances.
 _NARROW = 1e-3
 
 
-def start(transform: Transform, x: Tensor, context: Tensor | None) -> dict[str, dict[str, Tensor]]:
+def initialize(transform: Transform, x: Tensor, context: Tensor | None) -> dict[str, dict[str, Tensor]]:
     """Set the parameters of ``transform`` from ``x`` (N, D), and return the weights of other plain starts by name."""
     parts = transform.each() if isinstance(transform, Compose) else []
     lead = next((i for i, part in enumerate(parts[1:]) if isinstance(part, Whitening)), None)
@@ -69,13 +73,13 @@ def start(transform: Transform, x: Tensor, context: Tensor | None) -> dict[str, 
             own = context if part.context else None
             with frozen_kept(part):
                 part.initialize(x, own)
-            if number + 1 < len(parts):  # no part wants the image of the last
+            if number + 1 < len(parts):  # the image of the last part is not needed
                 x, _ = part(x, own)
     return plain
 
 
 def supported_counts(transform: Transform, x: Tensor, rows: int) -> Tensor | None:
-    """How many components each column of ``x`` (N, D), the first of ``rows`` rows, supports in the marginals: (D,).
+    """How many marginal components ``rows`` rows support in each column: (D,); ``x`` (N, D) are the first of them.
 
     None if there are no marginals whose size the recipe left open, or if they are frozen.
     """
@@ -91,7 +95,7 @@ def supported_counts(transform: Transform, x: Tensor, rows: int) -> Tensor | Non
 
 
 def use_counts(transform: Transform, counts: Tensor) -> int:
-    """Give the marginals as many components as the largest of ``counts`` (D,) says, and return that number."""
+    """Give the marginals as many components as the largest of ``counts`` (D,), at least 8, and return that number."""
     marginals = _open_marginals(transform)
     assert marginals is not None
     marginals.counts = counts
@@ -105,20 +109,23 @@ def _open_marginals(transform: Transform) -> MixtureCDF | None:
 
 
 def _set_normal(marginals: MixtureCDF, whitening: Whitening, x: Tensor, context: Tensor | None) -> None:
-    marginals.set_mixtures(
-        *wide_normal(x, marginals.components, marginals.family, exact=marginals.family == "gaussian")
-    )
+    is_normal = FAMILIES[marginals.family].base == "normal"
+    marginals.set_mixtures(*wide_normal(x, marginals.components, marginals.family, exact=is_normal))
     whitening.set_gaussian(*gaussian(marginals(x, context if marginals.context else None)[0]))
 
 
 def _set_best(
     marginals: MixtureCDF, whitening: Whitening, x: Tensor, context: Tensor | None, has_networks: bool
 ) -> None:
-    """Set the plain density that predicts rows of ``x`` left out best; whitened before networks where that is due."""
+    """Set the plain density that predicts left-out rows of ``x`` best.
+
+    If networks follow, they learn the dependence of many rows better themselves: the whitening then stays the identity,
+    unless there are directions too narrow for networks.
+    """
     independent, copula, normal = _left_out_scores(marginals, x[:_SEEN])
     if normal >= max(independent, copula) and (len(x) <= _FEW or not has_networks or _is_narrow(x)):
         marginals.used = torch.ones(x.shape[1], dtype=torch.long)
-        return  # as it is
+        return  # one Gaussian is set already
     with_context = context if marginals.context else None
     marginals.initialize(x, with_context)
     z, _ = marginals(x, with_context)
@@ -128,7 +135,7 @@ def _set_best(
 
 
 def _is_narrow(z: Tensor) -> bool:
-    """Whether the columns of ``z`` (N, D) have a direction of next to no variance."""
+    """Whether the columns of ``z`` (N, D) have a direction with almost no variance."""
     _, covariance = gaussian(z)
     scale = covariance.diagonal().sqrt()
     least = torch.linalg.eigvalsh(covariance / scale / scale.unsqueeze(-1))[0]
@@ -136,7 +143,7 @@ def _is_narrow(z: Tensor) -> bool:
 
 
 def _left_out_scores(marginals: MixtureCDF, x: Tensor) -> tuple[float, float, float]:
-    """The mean log density of rows of ``x`` (N, D) left out: independent marginals, whitened ones, and one Gaussian."""
+    """The log density of left-out rows of ``x`` (N, D): independent marginals, whitened ones, and one Gaussian."""
     scratch, whitening = copy.deepcopy(marginals), Whitening(marginals.features).to(x)
     scratch.conditioner, scratch.context = None, 0
     few = len(x) <= _FEW
@@ -145,7 +152,7 @@ def _left_out_scores(marginals: MixtureCDF, x: Tensor) -> tuple[float, float, fl
     for number in range(5 if few else 1):
         rest, out = x[fold != number], x[fold == number]
         if len(out) == 0 or bool((rest.amin(0) == rest.amax(0)).any()):
-            continue  # a column of few values can be constant without them
+            continue  # without its left-out rows, a column of few values may be constant
         scratch.set_mixtures(*predictive_mixture(rest, marginals.components, marginals.family, marginals.counts))
         whitening.set_gaussian(*gaussian(scratch(rest)[0]))
         z, ladj = scratch(out)

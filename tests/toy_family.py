@@ -1,0 +1,50 @@
+"""The records of a toy family, which tests/test_recipe.py adds by the recipe of CONTRIBUTING.md: Laplace's distribution.
+
+``pytest -p toy_family`` adds the record of the tests and leaves other families out of the tests that draw one at random.
+"""
+
+import cases
+import numpy as np
+import truth
+from mpmath import mp, mpf
+
+NAME = "laplace"
+
+# Appended to python/mixflow/standard/families.py.
+RECORD_OF_THE_PACKAGE = '''
+
+def _laplace_log_cdf(a: Tensor) -> Tensor:
+    lower = a < 0.0
+    tail, rest = torch.where(lower, a, 0.0), torch.where(lower, 0.0, a)
+    return torch.where(lower, tail - math.log(2.0), torch.log1p(-0.5 * torch.exp(-rest)))
+
+
+FAMILIES["laplace"] = Family(
+    log_cdf=_laplace_log_cdf,
+    log_pdf=lambda a: -a.abs() - math.log(2.0),
+    quantile_from_logit=lambda logit: logit + logit.sign() * torch.log1p(0.5 * torch.expm1(-logit.abs())),
+    variance=2.0,
+    plain_cdf=lambda a: torch.where(a < 0.0, 0.5 * torch.exp(a), 1.0 - 0.5 * torch.exp(-a)),
+    plain_log_cdf=lambda a: torch.where(a < 0.0, 0.5 * torch.exp(a), 1.0 - 0.5 * torch.exp(-a)).log(),
+    plain_pdf=lambda a: 0.5 * torch.exp(-a.abs()),
+    smooth=False,
+)
+'''
+
+
+def _at(a: truth.Number) -> truth.At:
+    tail = mp.exp(-abs(a)) / 2
+    lower, upper = (tail, 1 - tail) if a < 0 else (1 - tail, tail)
+    return truth.At(lower, upper, tail, -mp.sign(a), mpf(1))
+
+
+truth.FAMILIES[NAME] = truth.Family(
+    at=_at,
+    largest_score=lambda a, b: mpf(1),
+    log_cdf=lambda a: np.where(np.asarray(a) < 0, a - np.log(2), np.log1p(-0.5 * np.exp(-np.abs(a)))),
+    half_width=lambda h: h,
+    quantile=lambda logit: logit + 1,
+    far=5e5,
+    gap=2000,
+)
+cases.FAMILY_AND_BASE[:] = [(NAME, base) for base in truth.BASES]

@@ -37,7 +37,7 @@ bench-flows: $(VENV)/.installed
 # Whole jobs: steps of training, fits, scoring and sampling, in one minute. Then a training loop written by hand, on two
 # moons, against the spline flows of zuko and nflows, if they are installed.
 bench-jobs: $(VENV)/.installed
-	$(BIN)/mixflow bench --threads 1 --only jobs
+	$(BIN)/python bench/ops.py --threads 1 --only jobs --out build/jobs
 	$(BIN)/python bench/jobs.py
 
 # Fits with default settings on awkward data of every kind, and on your own tables with DATA="a.csv b.csv". Writes the table

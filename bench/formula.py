@@ -35,7 +35,8 @@ def formula(
     component, to = FAMILIES[family], BASES[base or BASE_OF[family]]
     log_weight = torch.log_softmax(logits, dim)
     a = (x.unsqueeze(dim) - loc) * torch.exp(-log_scale)
-    log_density = torch.logsumexp(log_weight + component.log_pdf(a) - log_scale, dim)
+    log_sf = component.plain_log_cdf(-a)
+    log_density = torch.logsumexp(log_weight + component.plain_log_pdf(a, log_sf) - log_scale, dim)
     if base == "uniform":
         return x, log_density
     lower = torch.logsumexp(log_weight + component.plain_log_cdf(a), dim).exp()

@@ -23,7 +23,7 @@ constexpr int kLinearBisections = 30, kMaxEvaluations = 4 * (kLinearBisections +
 template <class V>
 struct Bracket {
   V left, right, start;
-  Mask<V> overflows;  // whether every component's quantile does, and so the root
+  Mask<V> overflows;  // whether every component's quantile is infinite, and so the root
 };
 
 template <class Family, class V, class Parameters>
@@ -46,6 +46,7 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
     bracket.right = max(bracket.right, select<V>(counts, most, bracket.right));
     bracket.start += select<V>(c.weight > T(0), c.weight * point, V{});
   }
+  bracket.overflows = bracket.overflows & (bracket.left <= bracket.right);  // and there is a component at all
   V largest = splat<V>(Limits<T>::max);
   bracket.left = max(bracket.left, -largest);
   bracket.right = min(bracket.right, largest);
@@ -185,11 +186,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase ba
   V log_mills = base.dispatch<V>(
       [&](auto base) { return base.log_mills(base.from_logit(log_odds), log_larger - magnitude, log_larger); });
   V ladj = -(log_ratio + log_mills);
-  // The root of a heavy tail may lie beyond the largest number.
-  Mask<V> overflows =
-      (abs(root) == Limits<T>::max) & (copysign(splat<V>(T(1)), root) * (log_odds - logit) < -tolerance);
-  root = select<V>(overflows, copysign(infinity<V>(), root), root);
-  ladj = select<V>(overflows, infinity<V>(), ladj);
+  ladj = select<V>(bracket.overflows, infinity<V>(), ladj);
   root = select<V>(failed, quiet_nan<V>(), select<V>(is_finite(logit), root, logit));
   return {{root, ladj}, evaluations, log_odds - logit};
 }

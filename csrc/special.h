@@ -2,7 +2,7 @@
 //
 // Above each stand two lines: its domain, and its largest error in units in the last place (ULP), measured against
 // mpmath in both dtypes (tests/test_special.py, tools/measure_ulp.py). "Every x" includes infinities, subnormal numbers
-// and NaN. Inside the stated domain NaN makes NaN.
+// and NaN. NaN makes NaN, except where a warning stands.
 //
 // Exponentials. x = n ln 2 + r with a whole number n and |r| <= ln(2) / 2. A polynomial gives exp(r), and 2^n goes into
 // the exponent's bits. ln 2 is split into two numbers, the first with so few bits that n times it is exact (Cody and
@@ -53,7 +53,8 @@ struct Constants<double> {
 };
 
 // 2^n for a whole number n that was rounded by adding `round_magic`: the low bits of that sum are n in two's
-// complement. Domain: n from 1 - bias to bias, for which 2^n is a normal number. Error: none.
+// complement.
+// Domain: n from 1 - bias to bias, for which 2^n is a normal number. Error: none.
 template <class V>
 MIXFLOW_FN V power_of_two(V n_plus_magic) {
   using L = Limits<Scalar<V>>;
@@ -118,7 +119,8 @@ MIXFLOW_FN V exp(V x) {
 }
 
 // 2^(n + r), and 1 + 2^(n + r). n was rounded by adding `octave_magic`: to a whole number with |r| <= 1/2 or, where
-// powers are looked up in a table, to a sixteenth with |r| <= 1/32. Domain: a normal result. Error: at most 2 ULP.
+// powers are looked up in a table, to a sixteenth with |r| <= 1/32.
+// Domain: a normal result. Error: at most 2 ULP.
 // Warning: for a NaN input, `value` may be an ordinary number, because the exponent is added to its bits as an integer.
 // `one_plus` is NaN.
 template <class V>
@@ -143,9 +145,11 @@ MIXFLOW_FN PowerOfTwo<V> exp2_split(V n_plus_magic, V r) {
 }
 
 // log(x).
-// Domain: normal x > 0. Error: at most 1 ULP. x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f):
-// log(1 + f) = f - (f^2/2 - s (f^2/2 + s^2 P(s^2))), the arrangement of Sun's fdlibm, in which f is exact and
-// everything after it is small.
+// Domain: normal x > 0. Error: at most 1 ULP.
+// Warning: NaN becomes a number, because the exponent is taken from its bits as an integer.
+// x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). With s = f / (2 + f),
+//     log(1 + f) = f - (f^2/2 - s (f^2/2 + s^2 P(s^2))),
+// the arrangement of Sun's fdlibm, in which f is exact and everything after it is small.
 template <class V>
 MIXFLOW_FN V log_normal(V x) {
   using T = Scalar<V>;
@@ -187,7 +191,8 @@ MIXFLOW_FN V quick_log(V x) {
 }
 
 // exp(x), where results below the smallest normal number become 0. The units of a GPU take the power of x log2(e) after
-// it was rounded. Domain: x <= 0. Error: at most 2 ULP; (|x| + 3) / 2 eps by the units of a GPU.
+// it was rounded.
+// Domain: x <= 0. Error: at most 2 ULP; (|x| + 3) / 2 eps by the units of a GPU.
 template <class V>
 MIXFLOW_FN V quick_exp(V x) {
   using C = Constants<Scalar<V>>;
@@ -204,8 +209,8 @@ MIXFLOW_FN V quick_exp(V x) {
   }
 }
 
-// log(1 + x). With u = 1 + x rounded, log u + (x - (u - 1)) / u restores what the addition lost. Domain: every x; NaN
-// below -1. Error: at most 2 ULP.
+// log(1 + x). With u = 1 + x rounded, log u + (x - (u - 1)) / u restores what the addition lost.
+// Domain: every x; NaN below -1. Error: at most 2 ULP.
 template <class V>
 MIXFLOW_FN V log1p(V x) {
   using T = Scalar<V>;
@@ -228,7 +233,8 @@ MIXFLOW_FN V log1p_exp_neg(V t) {
 }
 
 // exp(-t^2/2). The square is split into a part that is exact and a small one, since rounding t^2 alone would cost t^2/2
-// ULP. Domain: t >= 0. Error: at most 2 ULP.
+// ULP.
+// Domain: t >= 0. Error: at most 2 ULP.
 template <class V>
 MIXFLOW_FN V exp_neg_half_square(V t) {
   using T = Scalar<V>;
@@ -247,8 +253,8 @@ MIXFLOW_FN V log_normal_tail(V t) {
 
 // |probit| from the log of the smaller tail. Newton's method on log Phi(-t) = log_p: its derivative is -1 / mills(t),
 // and the function is so close to a parabola that each step squares the error and divides it by 2 t. It starts at two
-// terms of the asymptotic expansion. Domain: log_p <= -probit_limit, tails that the direct approximation does not
-// reach. Error: at most 4 ULP.
+// terms of the asymptotic expansion.
+// Domain: log_p <= -probit_limit, tails that the direct approximation does not reach. Error: at most 4 ULP.
 template <class V>
 MIXFLOW_FN V probit_far(V log_p) {
   using T = Scalar<V>;
@@ -262,8 +268,8 @@ MIXFLOW_FN V probit_far(V log_p) {
 }
 
 // probit(p) from x = 2 p - 1 and w = -log(4 p (1 - p)), both of which are accurate where 1 - p is not: the variables of
-// Giles, "Approximating the erfinv function" (2010). Domain: -1 <= x <= 1, 0 <= w <= probit_limit. Error: at most 4
-// ULP.
+// Giles, "Approximating the erfinv function" (2010).
+// Domain: -1 <= x <= 1, 0 <= w <= probit_limit. Error: at most 4 ULP.
 template <class V>
 MIXFLOW_FN V probit(V x, V w) {
   Mask<V> center = w < probit_split<V>;
@@ -352,8 +358,8 @@ struct NormalWindow {
   }
 };
 
-// probit(p). p - 1/2 is exact for p >= 1/4, and 1 - p for p >= 1/2: where they matter. Domain: 0 < p < 1. Error: at
-// most 4 ULP.
+// probit(p). p - 1/2 is exact for p >= 1/4, and 1 - p for p >= 1/2: where they matter.
+// Domain: 0 < p < 1. Error: at most 4 ULP.
 template <class V>
 MIXFLOW_FN V probit(V p) {
   return probit((p - Scalar<V>(0.5)) * Scalar<V>(2), -log(p * (Scalar<V>(1) - p) * Scalar<V>(4)));

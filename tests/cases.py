@@ -1,4 +1,4 @@
-"""The table of cases that drives the tests of the ops: every way in which shapes and strides can meet."""
+"""The table of cases for the tests of the ops: every way in which shapes and strides can be combined."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EPSILON = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 
 def computes_by_units(dtype: torch.dtype, device: torch.device | str) -> bool:
-    """Whether special functions are a GPU's instructions, of two eps: z and ladj are then within 8 eps, not 4."""
+    """Whether a GPU's instructions compute special functions, to two eps. z and ladj are then within 8 eps, not 4."""
     return dtype == torch.float32 and torch.device(device).type == "cuda"
 
 
@@ -82,5 +82,5 @@ def arguments(layout: str, dtype: torch.dtype, device: torch.device | str = "cpu
 
 
 def to_base_range(z: Tensor, base: str) -> Tensor:
-    """Values that the base distribution can take, from any real values."""
+    """Maps any real values to values of the base distribution."""
     return torch.sigmoid(z) if base == "uniform" else z

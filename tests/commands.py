@@ -1,4 +1,4 @@
-"""What the tests of the command line share: running it, and tables and models to run it on."""
+"""For the tests of the command line: running it, and tables and models to run it on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mixflow.cli import main
 
 
 def run(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """``mixflow`` in a process of its own."""
+    """Runs ``mixflow`` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "mixflow", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
     )
 
 
 def command(text: str, *more: Any) -> int:
-    """The exit status of ``mixflow`` in this process, be it returned or that of argparse."""
+    """Runs ``mixflow`` in this process. Returns its exit status, that of argparse too."""
     try:
         return main([*text.split(), *map(str, more)])
     except SystemExit as exit_:
@@ -40,7 +40,7 @@ def write_csv(path: Path, values: np.ndarray[Any, Any], header: str = "length") 
 
 
 def fitted_in(folder: Path) -> Path:
-    """``folder`` with data.csv, of a column length, and model.safetensors of it."""
+    """Writes data.csv, with a column ``length``, and a fitted model.safetensors to ``folder``."""
     write_csv(folder / "data.csv", column())
     fit = f"fit {folder}/data.csv --out {folder}/model.safetensors --components 3 --epochs 20 --quiet"
     assert command(fit) == 0
@@ -48,7 +48,7 @@ def fitted_in(folder: Path) -> Path:
 
 
 def weather(n: int = 400, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Columns temperature and rain, which depend on the month and the height in the next two."""
+    """Columns temperature and rain, and month and height, on which the first two depend."""
     generator = np.random.default_rng(seed)
     month, height = generator.integers(1, 13, n), generator.normal(500.0, 100.0, n)
     temperature = 10.0 - 8.0 * np.cos(month * np.pi / 6) - 0.02 * (height - 500.0) + generator.normal(0.0, 2.0, n)
@@ -59,7 +59,7 @@ WEATHER = "temperature,rain,month,height"
 
 
 def weather_in(folder: Path) -> Path:
-    """``folder`` with weather.csv and weather.safetensors, fitted given month and height."""
+    """Writes weather.csv, and weather.safetensors fitted given month and height, to ``folder``."""
     write_csv(folder / "weather.csv", weather(), WEATHER)
     fit = f"fit {folder}/weather.csv --context month --context height --out {folder}/weather.safetensors"
     assert command(f"{fit} --flow coupling --layers 2 --hidden 8 --epochs 30 --quiet") == 0

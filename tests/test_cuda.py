@@ -1,7 +1,7 @@
-"""What a card adds to the ops: streams, graphs, devices, addresses beyond 32 bits, and memory that is torch's alone.
+"""What is particular to a GPU: streams, graphs, devices, addresses beyond 32 bits, and memory from torch alone.
 
-What an op computes is tested everywhere by the same tests, on a card with ``--device cuda``. These run where there is
-one, whatever the device of the others.
+The values of the ops are tested by the same tests on every device; ``--device cuda`` runs those on a GPU. The tests
+here run wherever there is a GPU, whatever that option.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def needs_memory(card, gib):
         pytest.skip(f"needs {gib} GiB of free memory on the card; there are {free / GIB:.1f}")
 
 
-# -------------------------------------------------------------------------------------------------- where there is none
+# ------------------------------------------------------------------------------------------------------- without a GPU
 
 
 def run(code):
@@ -94,11 +94,11 @@ def test_so_does_the_op_itself(card, op, monkeypatch):
         op(*arguments("shared", torch.float32, card))
 
 
-# ------------------------------------------------------------------------------------------------------------ the same
+# -------------------------------------------------------------------------------------------------------- same results
 
 
 def scales(z, ladj, base):
-    """What the bounds of docs/how-exact.md are multiplied by, for the value and for ladj."""
+    """The factors of the bounds in docs/how-exact.md, for the value and for ladj."""
     log_g = standard.BASES[base].log_prob(z)
     size = z * z.log().abs().clamp(min=1) if base == "uniform" else z.abs().clamp(min=1)
     return size, 1 + (ladj + log_g).abs() + log_g.abs()
@@ -108,7 +108,7 @@ def scales(z, ladj, base):
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
 @pytest.mark.parametrize("layout", ["shared, many chunks", "per feature", "per element"])
 def test_agrees_with_the_cpu(card, layout, family, base, dtype):
-    """Each is within its bound of the truth, so that they are within twice that of each other."""
+    """Each result is within its bound of the truth, so two results differ by at most twice the bound."""
     options = {"family": family, "base": base}
     x, *parameters = arguments(layout, dtype)
     there = [t.to(card) for t in (x, *parameters)]
@@ -129,7 +129,7 @@ def test_agrees_with_the_cpu(card, layout, family, base, dtype):
 
     expected = with_gradients(both, x, *parameters)[2:]
     for mine, other in zip(with_gradients(both, *there)[2:], expected, strict=True):
-        # Of sums the terms' own size counts; there are at most as many as elements.
+        # The error of a sum scales with the size of its terms, of which there is at most one for each element.
         scale = other.norm() + (x.numel() / max(1, other.numel() // parameters[0].shape[-1])) ** 0.5
         assert (mine.cpu() - other).norm() <= 2 * 64 * EPSILON[dtype] * scale
 
@@ -146,7 +146,7 @@ def test_more_components_than_fast_memory_holds(card, components, op):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("components", [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 130])
 def test_bits_do_not_depend_on_where_memory_starts(card, op, components, dtype):
-    """Wide loads need aligned addresses and whole rows; views have neither."""
+    """A load of 16 bytes needs an aligned address and whole rows. Views may have neither."""
     generator = torch.Generator().manual_seed(0)
     for n in (1, 2, 31, 33, 129, 1025):
         shapes = (n,), *[(n, components)] * 3
@@ -189,7 +189,7 @@ def test_bits_of_gradients_do_not_depend_on_batch_or_position(card, op):
 
 
 def keep_busy():
-    """Make the current stream wait for some tenth of a second, far longer than it takes to call an op."""
+    """Make the current stream wait for about a tenth of a second, far longer than a call of an op takes."""
     torch.cuda._sleep(300_000_000)
 
 
@@ -212,7 +212,7 @@ def test_work_is_in_the_order_of_the_stream_it_is_called_on(card, op, layout):
     same(copies, expected)
 
 
-def test_calls_do_not_wait_for_the_card(card, op):
+def test_calls_do_not_wait_for_the_gpu(card, op):
     tensors = arguments("shared", torch.float32, card)
     with_gradients(op, *tensors)
     torch.cuda.synchronize(card)
@@ -252,7 +252,7 @@ def test_training_steps_do_not_synchronise(card, recipe):
 
 
 def captured(step, card):
-    """A graph of ``step`` and the results that its replays fill."""
+    """A CUDA graph of ``step``, and the results that its replays write."""
     side = torch.cuda.Stream(card)
     side.wait_stream(torch.cuda.current_stream(card))
     with torch.cuda.stream(side):
@@ -367,7 +367,7 @@ def test_memory_is_the_results_and_torch_s(card, op):
 
 
 def test_more_than_2_31_elements(card):
-    """x repeats without memory of its own; so do the results, then, for each set of parameters."""
+    """Rows of x share one memory, so every row of the results is the same."""
     needs_memory(card, 28)
     generator = torch.Generator().manual_seed(0)
     width, rows = 2**12, 2**19 + 1
@@ -396,7 +396,7 @@ def test_gradients_of_more_than_2_31_bytes(card, layout):
         if len(mine) != len(other):
             for part in mine.view(copies, *other.shape).split(2**12):
                 assert (part == other).all()
-        else:  # sums, of which there are as many terms as copies
+        else:  # a sum, with a term for each copy
             torch.testing.assert_close(mine / copies, other, rtol=1e-4, atol=1e-5 * period)
 
 
@@ -414,7 +414,7 @@ def test_strides_of_more_than_2_31_elements(card, op, which):
     same(with_gradients(op, *tensors), expected)
 
 
-# ----------------------------------------------------------------------------------------------- torch, the whole of it
+# --------------------------------------------------------------------------------------------------- the rest of torch
 
 
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")
@@ -431,7 +431,7 @@ def test_compiles_with_inductor(card, op):
     torch._dynamo.reset()
 
 
-# In a process of its own, which a process group would outlive.
+# In a process of its own: a process group would stay in this one.
 DISTRIBUTED = """
 import copy, torch, mixflow
 import torch.distributed as dist
@@ -464,7 +464,7 @@ mixflow.save(flow, "model")
 """
 
 
-def test_one_process_for_each_of_two_cards(card, tmp_path):
+def test_one_process_for_each_of_two_gpus(card, tmp_path):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     (tmp_path / "fit.py").write_text(TOGETHER)
@@ -484,7 +484,7 @@ def test_fit_score_sample_and_save(card, tmp_path):
         history = mixflow.fit(flow, data, device=device, epochs=4, progress=False)
         scores.append(history.validation_log_prob[-1])
     assert next(flow.parameters()).device == card
-    assert abs(scores[0] - scores[1]) < 0.05, "the card comes to what the CPU comes to"
+    assert abs(scores[0] - scores[1]) < 0.05, "both devices reach the same score"
     drawn = flow.sample(1000, seed=0)
     assert drawn.device == card
     assert drawn.isfinite().all()

@@ -25,7 +25,7 @@ def leaves(tensors):
 
 
 def edges_around(x, seed=5):
-    """Edges of intervals from a thousandth to ten long, some of which have no lower or no upper end."""
+    """Edges of intervals around x, 0.002 to 20 long, some of them without a lower or an upper end."""
     generator = torch.Generator().manual_seed(seed)
     half = torch.logspace(-3, 1, max(1, x.numel()), dtype=torch.float64)[: x.numel()]
     half = half[torch.randperm(x.numel(), generator=generator)].reshape(x.shape).to(x.device, x.dtype)
@@ -44,7 +44,7 @@ def interval_arguments(layout, dtype, device="cpu"):
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize("family", truth.FAMILIES)
 def test_bounds(family, dtype, device):
-    """4 eps of 1 + |log P| for the value, 64 eps of the terms that are added for gradients."""
+    """4 eps times 1 + |log P| for the value, 64 eps times the terms of its sum for a gradient."""
     bins = truth.sample_bins(dtype, family, 225, seed=3)
     table = truth.measure_bins(bins, mixflow.discretized_log_prob, device)
     assert table.keys() == {(figure, kind) for figure in truth.BIN_BOUNDS for kind in truth.BIN_KINDS}
@@ -107,7 +107,7 @@ def test_the_formulas_agree_with_high_precision(family, formula):
 
 
 def test_the_written_out_op_integrates_over_a_kink(monkeypatch):
-    """Of the Laplace distribution, whose intervals have a closed form."""
+    """The density of the Laplace distribution has a kink, and its intervals have a closed form."""
     laplace = dataclasses.replace(
         standard.FAMILIES["logistic"],
         log_cdf=lambda a: torch.where(a < 0, a.clamp(max=0), torch.log(2 - torch.exp(-a.clamp(min=0)))) - math.log(2),

@@ -43,7 +43,7 @@ def moderate(dtype=torch.float64, family="gaussian", requires_grad=False, device
 
 
 def batched(dtype=torch.float64, family="gaussian", device="cpu"):
-    """Of batch shape (4, 3), from parameters none of which has it."""
+    """A mixture of batch shape (4, 3), which none of its parameters has."""
     g = torch.Generator().manual_seed(1)
     shapes = (5,), (4, 1, 5), (3, 5)
     return Mixture(*(torch.randn(s, generator=g, dtype=torch.float64).to(device, dtype) for s in shapes), family=family)
@@ -96,7 +96,7 @@ def test_agrees_with_mixture_same_family(dtype, device):
 @pytest.mark.parametrize("dtype", truth.DTYPES)
 @pytest.mark.parametrize("family", truth.FAMILIES)
 def test_both_tails_in_full_accuracy(family, dtype, device):
-    """Where MixtureSameFamily's cdf is 0 or 1 and its log -inf or 0."""
+    """There, the cdf of MixtureSameFamily is 0 or 1, and its log -inf or 0."""
     m = moderate(truth.DTYPES[dtype], family, device=device)
     parameters = [p.double().tolist() for p in (m.logits, m.loc, m.log_scale)]
     x = torch.tensor([-1000.0, -30.0, -3.0, 0.0, 3.0, 30.0, 1000.0], dtype=truth.DTYPES[dtype], device=device)
@@ -106,7 +106,7 @@ def test_both_tails_in_full_accuracy(family, dtype, device):
         for name, key in (("log_prob", "log_f"), ("log_cdf", "log_F"), ("log_sf", "log_S")):
             expected = exact[key]
             scale = 1 + abs(expected) if name == "log_prob" else abs(expected)
-            # The rounding of z = log F - log S is a relative one of the smaller tail.
+            # A rounding of z = log F - log S is a relative error of the smaller tail.
             allowed = 8 * truth.EPSILON[dtype] * scale * (1 + abs(exact["z"])) ** (name != "log_prob")
             got = mine[name][i]
             assert abs(got - expected) <= allowed + truth.MIN_NORMAL[dtype], (name, value, got, mp.nstr(expected, 20))
@@ -249,7 +249,7 @@ def test_samples_follow_the_mixture(family, dtype, device):
 
 
 def test_samples_reach_both_tails_alike(device):
-    """A float32 probability ends at 1 - 2^-24; a hundred million samples would all lie within 17.3 of a logistic."""
+    """The largest float32 below 1 is 1 - 2^-24, through which logistic samples would end before 17.3."""
     torch.manual_seed(0)
     zero = torch.zeros(1, device=device)
     x = Mixture(zero, zero, zero, "logistic").sample((1 << 22,))
@@ -440,7 +440,7 @@ def test_independent_and_transformed():
 
 
 def test_divergence_by_samples():
-    """KL(m | q) by Monte Carlo, whose gradient comes through the samples."""
+    """KL(m | q) by Monte Carlo; its gradient flows through the samples."""
     torch.manual_seed(1)
     m, q = moderate(requires_grad=True), Laplace(torch.tensor(1.0).double(), torch.tensor(2.0).double())
     x = m.rsample((200_000,))
@@ -453,7 +453,7 @@ def test_divergence_by_samples():
         assert (a - b).abs().max() < 0.02
 
 
-# In a process of its own, since to import Pyro is to change torch.distributions: validation, copies of transforms.
+# In a process of its own, since Pyro changes torch.distributions when it is imported: validation, copies of transforms.
 PYRO = """
 import pyro, torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -481,7 +481,7 @@ assert m.mask(torch.tensor([True, False, True, False])).log_prob(torch.zeros(4))
 
 
 def test_pyro():
-    """What Pyro asks of a distribution: plates that expand it, calls that draw, events, masks, traced log-densities."""
+    """Pyro expands a distribution in plates, calls it to draw, and needs events, masks and traced log-densities."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", PYRO], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

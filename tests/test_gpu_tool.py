@@ -13,7 +13,6 @@ import torch
 
 import mixflow
 from mixflow.bench import command
-from mixflow.bench.cases import CASES, COMPARISONS
 from mixflow.fitting import captured
 from mixflow.flows import RECIPES
 
@@ -149,9 +148,11 @@ def test_the_steps_name_what_is_there(gpu, card, tmp_path, monkeypatch):
         exec(info.commands[0][-1])
     assert all((ROOT / part).is_file() for part in tests.commands[0] if part.endswith(".py"))
     assert sanitizer.missing or sanitizer.commands
-    chosen = command._chosen(list(gpu.BENCHMARKS), "cuda")
-    assert len(chosen) == 2 * len(COMPARISONS["cuda"])
-    assert set(chosen) <= set(CASES)
+    [[_, script, *_]] = benchmark.commands
+    monkeypatch.syspath_prepend(Path(script).parent)
+    groups = command.select(importlib.import_module("ops").GROUPS, gpu.BENCHMARKS, "cuda")
+    assert [group.name for group in groups] == ["Forward", "Inverse", "Forward and backward", "Limits of the machine"]
+    assert all(len(group.cases) >= 2 * len(mixflow.FAMILIES) for group in groups)
     assert benchmark.commands[0].count("--only") == len(gpu.BENCHMARKS)
     devices = []
     monkeypatch.setattr(gpu, "print_training", devices.append)

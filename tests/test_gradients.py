@@ -76,7 +76,7 @@ def test_gradients_agree_with_the_oracle(layout, family, base, direction, dtype,
         assert mine.shape == truth.shape
         if not mine.numel():
             continue
-        # Sums cancel: the scale of a summed gradient is that of what was added, sqrt(count) of it for random seeds.
+        # A summed gradient may cancel. Its scale is that of its terms, times sqrt(count) for random seeds.
         count = max(1, value.numel() // mine.numel())
         error = (mine.double() - truth).abs().max() / (truth.abs().max() + math.sqrt(count))
         assert error <= 256 * EPSILON[dtype], f"{name}: off by {error / EPSILON[dtype]:.0f} eps"
@@ -188,7 +188,7 @@ def test_functional_transforms(direction, device):
     torch.testing.assert_close(torch.func.grad(loss, argnums)(x, *parameters), expected)
     torch.testing.assert_close(torch.func.jacrev(loss, argnums)(x, *parameters), expected)
     torch.testing.assert_close(torch.func.jacfwd(loss, argnums)(x, *parameters), expected)
-    # A gradient for every sample, as differential privacy wants it.
+    # A gradient for every sample, which differential privacy needs.
     each = torch.func.vmap(torch.func.grad(loss, argnums), (0, None, None, None))(x, *parameters)
     torch.testing.assert_close(each[0], expected[0])
     torch.testing.assert_close(tuple(g.sum(0) for g in each[1:]), expected[1:])
@@ -199,7 +199,7 @@ def test_functional_transforms(direction, device):
 
 @pytest.mark.parametrize("family", ["gaussian", "logistic"])
 def test_gradients_of_one_wide_component_follow_the_closed_form(family, device):
-    # d log c(a) / dx is -a / s or -tanh(a / 2) / s: far below the numbers whose squares are numbers
+    # d log c(a) / dx is -a / s or -tanh(a / 2) / s: so small that its square underflows
     for dtype, log_scale in ((torch.float64, 400.0), (torch.float32, 40.0)):
         scale = math.exp(log_scale)
         x = torch.tensor([-1.5 * scale, 0.2 * scale, 0.7 * scale], dtype=dtype, device=device, requires_grad=True)

@@ -1,4 +1,4 @@
-"""What importing and calling mixflow does to a process: little, whatever the process and its surroundings are."""
+"""Importing and calling mixflow changes little in a process, whatever the process and its surroundings are."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def test_nothing_heavy_is_imported():
     assert not loaded & HEAVY
 
 
-# Whether there is CUDA torch asks itself, if built for it: at every step of an optimizer, some versions by a detour.
+# Torch itself looks for CUDA at every step of an optimizer, if it is built for it; some versions do so indirectly.
 NO_CUDA = """
 import traceback, torch
 
@@ -75,9 +75,9 @@ FORK = """
 import os, numpy as np, torch, mixflow
 torch.set_num_threads(2)
 arguments = torch.randn(2**21), torch.zeros(3), torch.randn(3), torch.zeros(3)  # long enough for two threads
-expected = mixflow.cdf_transform(*arguments)  # starts the threads, which a fork leaves behind
+expected = mixflow.cdf_transform(*arguments)  # starts threads that the forked child will not have
 child = os.fork()
-if child == 0:  # where torch's own operations on many elements would wait for them forever
+if child == 0:  # torch's own operations on many elements would wait for those threads forever
     found = mixflow.cdf_transform(*arguments)
     os._exit(0 if all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(found, expected)) else 1)
 _, status = os.waitpid(child, 0)
@@ -106,7 +106,7 @@ print(core.has_openmp())
 
 
 def test_a_core_that_finds_no_openmp_works_on_one_thread():
-    # Torch brings the runtime; without it, there is none.
+    # Torch loads the OpenMP runtime. Without torch there is none.
     said = subprocess.run([sys.executable, "-c", ALONE, _core.__file__], capture_output=True, text=True, check=True)
     assert said.stdout == ("False\n" if sys.platform == "linux" else f"{_core.has_openmp()}\n")
 
@@ -154,7 +154,7 @@ def test_32_threads_at_once_agree_bit_for_bit(threads):
 
 
 def test_reading_and_calling_a_model_imports_no_compiler(tmp_path):
-    """torch brings one, which takes half a second, and sympy for sizes that are symbols."""
+    """Torch has a compiler, whose import takes half a second, and imports sympy for symbolic sizes."""
     for name, flow in {"one": mixflow.flows.univariate(2), "several": mixflow.flows.coupling(3, 2)}.items():
         mixflow.save(flow, tmp_path / name)
     code = f"""

@@ -14,7 +14,7 @@ from mixflow.op import affine_transform, table
 pytestmark = pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")
 
 OPS = {"forward": mixflow.cdf_transform, "inverse": mixflow.cdf_transform_inverse}
-# Shapes of x and of the parameters without their component axis: each element its own, one set for few, one for many.
+# The shape of x, and that of the parameters without their component axis: a set for each element, for few, for many.
 SHAPES = {
     "per element": ((6, 3, 7, 9), (6, 3, 7, 9)),
     "per channel": ((6, 3, 7, 9), (3, 1, 1)),
@@ -30,7 +30,7 @@ SHAPES = {
 
 
 def random_layout(tensor, generator):
-    """The same numbers with axes in any order in memory and gaps between them; sometimes as they are."""
+    """The same numbers, with axes in a random order in memory and gaps between them; sometimes unchanged."""
 
     def draw(n):
         return int(torch.randint(n, (), generator=generator))
@@ -203,7 +203,7 @@ def test_results_have_the_memory_format_of_x(direction, name, device):
 
 
 def spied_gradients(monkeypatch, run):
-    """Which of the gradients that it could write each call asks the core for, and what ``run`` returns."""
+    """Which gradients each call of a backward kernel has an address for, and the result of ``run``."""
     asked = []
     for op in table.OPS:
         kernel = op.backward_kernel
@@ -238,13 +238,13 @@ def test_only_gradients_that_are_asked_for_are_computed(direction, shared, monke
         (True, True, False, True),
     ):
         asked, found = spied_gradients(monkeypatch, lambda flags=flags: gradients(flags))
-        slopes = direction == "forward" and not any(flags[1:])  # then the forward op has given all that is needed
+        slopes = direction == "forward" and not any(flags[1:])  # then the forward op has already computed the slopes
         assert asked == ([] if slopes else [list(flags)])
         for mine, theirs in zip(found, (g for g, f in zip(whole, flags, strict=True) if f), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
             assert slopes or torch.equal(mine, theirs)
         monkeypatch.undo()
-    # All are leaves that require gradients, and one is asked for.
+    # All tensors are leaves that require a gradient, and the caller needs one.
     asked, _ = spied_gradients(monkeypatch, lambda: gradients((True,) * 4, (True, False, False, False)))
     assert asked == [[True, False, False, False]]
 

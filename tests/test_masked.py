@@ -59,7 +59,7 @@ def clean(name, sets, device, dtype=torch.float64):
 
 
 def spoil(args, sets, bad, where):
-    """The same with ``bad`` in the masked rows: of the elements, or of the parameters that serve no other row."""
+    """The same tensors with ``bad`` in the masked rows: of the elements, or of parameters that no other row uses."""
     args = [a.clone() for a in args]
     if where == "elements":
         args[0][..., MASKED, :] = bad
@@ -79,7 +79,7 @@ SPOILED = [
 
 
 def loss_of(name):
-    """What a masked loss is: zero in the masked rows, without a look at what the op gives there."""
+    """A masked loss: zero in the masked rows, whatever the op returns there."""
 
     def loss(*args):
         seen = torch.ones(N, 1, dtype=torch.bool, device=args[0].device)
@@ -156,7 +156,7 @@ def test_hessians(name, device):
 
 @pytest.mark.parametrize("name", OPS)
 def test_of_the_elements_alone(name, device):
-    """Frozen parameters: forward maps then keep their slopes for the gradient."""
+    """With frozen parameters, the forward op saves its slopes for the gradient."""
     for bad in BAD.values():
         x, *parameters = clean(name, "per element", device, torch.float32)
         expected = first(lambda x: loss_of(name)(x, *parameters), [x])  # noqa: B023
@@ -191,7 +191,7 @@ def test_a_zero_of_either_sign_counts(name, zero, device):
 
 @pytest.mark.parametrize("name", OPS)
 def test_an_element_with_a_gradient_is_not_hidden(name, device):
-    """NaN that the loss does see is NaN in the gradients: of the element, and of all that it uses."""
+    """NaN in an element of the loss gives NaN in the gradients of the element and of the parameters that it uses."""
     x, *parameters = leaves(spoil(clean(name, "per feature", device), "", math.nan, "elements"))
     results = OPS[name](x, *parameters)
     gradients = torch.autograd.grad(sum(r[5, 1] for r in results), [x, *parameters])
@@ -203,7 +203,7 @@ def test_an_element_with_a_gradient_is_not_hidden(name, device):
 
 @pytest.mark.parametrize("name", OPS)
 def test_gradients_by_zero_seeds_are_right(name, device):
-    """A gradient is linear in the seeds: its derivative by a seed that is zero is what a seed of one gives."""
+    """A gradient is linear in the seeds: its derivative by a seed of zero equals the gradient for a seed of one."""
     args = [a[:2] if a.shape[0] == N else a[:, :2] for a in clean(name, "per element", device)]
     args = leaves(args)
     results = OPS[name](*args)

@@ -1,4 +1,4 @@
-"""Numpy arrays: any memory layout gives the same numbers, in numpy, and what can be used where it lies is."""
+"""Numpy arrays: every memory layout gives the same numbers, and an array is copied only if torch cannot hold it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def locked(a):
     return a
 
 
-# name: (how to lay an array out anew, whether torch can hold it)
+# name: (a function that gives an array this layout, whether torch can hold the result)
 LAYOUTS = {
     "C order": (np.array, True),
     "Fortran order": (np.asfortranarray, True),
@@ -47,7 +47,7 @@ LAYOUTS = {
 
 
 def watch(monkeypatch):
-    """The addresses that reach the core."""
+    """The addresses that the core receives."""
     seen = []
     core = table.CDF_TRANSFORM.kernel
 

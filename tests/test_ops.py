@@ -74,7 +74,7 @@ def test_round_trip(family, base, device):
     generator = torch.Generator().manual_seed(1)
     x = (4 * torch.randn(4000, generator=generator, dtype=torch.float64)).to(device)
     if base == "uniform":
-        x = x[x.abs() < 3]  # towards u = 1, u no longer tells x
+        x = x[x.abs() < 3]  # near u = 1, many x have the same u
     _, *parameters = arguments("shared", torch.float64, device)
     z, ladj = mixflow.cdf_transform(x, *parameters, family=family, base=base)
     back, inverse_ladj = mixflow.cdf_transform_inverse(z, *parameters, family=family, base=base)
@@ -172,7 +172,7 @@ def test_inverse_of_hard_mixtures(case, family, base, dtype, device):
     x, _ = mixflow.cdf_transform_inverse(z, *parameters, family=family, base=base)
     _, evaluations, _ = inverse_diagnostics(z.cpu(), *(p.cpu() for p in parameters), family=family, base=base)
     assert evaluations.max() <= (40 if case != "scales over e^+-80" else 150)
-    if dtype == torch.float64:  # the oracle is no better than the op: both go through the op's own forward
+    if dtype == torch.float64:  # the oracle is no more accurate: compare both after the op's own forward direction
         back, ladj = mixflow.cdf_transform(x, *parameters, family=family, base=base)
     else:
         doubles = [p.double() for p in parameters]
@@ -237,7 +237,7 @@ def test_parameters_beyond_the_dtype(family, dtype, device):
     for extreme in (-math.inf, -1000.0, 1000.0, math.inf, math.nan):
         parameters = [0.0, 0.0], [0.0, 1.0], [0.0, extreme]
         z = [-3.0, 0.0, 0.1, 3.0]
-        both(*parameters, z)  # ends, on any device
+        both(*parameters, z)  # returns, on any device
         _, evaluations, _ = inverse_diagnostics(
             *(torch.tensor(t, dtype=dtype) for t in (z, *parameters)), family=family
         )
@@ -410,7 +410,7 @@ def test_large_results_ask_for_huge_pages():
 
 
 def test_a_root_far_inside_a_bracket_of_astronomic_length_is_found():
-    """Between two components, in a bracket that one without weight stretches to the end of the numbers."""
+    """The root lies between two components; a third, of weight zero, widens the bracket to the largest number."""
     logits, loc = [0.0, 0.0, -1e300], [-123.8, 0.63, 16.7]
     parameters = [torch.tensor(p, dtype=torch.float64) for p in (logits, loc, [1.0, 0.82, math.inf])]
     z = torch.linspace(0.51, 0.99, 49, dtype=torch.float64)

@@ -25,7 +25,7 @@ def test_the_version_has_one_source():
 
 
 def test_supported_versions_are_those_of_the_package():
-    text = (ROOT / "README.md").read_text().partition("## Supported versions")[2].partition("\n## ")[0]
+    text = (ROOT / "docs" / "installing.md").read_text().partition("## Supported versions")[2].partition("\n## ")[0]
     table = dict(re.findall(r"^\| (\w+) \| (.+?) \|", text, re.MULTILINE))
     least = value_of("pyproject.toml", r'^requires-python = ">=(.*)"$')
     assert table["Python"].startswith(f"{least} to ")

@@ -87,6 +87,7 @@ class Function:
     values: dict[float, float]  # input -> exact result; -0.0 and 0.0 are one key, so signs are in `signed_zero`
     max_ulp: dict[str, float]
     signed_zero: bool = False  # f(+-0) = +-0, sign kept
+    keeps_nan: bool = True
 
 
 def ulp(float32: float, float64: float) -> dict[str, float]:
@@ -100,6 +101,27 @@ FUNCTIONS = {
         (linear(-104, 89), linear(-746, 710), *both(TINY, 1000), linear(-1, 1)),
         {-INF: 0.0, INF: INF, 0.0: 1.0, -1e4: 0.0, 1e4: INF},
         ulp(1, 1),
+    ),
+    # These two may flush results below the smallest normal number: no inputs are drawn where they are subnormal.
+    "exp_flushed": Function(mp.exp, (bits(-87, "-tiny"), linear(-708, -105), linear(-1, 0)), {0.0: 1.0}, ulp(1, 1)),
+    "quick_exp": Function(
+        mp.exp, (bits(-87, "-tiny"), linear(-708, -105), linear(-1, 0)), {0.0: 1.0, -INF: 0.0}, ulp(2, 2)
+    ),
+    "exp_neg_half_square": Function(
+        lambda t: mp.exp(-t * t / 2), (bits(TINY, 40), linear(0, 15), linear(0, 40)), {0.0: 1.0, INF: 0.0}, ulp(2, 2)
+    ),
+    "log_normal": Function(
+        mp.log,
+        (bits(1e-37, LARGEST), linear(0.25, 4), linear(0.99, 1.01)),
+        {1.0: 0.0},
+        ulp(1, 1),
+        keeps_nan=False,
+    ),
+    "log1p_exp_neg": Function(
+        lambda t: mp.log1p(mp.exp(-t)), (bits(TINY, 80), linear(0, 100), linear(0, 700)), {INF: 0.0}, ulp(2, 2)
+    ),
+    "log_normal_tail": Function(
+        truth.log_normal_tail, (bits(TINY, 1e18), linear(0, 50), linear(0, 2)), {INF: -INF}, ulp(4, 4)
     ),
     "log": Function(
         mp.log,
@@ -266,8 +288,9 @@ def test_logit_from_probit_is_accurate_in_absolute_terms_near_zero(dtype):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_special_values(name, dtype):
     function = FUNCTIONS[name]
-    inputs = np.array([*function.values, NAN], dtype=NUMBER[dtype])
-    expected = np.array([*function.values.values(), NAN], dtype=NUMBER[dtype])
+    nan = [NAN] if function.keeps_nan else []
+    inputs = np.array([*function.values, *nan], dtype=NUMBER[dtype])
+    expected = np.array([*function.values.values(), *nan], dtype=NUMBER[dtype])
     np.testing.assert_array_equal(call(name, inputs), expected)
     if function.signed_zero:
         zeros = np.array([0.0, -0.0], dtype=NUMBER[dtype])

@@ -90,7 +90,7 @@ def test_one_graph_for_a_training_step_and_one_for_all_sizes(direction, dynamic,
 
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_a_flow_trains_in_a_compiled_step(direction, device):
-    """With inductor, for one direction, where there is a compiler: it generates C++, or Triton on a card."""
+    """One direction uses inductor if there is a compiler. Inductor generates C++, or Triton on a GPU."""
     flow = flows.gaussianization(3, layers=2, components=4).double().to(device)
     x = some(device)[0]
 
@@ -143,12 +143,12 @@ def test_vmap_inside_a_graph(direction, in_dims, device):
     torch.testing.assert_close(torch.autograd.grad(actual, args), torch.autograd.grad(expected, args))
     with torch.no_grad():
         same(compiled(*args), run(*args))
-    assert calls_the_op(counter.graphs[-1])  # what nobody differentiates stays fused
+    assert calls_the_op(counter.graphs[-1])  # without a derivative, the op stays one kernel
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_a_second_derivative_of_a_graph_is_refused(direction, device):
-    """Torch has none (pytorch#91469); what must not happen is a wrong one."""
+    """Torch cannot compute one (pytorch#91469). A wrong result must not come back."""
     args = leaves(some(device))
     compiled = torch.compile(loss_of(OPS[direction]), fullgraph=True, backend="aot_eager")
     first = torch.autograd.grad(compiled(*args), args, create_graph=True)
@@ -159,7 +159,7 @@ def test_a_second_derivative_of_a_graph_is_refused(direction, device):
 # ------------------------------------------------------------------------------------------------- registration, traces
 
 
-# opcheck itself reads .grad of copies of its inputs, and hides the warning by means that give way to "error".
+# opcheck reads .grad of copies of its inputs, and hides the warning in a way that pytest's filter "error" overrides.
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_every_registered_op_passes_opcheck(direction, requires_grad, device):
@@ -192,7 +192,7 @@ class Layer(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # which torch itself has read
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # a buffer that torch itself reads
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(direction, strict, device):
     layer, x = Layer(direction).to(device), some(device)[0]
@@ -442,7 +442,7 @@ def test_tensors_without_dense_memory_are_refused(direction, device):
     for wrong, kind in ((x.to_sparse(), "torch.sparse_coo"), (nested, "a nested tensor")):
         with pytest.raises(TypeError, match=rf"^{name}: expected a dense tensor .*; got {kind}"):
             OPS[direction](wrong, *parameters)
-    # Torch's dispatch, which every call on another device goes through, gives it memory.
+    # On another device the call goes through torch's dispatch, which gives the tensor memory.
     with pytest.raises(ValueError, match="memory of their own"):
         OPS[direction](torch._efficientzerotensor(6, 3, dtype=torch.float64), *some("cpu")[1:])
 

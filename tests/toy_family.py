@@ -1,17 +1,20 @@
-"""The records of a toy family, which tests/test_recipe.py adds by the recipe of CONTRIBUTING.md: Laplace's distribution.
+"""The records of a toy family, Laplace's distribution. tests/test_recipe.py adds it by the recipe of CONTRIBUTING.md.
 
-``pytest -p toy_family`` adds the record of the tests and leaves other families out of the tests that draw one at random.
+As a plugin, ``pytest -p toy_family``, it adds the record of the tests, and the tests that draw a family at random draw
+this one.
 """
 
-import cases
 import numpy as np
-import truth
+import pytest
 from mpmath import mp, mpf
+
+import cases
+import truth
 
 NAME = "laplace"
 
 # Appended to python/mixflow/standard/families.py.
-RECORD_OF_THE_PACKAGE = '''
+RECORD_OF_THE_PACKAGE = """
 
 def _laplace_log_cdf(a: Tensor) -> Tensor:
     lower = a < 0.0
@@ -29,7 +32,7 @@ FAMILIES["laplace"] = Family(
     plain_pdf=lambda a: 0.5 * torch.exp(-a.abs()),
     smooth=False,
 )
-'''
+"""
 
 
 def _at(a: truth.Number) -> truth.At:
@@ -38,7 +41,7 @@ def _at(a: truth.Number) -> truth.At:
     return truth.At(lower, upper, tail, -mp.sign(a), mpf(1))
 
 
-truth.FAMILIES[NAME] = truth.Family(
+RECORD_OF_THE_TESTS = truth.Family(
     at=_at,
     largest_score=lambda a, b: mpf(1),
     log_cdf=lambda a: np.where(np.asarray(a) < 0, a - np.log(2), np.log1p(-0.5 * np.exp(-np.abs(a)))),
@@ -47,4 +50,8 @@ truth.FAMILIES[NAME] = truth.Family(
     far=5e5,
     gap=2000,
 )
-cases.FAMILY_AND_BASE[:] = [(NAME, base) for base in truth.BASES]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    truth.FAMILIES[NAME] = RECORD_OF_THE_TESTS
+    cases.FAMILY_AND_BASE[:] = [(NAME, base) for base in truth.BASES]

@@ -35,13 +35,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mixflow import FAMILIES
 from sass.block import Block
 from sass.cubin import Cubin
 from sass.launch import FILLED, Case, Kernels, compile_kernels
 from sass.toolkit import ToolError, disassembler
 
 SOURCE = Path(__file__).resolve().parent.parent / "csrc"
-FAMILIES = ("gaussian", "logistic")
 MEMORY = ("LD", "LDG", "LDS", "LDL", "ST", "STG", "STS", "STL")
 SETS = 4096  # so many that the layout `common` has a block for each: then a thread has several elements
 TOLERANCE = 1e-5

@@ -174,11 +174,12 @@ def _log_interval(lower: Tensor, upper: Tensor, loc: Tensor, scale: Tensor, fami
     mirrored = torch.where(open_below | open_above, open_below & ~open_above, a + b < 0.0)
     near, far = torch.where(mirrored, -b, a), torch.where(mirrored, -a, b)
     ended, width = ~(open_below | open_above), (upper - lower) / scale
-    # Gauss and Legendre's rule needs a smooth density; a kink is at 0.
+    # Gauss and Legendre's rule needs a smooth density, and a kink is at 0. Far out, a tail that is a power hardly changes
+    # over many scales.
     narrow = (
         ended
         & (family.smooth | (near >= 0.0))
-        & (width <= 1.0)
+        & (width <= (0.5 * near).clamp(min=1.0))
         & ((family.log_pdf(near) - family.log_pdf(far)).abs() <= 2.0)
     )
     aside = ~narrow & (near > 0.0) & ~(open_below & open_above)

@@ -1,227 +1,26 @@
-// Random calls of the kernels, for the programs of this folder: any shapes, strides, broadcasts and values, infinities
-// and NaN among them.
+// Random calls of the kernels, for the programs of this folder: with any shapes, strides, broadcasts and values, among
+// them infinities and NaN.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <initializer_list>
 #include <limits>
-#include <memory>
-#include <numeric>
 #include <stdexcept>
 #include <vector>
 
 #include "names.h"
 #include "plan.h"
+#include "tensors.h"
 
 namespace mixflow {
 
-// SplitMix64 (Steele, Lea and Flood, 2014): the same cases on every machine.
-struct Random {
-  uint64_t state;
-
-  uint64_t next() {
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-  int64_t below(int64_t n) { return static_cast<int64_t>(next() % static_cast<uint64_t>(n)); }
-  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
-  bool chance(double p) { return uniform() < p; }
-  double normal() { return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform()); }
-  template <class T>
-  T of(std::initializer_list<T> choices) {
-    return choices.begin()[below(static_cast<int64_t>(choices.size()))];
-  }
-};
-
-using Shape = std::vector<int64_t>;
-
-inline int64_t count(const Shape& shape) {
-  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
-}
-
-// visit(index) for every element of a batch, in row-major order.
-template <class Visit>
-void for_elements(const Shape& batch, Visit visit) {
-  Shape index(batch.size());
-  for (int64_t element = 0; element < count(batch); ++element) {
-    int64_t rest = element;
-    for (size_t i = index.size(); i-- > 0; rest /= batch[i]) index[i] = rest % batch[i];
-    visit(index);
-  }
-}
-
-// Memory of one operand, no byte larger than it must be, and where its elements lie in it.
-struct Tensor {
-  Dtype dtype;
-  Shape shape, stride;
-  std::shared_ptr<unsigned char> memory;
-  int64_t numbers = 0;
-
-  size_t width() const { return dtype == Dtype::float32 ? sizeof(float) : sizeof(double); }
-  void allocate() {
-    numbers = count(shape) > 0 ? 1 : 0;
-    for (size_t i = 0; i < shape.size(); ++i) numbers += numbers > 0 ? (shape[i] - 1) * stride[i] : 0;
-    size_t bytes = static_cast<size_t>(numbers) * width();
-    memory = {static_cast<unsigned char*>(std::malloc(bytes)), std::free};
-    std::memset(memory.get(), 0xff, bytes);  // a NaN that no kernel makes
-  }
-  void set(int64_t i, double value) {
-    if (dtype == Dtype::float32) {
-      float narrow = static_cast<float>(value);
-      std::memcpy(memory.get() + i * sizeof narrow, &narrow, sizeof narrow);
-    } else {
-      std::memcpy(memory.get() + i * sizeof value, &value, sizeof value);
-    }
-  }
-  double get(int64_t i) const {
-    float narrow;
-    double value;
-    if (dtype == Dtype::float64) return std::memcpy(&value, memory.get() + i * sizeof value, sizeof value), value;
-    return std::memcpy(&narrow, memory.get() + i * sizeof narrow, sizeof narrow), narrow;
-  }
-  void copy(int64_t i, const Tensor& from, int64_t j) {
-    std::memcpy(memory.get() + i * width(), from.memory.get() + j * width(), width());
-  }
-  bool is_written(int64_t i) const {
-    const unsigned char* first = memory.get() + static_cast<size_t>(i) * width();
-    return std::any_of(first, first + width(), [](unsigned char byte) { return byte != 0xff; });
-  }
-  // Where the i-th number of its own shape, in row-major order, lies.
-  int64_t place(int64_t i) const {
-    int64_t result = 0;
-    for (size_t j = shape.size(); j-- > 0; i /= shape[j]) result += i % shape[j] * stride[j];
-    return result;
-  }
-  // Every number of it, and nothing between them.
-  bool is_written() const {
-    int64_t own = 0, found = 0;
-    for (int64_t i = 0; i < count(shape); ++i) own += is_written(place(i));
-    for (int64_t i = 0; i < numbers; ++i) found += is_written(i);
-    return own == count(shape) && found == own;
-  }
-  // Bits of one number; all NaN count as one.
-  bool same(int64_t i, const Tensor& other, int64_t j) const {
-    return std::memcmp(memory.get() + i * width(), other.memory.get() + j * width(), width()) == 0 ||
-           (std::isnan(get(i)) && std::isnan(other.get(j)));
-  }
-  Array array(int64_t offset = 0) const {
-    Array result;
-    result.data = memory.get() + static_cast<size_t>(offset) * width();
-    for (size_t i = 0; i < shape.size(); ++i) {
-      result.shape.value[result.shape.count++] = shape[i];
-      result.stride.value[result.stride.count++] = stride[i];
-    }
-    return result;
-  }
-  // Where the element of `batch` with this index lies; `trailing` axes are not part of the batch.
-  int64_t offset(const Shape& batch, const Shape& index, size_t trailing) const {
-    int64_t result = 0;
-    size_t own = shape.size() - trailing, skipped = batch.size() - own;
-    for (size_t i = 0; i < own; ++i) result += shape[i] == 1 ? 0 : index[skipped + i] * stride[i];
-    return result;
-  }
-  // The row of parameters there, alone.
-  Tensor row(int64_t offset) const {
-    Tensor result{dtype, {shape.back()}, {1}, nullptr};
-    result.allocate();
-    for (int64_t k = 0; k < shape.back(); ++k) result.set(k, get(offset + k * stride.back()));
-    return result;
-  }
-  Tensor element(int64_t offset) const {
-    Tensor result{dtype, {}, {}, nullptr};
-    result.allocate();
-    result.set(0, get(offset));
-    return result;
-  }
-};
-
-inline Tensor contiguous(Dtype dtype, const Shape& shape) {
-  Tensor operand{dtype, shape, Shape(shape.size()), nullptr};
-  int64_t step = 1;
-  for (size_t i = shape.size(); i-- > 0; step *= std::max<int64_t>(shape[i], 1)) operand.stride[i] = step;
-  operand.allocate();
-  return operand;
-}
-
-enum class Kind { element, probability, upper, gradient, logit, loc, log_scale };
-
-inline double draw(Random& random, Kind kind, double extremes) {
-  constexpr double infinity = std::numeric_limits<double>::infinity();
-  if (random.chance(extremes))
-    return random.of({infinity, -infinity, std::nan(""), 0.0, -0.0, 1.0, 1e-320, 1e-40, 1e-30, -1e30, 3.4e38, 1e300,
-                      -1e300, 88.8, -103.9, 709.8, -745.2});
-  switch (kind) {
-    case Kind::element:
-      return random.normal() * random.of({1.0, 3.0, 3.0, 30.0, 1e4});
-    case Kind::probability:
-      return random.of({random.uniform(), random.uniform(), std::exp(-100 * random.uniform())});
-    case Kind::upper:  // more often than not above a lower edge
-      return random.normal() * random.of({1.0, 3.0, 30.0}) + random.of({0.5, 5.0, 100.0, 1e4});
-    case Kind::log_scale:
-      return random.normal() * random.of({0.5, 0.5, 0.5, 3.0, 25.0});
-    case Kind::loc:
-      return random.normal() * random.of({2.0, 2.0, 100.0});
-    default:
-      return random.normal() * random.of({1.0, 1.0, 10.0});
-  }
-}
-
-// Which part of the batch's shape an operand has: leading axes may be missing, others of length 1.
-inline Shape part_of(Random& random, const Shape& batch, double shared) {
-  size_t missing = random.chance(shared) ? random.below(static_cast<int64_t>(batch.size()) + 1) : 0;
+// The shape of an operand that is broadcast to the batch: leading axes may be missing, and others may have length 1.
+inline Shape part_of(Random& random, const Shape& batch, double broadcast) {
+  size_t missing = random.chance(broadcast) ? random.below(static_cast<int64_t>(batch.size()) + 1) : 0;
   Shape shape(batch.begin() + missing, batch.end());
   for (int64_t& size : shape)
-    if (random.chance(shared)) size = 1;
+    if (random.chance(broadcast)) size = 1;
   return shape;
-}
-
-// Any order of the axes in memory, gaps between elements, axes that repeat the same memory; of those without elements,
-// whose strides mean nothing, every other one.
-inline Tensor scattered(Random& random, Dtype dtype, const Shape& shape, Kind kind, double extremes) {
-  Tensor operand{dtype, shape, Shape(shape.size()), nullptr};
-  std::vector<size_t> order(shape.size());
-  std::iota(order.rbegin(), order.rend(), size_t{0});
-  if (random.chance(0.3))
-    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
-  int64_t step = random.chance(0.2) ? 1 + random.below(3) : 1;
-  for (size_t i : order) {
-    bool repeats = random.chance(shape[i] == 0 ? 0.5 : 0.05);
-    operand.stride[i] = repeats ? 0 : step;
-    step *= repeats ? 1 : std::max<int64_t>(shape[i], 1) + (random.chance(0.1) ? random.below(3) : 0);
-  }
-  operand.allocate();
-  for (int64_t i = 0; i < operand.numbers; ++i) operand.set(i, draw(random, kind, extremes));
-  return operand;
-}
-
-// The same numbers in contiguous memory.
-inline Tensor compact(const Tensor& from) {
-  Tensor operand = contiguous(from.dtype, from.shape);
-  for (int64_t i = 0; i < count(from.shape); ++i) operand.copy(i, from, from.place(i));
-  return operand;
-}
-
-// Memory to write to: contiguous, or, given `random`, with axes in any order and gaps between elements.
-inline Tensor blank(Random* random, Dtype dtype, const Shape& shape) {
-  if (random == nullptr) return contiguous(dtype, shape);
-  Tensor operand{dtype, shape, Shape(shape.size()), nullptr};
-  std::vector<size_t> order(shape.size());
-  std::iota(order.rbegin(), order.rend(), size_t{0});
-  if (random->chance(0.5))
-    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random->below(i)]);
-  int64_t step = random->chance(0.2) ? 1 + random->below(3) : 1;
-  for (size_t i : order) {
-    operand.stride[i] = step;
-    step *= std::max<int64_t>(shape[i], 1) + (random->chance(0.2) ? random->below(3) : 0);
-  }
-  operand.allocate();
-  return operand;
 }
 
 struct Case {
@@ -230,7 +29,7 @@ struct Case {
   int family, base;
   Shape batch;
   Tensor input, upper, grad_value, grad_ladj, parameters[3];
-  // Of a map with an affine one after it, in the place of parameters: rows of 3 K + 2 numbers.
+  // A map with an affine map after it has rows of 3 K + 2 numbers in place of parameters.
   bool is_affine = false;
   Tensor rows;
   // Which gradients are wanted: by the input, the upper edge and the parameters.
@@ -242,7 +41,7 @@ struct Case {
     return is_backward(op) && is_zero(grad_value) && (is_interval() || is_zero(grad_ladj));
   }
 
-  bool is_interval() const { return op == Op::interval || op == Op::interval_backward; }
+  bool is_interval() const { return is_on_intervals(op); }
   bool is_map() const { return op == Op::forward || op == Op::inverse || op == Op::forward_with_slopes; }
 
   Shape gradient_shape() const {
@@ -267,24 +66,8 @@ struct Case {
   }
 };
 
-// The same numbers in memory of their own, for the whole batch.
-inline Tensor expanded(const Tensor& from, const Shape& batch) {
-  Tensor operand = contiguous(from.dtype, batch);
-  int64_t i = 0;
-  for_elements(batch, [&](const Shape& index) { operand.copy(i++, from, from.offset(batch, index, 0)); });
-  return operand;
-}
-
-// The same numbers in other memory of the same layout.
-inline Tensor cloned(const Tensor& from) {
-  Tensor operand = from;
-  operand.allocate();
-  for (int64_t i = 0; i < from.numbers; ++i) operand.copy(i, from, i);
-  return operand;
-}
-
-// The same call with NaN and infinities in every element without an incoming gradient, and in every parameter that no
-// other element uses. Nothing of that may be seen in any gradient.
+// The same call with NaN and infinities in every element without an incoming gradient, and in some of the parameters
+// that no other element uses. No gradient may depend on those.
 inline Case poisoned(Random& random, const Case& from) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   auto poison = [&] { return random.of({std::nan(""), infinity, -infinity}); };
@@ -331,7 +114,7 @@ inline Case make_case(Random& random) {
     made.batch.push_back(size);
     room /= std::max<int64_t>(size, 1);
   }
-  double extremes = random.of({0.0, 0.0, 0.02, 0.3}), shared = random.of({0.0, 0.2, 0.8, 1.0});
+  double extremes = random.of({0.0, 0.0, 0.02, 0.3}), broadcast = random.of({0.0, 0.2, 0.8, 1.0});
   bool probability = made.base == 2 && made.op == Op::inverse;
   made.input = scattered(random, made.dtype, part_of(random, made.batch, 0.1),
                          probability ? Kind::probability : Kind::element, extremes);
@@ -346,14 +129,14 @@ inline Case make_case(Random& random) {
         if (random.chance(share)) gradient->set(i, random.of({0.0, -0.0}));
   }
   Kind kinds[3] = {Kind::logit, Kind::loc, Kind::log_scale};
-  Shape shape = part_of(random, made.batch, shared);
+  Shape shape = part_of(random, made.batch, broadcast);
   made.is_affine = !made.is_interval() && made.op != Op::forward_with_slopes && random.chance(0.3);
   if (made.is_affine) {
     shape.push_back(3 * components + 2);
     made.rows = scattered(random, made.dtype, shape, Kind::logit, extremes);
   } else {
     for (int j = 0; j < 3; ++j) {
-      if (random.chance(0.2)) shape = part_of(random, made.batch, shared);
+      if (random.chance(0.2)) shape = part_of(random, made.batch, broadcast);
       Shape whole = shape;
       whole.push_back(components);
       made.parameters[j] = scattered(random, made.dtype, whole, kinds[j], extremes);
@@ -368,9 +151,9 @@ inline Case make_case(Random& random) {
   return made;
 }
 
-// Outputs in the order: value or gradient of the input; ladj, evaluations and residual, slopes, or gradient of the
-// upper edge; gradients of the parameters, or of rows. All but the last belong to the elements. Those not wanted are
-// left out. They are contiguous, or, given `random`, laid out in any way.
+// The outputs of a call, without those that are not wanted. Their order is: the value, or the gradient of the input;
+// ladj, then evaluations and residual, or slopes; the gradient of the upper edge; the gradients of the parameters, or
+// of rows. All but the last belong to the elements. Outputs are contiguous, or, given `random`, have any strides.
 struct Outputs {
   std::vector<Tensor> all;
   size_t by_element = 0;
@@ -453,13 +236,6 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw Failure(what);
 }
 
-// Whether two outputs are the same in every bit, wherever they lie.
-inline bool are_same(const Tensor& a, const Tensor& b) {
-  for (int64_t i = 0; i < count(a.shape); ++i)
-    if (!a.same(a.place(i), b, b.place(i))) return false;
-  return true;
-}
-
 inline bool is_refused(const Call& call) {
   try {
     make_problem(call);
@@ -469,7 +245,7 @@ inline bool is_refused(const Call& call) {
   return false;
 }
 
-// An element of the batch, with the parameters that it uses, alone: by run(call).
+// Checks that an element of the batch, with its parameters, gives the same bits alone. run(call) makes the call.
 template <class Run>
 void check_alone(Random& random, const Case& from, const Outputs& whole, bool diagnosed, Run run) {
   int64_t position = random.below(count(from.batch)), rest = position;

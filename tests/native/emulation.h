@@ -1,8 +1,8 @@
-// What csrc/cuda/kernels.cu needs of CUDA, on the CPU: to test it where there is no GPU, and under sanitizers.
+// An emulation of what csrc/cuda/kernels.cu needs of CUDA, on the CPU: for tests without a GPU, and with sanitizers.
 //
-// Blocks run one after the other. A block's threads are fibers, each of which runs up to the next barrier before the
-// others do: without a barrier where one is needed, a thread reads what has not been written. Schedules differ in the
-// order of blocks and threads and in the size of the grid; a kernel must give the same bits under all of them.
+// Blocks run one after the other. The threads of a block are fibers. Each of them runs up to the next barrier before
+// the next one runs. So if a barrier is missing, a thread reads what another one has not written yet. A schedule is an
+// order of blocks and threads and a size of the grid; a kernel must give the same bits under all schedules.
 #pragma once
 
 #include <ucontext.h>
@@ -51,7 +51,7 @@ struct Fiber {
   bool done = false;
 };
 
-// A block on its way: its fibers, who come back here at each barrier.
+// The block that is running. Its fibers return to the scheduler at each barrier.
 struct Block {
   std::vector<Fiber> fibers;
   ucontext_t scheduler;
@@ -61,11 +61,11 @@ struct Block {
   void* argument = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
-  std::vector<int> votes;  // one for each barrier with a vote that a thread has come to
+  std::vector<int> votes;  // one for each barrier with a vote that a thread has reached
 };
 inline Block block;
 
-// The address sanitizer has to be told of a change of stacks.
+// The address sanitizer must be informed of a change of stacks.
 inline void enter(void** own, const void* stack, size_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(own, stack, bytes);
@@ -122,7 +122,7 @@ inline void run_block(unsigned threads) {
       entered(own, nullptr, nullptr);
       ended += fiber.done;
     }
-    // Either all threads have come to the same barrier, or all have come to their end.
+    // Either all threads have reached the same barrier, or all have ended.
     if (ended != 0 && ended != left) throw std::logic_error("some threads wait at a barrier that others never reach");
     left -= ended;
   }
@@ -167,7 +167,7 @@ inline cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 
-// What a block may have of shared memory, for a kernel that asked for it; the least of the cards that are served.
+// The shared memory that a block may have, without and with cudaFuncSetAttribute: the least of all supported GPUs.
 namespace emulation {
 constexpr size_t shared_bytes = 48 * 1024, most_shared_bytes = 99 * 1024;
 inline std::map<void (*)(), size_t> asked;
@@ -202,7 +202,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 thre
   block.body = [](void* argument) { (*static_cast<decltype(body)*>(argument))(); };
   for (unsigned i = 0; i < gridDim.x; ++i) {
     blockIdx.x = schedule.blocks_reversed ? gridDim.x - 1 - i : i;
-    // Of the exact size, and never what the last block left: 0xff is a NaN.
+    // Of the exact size, and without what the last block left in it: bytes of 0xff make NaN.
     std::unique_ptr<unsigned char, decltype(&std::free)> shared(static_cast<unsigned char*>(std::malloc(bytes)),
                                                                 std::free);
     std::memset(shared.get(), 0xff, bytes);

@@ -1,17 +1,18 @@
-// Random calls of the CPU kernels, without Python, for sanitizers and for long runs: any shapes, strides, broadcasts
-// and values, infinities and NaN among them. Each case checks that
-//   - shapes that do not broadcast are refused, and only those;
-//   - every element of every output is written (that nothing else is, the address sanitizer sees);
-//   - several callers at once, each with several threads, get the bits of one caller with one thread;
-//   - an element computed alone has the bits that it has in the batch;
-//   - the same call on contiguous operands, with contiguous results, gives the same bits, sums of gradients among them;
-//   - elements without an incoming gradient change nothing, whatever they and their parameters are;
+// Random calls of the CPU kernels, without Python, for sanitizers and for long runs: with any shapes, strides,
+// broadcasts and values, among them infinities and NaN. Each case checks that
+//   - shapes that do not broadcast are refused, and no others;
+//   - every element of every output is written (the address sanitizer checks that nothing else is);
+//   - several callers at once, each with several threads, get the same bits as one caller with one thread;
+//   - an element that is computed alone has the bits that it has in the batch;
+//   - the same call on contiguous operands, with contiguous results, gives the same bits, also of sums of gradients;
+//   - elements without an incoming gradient change nothing, whatever values they and their parameters have;
 //   - the inverse ends before the limit on its evaluations;
-//   - a permutation of rows meets each of them once, its parts are those of the whole, and rows are copied as they are.
+//   - a permutation of rows has each of them once, a part of it equals that part of the whole, and rows are copied
+//     unchanged.
 //
 //   fuzz [--cases N | --seconds S] [--first I] [--seed S] [--callers C] [--threads T]
 //
-// A case depends on the seed and its number alone: --first I --cases 1 runs it again.
+// A case depends on the seed and on its number alone, so --first I --cases 1 runs case I again.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -34,7 +35,7 @@ namespace {
 
 constexpr double kMostEvaluations = 4 * (30 + 64);  // the limit in inverse.h: a search that meets it was cut off
 
-// An axis of the wrong length, or one too many: never read, always refused.
+// Checks that an axis of the wrong length, and one axis too many, are refused before any element is read.
 void check_refusal(Random& random, const Case& from) {
   Call call = Outputs(from, false).call;
   Array* operands[] = {&call.input, &call.logits, &call.loc, &call.log_scale};
@@ -101,7 +102,7 @@ void check_rows(Random& random) {
           "a number that is no row's was not refused");
 }
 
-// Whether the case was run: batches with too many axes that cannot be merged are refused.
+// Returns false if the case was refused, because its batch has too many axes that cannot be merged.
 bool check_case(Random& random, int callers, int threads) {
   Case made = make_case(random);
   bool diagnosed = made.op == Op::inverse && !made.is_affine;

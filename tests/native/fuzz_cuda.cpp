@@ -1,18 +1,19 @@
-// Random calls of the CUDA kernels, emulated on the CPU (emulation.h), against the CPU kernels. Both are compiled alike
-// from the same templates, without fused multiply-add, so that bits can be asked for; but in float32, where a GPU has
-// units for special functions, results are those of the CPU within what is promised. Each case checks that
-//   - every element of every output is written (that nothing else is, the address sanitizer sees);
+// Random calls of the CUDA kernels, which run on the CPU in an emulation (emulation.h), compared with the CPU kernels.
+// Both are compiled from the same templates, and without fused multiply-add, so in float64 they must give the same
+// bits. In float32 a GPU has units for special functions, so results are near those of the CPU. Each case checks that
+//   - every element of every output is written (the address sanitizer checks that nothing else is);
 //   - the same call on contiguous operands, with contiguous results, gives the same bits;
 //   - other orders of blocks and threads and smaller grids give the same bits;
-//   - what belongs to an element has the bits that it has alone and, in float64, those of the CPU kernel; in float32 z
-//     and ladj are near those of the CPU kernel;
-//   - elements without an incoming gradient change nothing, whatever they and their parameters are;
+//   - the outputs of an element have the bits that they have when it is computed alone and, in float64, those of the
+//   CPU
+//     kernel; in float32 z and ladj are near those of the CPU kernel;
+//   - elements without an incoming gradient change nothing, whatever values they and their parameters have;
 //   - a gradient of a parameter is the sum of what each element adds to it, which the CPU kernel gives when every
 //     element has a row of its own, within what rounding allows.
 //
 //   fuzz_cuda [--cases N] [--first I] [--seed S]
 //
-// A case depends on the seed and its number alone: --first I --cases 1 runs it again.
+// A case depends on the seed and on its number alone, so --first I --cases 1 runs case I again.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -53,11 +54,11 @@ Outputs terms_of(Case made, bool on_cpu) {
   return terms;
 }
 
-// Kernels add up to 128 numbers (a tile of elements) in the number type, and in double what comes of that: in float an
-// error of at most 128 half units of the sum of the magnitudes, and one more for the result. In double, the numbers of
-// tiles and of chunks come on top, which these cases keep below 128. Where all elements of a tile are in linear space,
-// the parts of a term are summed each by itself, which may be as large as the largest term of any component, or as the
-// incoming gradients, though the term itself is small: then a thousand units of those are allowed.
+// Kernels add up to 128 numbers (a tile of elements) in the number type, and the sums of tiles in double. In float32
+// the error is at most 128 half units of the sum of the magnitudes, and one more for the result. In float64, the
+// numbers of tiles and of chunks come on top, which these cases keep below 128. If all elements of a tile are in linear
+// space, the parts of a term are summed separately. They may be as large as the largest term of any component, or as
+// the incoming gradients, even if the term itself is small. Then a thousand units of those are allowed.
 void check_sums(const Case& made, const Tensor& sums, const Tensor& terms, const Tensor& by_input) {
   bool single = made.dtype == Dtype::float32;
   double epsilon = single ? 0x1p-23 : 0x1p-52, largest = single ? 0x1p126 : 0x1p1022, least = single ? 0x1p-149 : 0;
@@ -103,8 +104,8 @@ void check_sums(const Case& made, const Tensor& sums, const Tensor& terms, const
   }
 }
 
-// z and ladj of the forward map in float32, on the scales of docs/how-exact.md: 8 eps of the emulated kernel, 4 of the
-// CPU's. What is not a finite number is the same in both.
+// Compares z and ladj of the forward map in float32, on the scales of docs/how-exact.md. The emulated kernel may be
+// wrong by 8 eps, and the CPU's by 4. Results that are not finite must be the same.
 void check_near(const Case& made, const Outputs& emulated, const Outputs& expected) {
   constexpr double eps = 0x1p-23, log_sqrt_2pi = 0.918938533204672741780;
   for (int64_t i = 0; i < count(made.batch); ++i) {
@@ -158,7 +159,7 @@ bool check_case(Random& random) {
   return true;
 }
 
-// What a failed launch says, and that the device is what it was before.
+// Checks the message of a failed launch, and that the current device is the same before and after a launch.
 void check_errors(Random& random) {
   Case made = make_case(random);
   while (count(made.batch) == 0 || made.batch.size() > kMaxAxes || made.op == Op::forward_with_slopes)
@@ -166,8 +167,6 @@ void check_errors(Random& random) {
   Outputs outputs(made, false);
   Problem problem = make_problem(outputs.call);
   std::unique_ptr<void, decltype(&std::free)> workspace(std::malloc(cuda_workspace(problem)), std::free);
-  const char* names[] = {"forward",  "forward_with_slopes", "backward", "inverse", "inverse_backward",
-                         "interval", "interval_backward"};
   auto message_of = [&](int device) {
     try {
       run_on_cuda(problem, device, nullptr, workspace.get());
@@ -177,9 +176,9 @@ void check_errors(Random& random) {
     return std::string();
   };
   emulation::launches_fail = true;
-  require(message_of(1) == std::string("mixflow: CUDA launch of ") + names[static_cast<int>(made.op)] +
-                               " failed: invalid configuration argument",
-          "a failed launch is not told of");
+  require(message_of(1) ==
+              std::string("mixflow: CUDA launch of ") + name_of(made.op) + " failed: invalid configuration argument",
+          "a failed launch is not reported");
   emulation::launches_fail = false;
   require(emulation::current_device == 0, "a failed launch leaves another device behind");
   require(message_of(2) == "mixflow: CUDA cudaSetDevice failed: invalid device ordinal", "no such device");

@@ -38,9 +38,9 @@ def log_space_forward(x: Tensor, parameters: Parameters, family: str) -> tuple[T
     component, base = FAMILIES[family], BASES[BASE_OF[family]]
     log_weight = torch.log_softmax(logits, -1)
     a = (x[..., None] - loc) * torch.exp(-log_scale)
-    lower = torch.logsumexp(log_weight + component.plain_log_cdf(a), -1)
-    upper = torch.logsumexp(log_weight + component.plain_log_cdf(-a), -1)
-    log_density = torch.logsumexp(log_weight + component.log_pdf(a) - log_scale, -1)
+    log_cdf, log_sf = component.plain_log_cdf(a), component.plain_log_cdf(-a)
+    lower, upper = (torch.logsumexp(log_weight + log_tail, -1) for log_tail in (log_cdf, log_sf))
+    log_density = torch.logsumexp(log_weight + component.plain_log_pdf(a, log_sf) - log_scale, -1)
     z = base.plain_z_from_logs(lower, upper)
     return z, log_density - base.log_prob(z)
 
@@ -51,8 +51,9 @@ def linear_forward(x: Tensor, parameters: Parameters, family: str) -> tuple[Tens
     component, base = FAMILIES[family], BASES[BASE_OF[family]]
     weight, inv_scale = torch.softmax(logits, -1), torch.exp(-log_scale)
     a = (x[..., None] - loc) * inv_scale
-    lower = (weight * component.plain_cdf(a)).sum(-1)
-    density = (weight * inv_scale * component.plain_pdf(a)).sum(-1)
+    cdf = component.plain_cdf(a)
+    lower = (weight * cdf).sum(-1)
+    density = (weight * inv_scale * component.plain_pdf(a, cdf)).sum(-1)
     z = base.plain_z(lower, 1 - lower)
     return z, torch.log(density) - base.log_prob(z)
 

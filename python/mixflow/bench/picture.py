@@ -45,7 +45,7 @@ def rates(machine: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
     for column, ax in zip((cases[:first], cases[first:]), figure.subplots(1, 2, sharex=True), strict=True):
         _bars(column, ax)
         ax.set_ylim(tallest - 0.5, -1)
-    title = "Rates of mixflow (blue) and of what it is compared with (grey);\nin brackets how many times as fast mixflow is"
+    title = "Rates of mixflow (blue) and of baselines (grey);\nin brackets how many times as fast mixflow is"
     figure.suptitle(title, fontsize=12)
     made_on = wrap(", ".join(f"{key} {value}" for key, value in machine.items()), 120)
     figure.supxlabel("\n".join(["million elements per second (logarithmic scale)", "", *made_on]), fontsize=9)

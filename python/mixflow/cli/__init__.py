@@ -15,9 +15,9 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv`` (by default the process's own) and return its exit status.
+    """Run the command line ``argv`` (by default that of the process) and return its exit status.
 
-    0 is success; 2 a bad command line or input, said in one line on stderr; 130 an interruption by Ctrl-C.
+    The status is 0 for success, 2 for a bad command line or input, with one line on stderr, and 130 after Ctrl-C.
 
     Example:
         >>> from mixflow.cli import main
@@ -30,32 +30,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         _refuse(parser, unknown)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")  # so that a name that the terminal cannot show is no error
     try:
         _check_overwriting(arguments)
         status: int = arguments.run(arguments)
         if sys.stdout:
-            sys.stdout.flush()  # so that an error is reported here
+            sys.stdout.flush()  # an error of writing is then reported here
     except KeyboardInterrupt:
         print("mixflow: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read stdout, such as head, has gone
+    except BrokenPipeError:  # the program that read stdout, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as shells have it
+        return 141  # 128 + SIGPIPE, as in shells
     except OSError as error:
         report(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return 2
     except (ValueError, ArithmeticError, ModuleNotFoundError) as error:
         report(str(error))
         return 2
-    except (RuntimeError, MemoryError) as error:  # torch's own, whose first line says it; the rest is where in torch
+    except (RuntimeError, MemoryError) as error:  # of torch's errors, the first line is enough; the rest is a trace
         report(next(iter(str(error).strip().splitlines()), "out of memory"))
         return 2
     return status
 
 
 def _check_overwriting(arguments: argparse.Namespace) -> None:
-    """ValueError if a file that is written is a table that is read, or if two of them are one file."""
+    """ValueError if two arguments are the same file, of which at least one is written."""
     options = {"data": "DATA", "context": "--context", "checkpoint": "--checkpoint", "out": "--out"}
     taken: dict[str, str] = {}
     for name, option in options.items():

@@ -1,4 +1,4 @@
-"""One Gaussian, fitted to the rows that a flow learned from and scored on the rows that it was judged by."""
+"""One Gaussian as a baseline: fitted to the training rows of a flow and scored on its held-out rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..start.gaussian import gaussian
 
 __all__ = ["one_gaussian"]
 
-_MOST_COLUMNS = 200  # beyond which the Gaussian takes seconds
+_MOST_COLUMNS = 200  # with more columns, the Gaussian takes seconds
 
 
 def one_gaussian(
@@ -24,20 +24,20 @@ def one_gaussian(
 ) -> float | None:
     """The mean log_prob in nats of one Gaussian on the rows that :func:`mixflow.fit` holds out of ``data``.
 
-    With a context, it is the Gaussian of columns and contexts together, given the contexts: its mean is linear in them,
-    its covariance does not depend on them.
+    With a context, a Gaussian is fitted to columns and contexts together, and conditioned on the contexts. Its mean is
+    linear in them, and its covariance does not depend on them.
 
     Args:
-        flow: what was fitted; its features, context and notes tell how data are read.
-        data: (N, D), the argument of ``fit``, and so are the others.
-        context: (N, C) or None.
-        weights: (N,) or None.
-        validation: the fraction of rows held out.
-        seed: of the choice of these rows.
+        flow: the fitted flow.
+        data: (N, D), as for ``fit``.
+        context: (N, C) or None, as for ``fit``.
+        weights: (N,) or None, as for ``fit``.
+        validation: the fraction of rows that is held out.
+        seed: the seed that chooses these rows.
 
     Returns:
-        None where no such number can be compared with the flow's: without held-out rows, for a flow with a support,
-        which leaves rows out of its score, for images, and for more than 200 columns.
+        The mean log_prob. None if it cannot be compared with that of the flow: without held-out rows, for a flow with a
+        support, whose score leaves rows out, for images, and for more than 200 columns.
 
     """
     columns = flow.features + flow.context

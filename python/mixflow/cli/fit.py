@@ -36,7 +36,7 @@ _IN_OPTIONS = {'resolution="auto"': "--resolution auto", " initialize=True sets 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fit what the options ask for, save it and say how it went; returns the exit status."""
+    """Fit the flow of the options, save it, print a summary, and return the exit status."""
     first = process_rank() == 0  # of the processes that torchrun started
     if first:
         check_writable(arguments.out)
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = fit_options(arguments, flow)
     history = _fitted(flow, data, context, weights, options, not arguments.quiet)
     if history.interrupted and history.kept is None and not history.lr:
-        raise KeyboardInterrupt  # before the first weights worth keeping; a model at --out stays as it was
+        raise KeyboardInterrupt  # there are no weights worth keeping yet; a model at --out stays as it was
     if first:
         flow.notes["history"] = history.to_dict()
         save(flow, arguments.out)
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fitted(flow: Flow, data: Any, context: Any, weights: Any, options: dict[str, Any], progress: bool) -> History:
-    """Fit ``flow``; warnings are told like errors, in a line each."""
+    """Fit ``flow``. Each warning is printed in one line, like an error."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         history = fit(flow, data, context=context, weights=weights, progress=progress, **options)
@@ -78,7 +78,7 @@ def _fitted(flow: Flow, data: Any, context: Any, weights: Any, options: dict[str
 
 
 def _summary(flow: Flow, history: History, roles: Roles, judged: str) -> str:
-    """What was learned from what, and how good it is."""
+    """The summary: the training, its notes, and the score of the flow."""
     kept = history.kept if isinstance(history.kept, str) else f"epoch {(history.best_epoch or 0) + 1}"
     notes = []
     if roles.context:
@@ -94,14 +94,14 @@ def _summary(flow: Flow, history: History, roles: Roles, judged: str) -> str:
 
 
 def _in_options(text: str) -> str:
-    """``text`` with the options of the command in place of Python's arguments."""
+    """``text`` with options of the command line in place of Python's arguments."""
     for of_python, of_command in _IN_OPTIONS.items():
         text = text.replace(of_python, of_command)
     return text
 
 
 def _judged(flow: Flow, history: History, data: Any, context: Any, weights: Any, options: dict[str, Any]) -> str:
-    """The score of the held-out rows beside that of one Gaussian, if there are such rows."""
+    """The score of the held-out rows, and that of one Gaussian; empty without held-out rows."""
     validation = options.get("validation", HELD_OUT)
     if not validation:
         return ""

@@ -20,11 +20,11 @@ __all__ = ["BEST", "BEST_OF_FEW", "FEW", "fit_options", "new_flow", "opened", "r
 
 # The recipes that did best on most tables of several columns, of fewer than FEW rows and of more: docs/your-data.md.
 BEST, BEST_OF_FEW, FEW = "autoregressive", "gaussianization", 500
-MOST = 1000  # columns for which a recipe is chosen
+MOST = 1000  # with more columns, the user must choose a recipe
 
 
 def opened(arguments: argparse.Namespace, reading: Reading) -> tuple[Flow | None, Roles]:
-    """The flow and what each column is for; None where the number of rows decides on the flow."""
+    """The flow and the role of each column. The flow is None if the number of rows decides on it."""
     if arguments.init is not None:
         return _from_model(arguments, reading)
     roles = Roles.of_options(arguments, reading)
@@ -38,7 +38,7 @@ def opened(arguments: argparse.Namespace, reading: Reading) -> tuple[Flow | None
 
 
 def recipe_for(arguments: argparse.Namespace, roles: Roles, rows: int) -> str:
-    """The recipe that the options name, or else the one that suits a table of so many ``rows``."""
+    """The recipe that the options name; without one, the recipe that suits a table of so many ``rows``."""
     if arguments.flow:
         return str(arguments.flow)
     if len(roles.columns) == 1:
@@ -91,7 +91,7 @@ def _option(name: str) -> str:
 
 
 def _recipe_options(build: Callable[..., Flow]) -> list[str]:
-    """The parameters of a recipe that are options of ``fit``: the others come from the data."""
+    """The parameters of a recipe that are options of ``fit``. The data decide on the others."""
     own = "features", "context", *NO_NUMBERS
     return [name for name in inspect.signature(build).parameters if name not in own]
 
@@ -101,12 +101,12 @@ def _all_recipe_options() -> list[str]:
 
 
 def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """The options among ``names`` that the user gave: defaults stay where they are defined."""
+    """The options among ``names`` that the user gave. Recipes and ``fit`` have their own defaults for the others."""
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
 
 
 def fit_options(arguments: argparse.Namespace, flow: Flow) -> dict[str, Any]:
-    """The options of :func:`mixflow.fit`; a model that goes on keeps its resolution."""
+    """The options of :func:`mixflow.fit`. With ``--init``, the resolution of the model is kept."""
     own = "flow", "data", "context", "weights", "resolution"
     options = _given(arguments, [name for name in inspect.signature(fit).parameters if name not in own])
     before = flow.notes.pop("resolution", None)

@@ -1,4 +1,4 @@
-"""Columns by name: those of a model, and where they are in a table."""
+"""Columns by name: the columns of a model, and their positions in a table."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Names:
     """The names of a model's columns.
 
     Attributes:
-        columns: of its features.
-        context: of its context.
-        given: whether the model has these names; otherwise they are x1, x2, ... and c1, c2, ...
+        columns: the names of its features.
+        context: the names of its context.
+        given: whether these names are in the model; otherwise they are x1, x2, ... and c1, c2, ...
 
     """
 
@@ -32,7 +32,7 @@ class Names:
 
     @classmethod
     def of(cls, flow: Flow) -> Names:
-        """Those in the notes of ``flow``."""
+        """The names in the notes of ``flow``."""
         columns, context = _noted(flow, "columns"), _noted(flow, "context")
         return cls(
             columns or default_names(flow.features),
@@ -42,10 +42,10 @@ class Names:
 
     @property
     def written(self) -> list[str]:
-        """The order of columns in files that commands write: those of the features, then those of the context.
+        """The order of columns in files that commands write: features first, then the context.
 
-        The columns of a file without names are x1, x2, ... A model that uses all of them writes them in that file's
-        order, so that files without names stay alike.
+        The columns of a file without names are called x1, x2, .... A model of all these columns writes them in that
+        order, so that a file without names has the columns at the same places as the data.
         """
         both = self.columns + self.context
         default = default_names(len(both))
@@ -55,7 +55,7 @@ class Names:
         """``columns`` (n, D) and ``context`` (n, C) side by side in the order of :attr:`written`."""
         if context is None:
             return columns
-        if columns.dtype == np.float32:  # to have as many digits in a .csv file as without a context
+        if columns.dtype == np.float32:  # a .csv file then has as many digits as without a context
             columns = columns.astype("S").astype(np.float64)
         both = np.concatenate([columns, context], axis=1)
         return both[:, [(self.columns + self.context).index(name) for name in self.written]]
@@ -69,9 +69,9 @@ def _noted(flow: Flow, what: str) -> list[str]:
 
 
 def own_columns(flow: Flow, path: str, reading: Reading, weight: str | None) -> list[str]:
-    """The names that the columns of ``flow``, then its contexts, have in a table. ValueError for a wrong number.
+    """The names in a table of the columns of ``flow`` and of its contexts. ValueError for a wrong number of columns.
 
-    ``weight`` names a further column. A model without names takes all columns of the table except this one.
+    ``weight`` is the name of a further column. A model without names takes all columns of the table except this one.
     """
     names = Names.of(flow)
     wanted = flow.features + len(names.context)
@@ -87,26 +87,26 @@ def own_columns(flow: Flow, path: str, reading: Reading, weight: str | None) -> 
 
 
 def request(path: str, wanted: Sequence[str], reading: Reading) -> list[str] | None:
-    """The ``columns`` argument with which the reader of a table gives the columns ``wanted``.
+    """The argument ``columns`` with which the reader of a table returns the columns ``wanted``.
 
-    It is None, for all columns, where these are the wanted ones: the reader then notes which others it leaves out. The
-    columns of a file without names are x1, x2, ... If some of the wanted ones are not among them, but their number is
-    right, the file is taken to hold the wanted columns in their order.
+    It is None if these are the columns that the reader takes by default. The reader then notes the columns that it
+    leaves out. The columns of a file without names are called x1, x2, .... If ``wanted`` holds other names, but as many
+    as the file has columns, they are taken as the names of the file's columns.
     """
     here = usual_columns(path, reading)
     return None if here is not None and sorted(here) == sorted(wanted) else list(wanted)
 
 
 def usual_columns(path: str, reading: Reading) -> list[str] | None:
-    """The columns of a table that are read without a choice; None if it cannot be read without one."""
+    """The columns of a table that are read by default; None if the table cannot be read without a choice of columns."""
     try:
         return columns_of(path, reading)
-    except TableError:  # words or equal names, perhaps in columns that are not asked for
+    except TableError:  # words or equal names, perhaps in columns that the user does not want
         return None
 
 
 def has_column(path: str, name: str, reading: Reading) -> bool:
-    """Whether a table has a column of that name; also True where reading it is an error of another kind."""
+    """Whether a table has a column of that name; also True if reading it is an error of another kind."""
     try:
         return next(iter_table(path, [name], 1, replace(reading, na="keep"))).columns == [name]
     except NoColumn:
@@ -116,7 +116,7 @@ def has_column(path: str, name: str, reading: Reading) -> bool:
 
 
 def positions_of(table: Table, wanted: Sequence[str]) -> list[int]:
-    """Where the columns ``wanted`` are in ``table``, which was read by what :func:`request` gave."""
+    """The positions of the columns ``wanted`` in ``table``, which was read with the result of :func:`request`."""
     if set(wanted) <= set(table.columns):
         return [table.columns.index(name) for name in wanted]
     return list(range(len(wanted)))

@@ -1,4 +1,4 @@
-"""The command line as argparse has it: the commands, their help, and completion for shells."""
+"""The parser of the command line: the commands, their help, and completion for shells."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FILES = ("DATA", "FILE", "MODEL", "MODEL_A", "MODEL_B", "PNG", "VALUES|FILE")
 
 
 def report(message: str) -> None:
-    """Print an error the way that all of them are printed: in one line."""
+    """Print an error in one line."""
     print(f"mixflow: error: {' '.join(message.split())}", file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a bad command line as every other error is reported."""
+    """Reports a bad command line like every other error."""
 
     def error(self, message: str) -> NoReturn:
         """Print ``message`` in one line and exit with status 2."""
@@ -65,7 +65,7 @@ _EXAMPLES = """example:
 
 
 def build_parser() -> Parser:
-    """The parser of the whole command line; ``run`` among its results is the function of the chosen command."""
+    """The parser of the whole command line. The attribute ``run`` of its result is the function of the command."""
     parser = Parser(
         prog="mixflow",
         description="Normalizing flows built from mixture CDFs: fit a density to a table, score rows, draw new ones.",

@@ -1,4 +1,4 @@
-"""Rows on their way through a model: how many at a time, on how many threads, and the bar that shows it."""
+"""Passes of rows through a model: how many rows at a time, on how many threads, with a progress bar."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["PART", "array_of", "in_parallel", "progress_bar"]
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-# Rows that go through a model together: so few that what a network makes of them stays in the processor's cache. With
-# 65,536 rows, a network of the default size takes twice as long for each.
+# Rows that go through a model together. They are so few that the results of a network's layers stay in the processor's
+# cache. With 65,536 rows, a network of the default size takes twice as long for each row.
 PART = 1 << 13
 
 
 def in_parallel(flow: Flow, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
     """``work(job)`` for each of ``jobs``, in their order; each job passes about :data:`PART` rows through ``flow``.
 
-    Each of torch's threads takes a job of its own: none waits for another, as they do where they share the work of one
-    operation. Where products of matrices are long, they share it all the same, so that all of them fit the cache.
+    Each of torch's threads takes a job of its own, so that no thread waits for another. But if products of matrices are
+    long, the threads share the work of each operation instead, so that the matrices fit into the cache.
     """
     operations = [2.0 * PART * parameter.numel() for parameter in flow.parameters() if parameter.ndim == 2]
     are_long = sum(operations) >= PRODUCT * len(operations) > 0
@@ -52,7 +52,7 @@ def in_parallel(flow: Flow, work: Callable[[Job], Result], jobs: Iterable[Job]) 
 
 
 def progress_bar(rows: int | None) -> tqdm[NoReturn]:
-    """Shown on a terminal alone, and only once the work has taken a while."""
+    """A bar that is shown only on a terminal, after a second of work."""
     return tqdm(total=rows, unit="rows", unit_scale=True, disable=None, delay=1.0)
 
 

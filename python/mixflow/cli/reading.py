@@ -1,4 +1,4 @@
-"""The options that say which table a command takes and how it is read."""
+"""The options for the table that a command takes, and for how it is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_table(command: argparse.ArgumentParser, models: Sequence[tuple[str, str,
 
 
 def add_reading(group: argparse._ArgumentGroup) -> None:
-    """Add the options that say how a table is read, which :func:`reading_of` collects."""
+    """Add the options for how a table is read, which :func:`reading_of` collects."""
     group.add_argument(
         "--sep", type=_separator, metavar="C", help="what separates cells: a character, tab or space (default: found)"
     )
@@ -46,9 +46,10 @@ def add_reading(group: argparse._ArgumentGroup) -> None:
 
 
 def reading_of(arguments: argparse.Namespace, in_place: bool = False) -> Reading:
-    """How the options say that a table is read.
+    """How a table is read, by the options.
 
-    With ``in_place``, rows that ``--na drop`` leaves out come as NaN, so that they keep their place in what is written.
+    With ``in_place``, the rows that ``--na drop`` leaves out are read as NaN, so that they keep their place in the
+    output.
     """
     na: Any = "keep" if in_place and arguments.na == "drop" else arguments.na
     return Reading(arguments.sep, arguments.decimal, arguments.header, na)

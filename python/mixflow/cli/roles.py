@@ -1,4 +1,4 @@
-"""What each column of a table is for when a flow is fitted: a feature, a context or the weight of the rows."""
+"""The roles of a table's columns when a flow is fitted: a feature, a context, or the weight of the rows."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Roles:
     """The columns of a table by name.
 
     Attributes:
-        columns: those to fit.
-        context: those that the density depends on.
-        weight: the weights of the rows; None for rows that count alike.
-        typed: whether the user named any of them.
+        columns: the columns to fit.
+        context: the columns that the density depends on.
+        weight: the column of weights; None if all rows count the same.
+        typed: whether the user named any column.
 
     """
 
@@ -38,7 +38,7 @@ class Roles:
 
     @classmethod
     def of_options(cls, arguments: argparse.Namespace, reading: Reading) -> Roles:
-        """As ``--column``, ``--context`` and ``--weight`` say; what is left over is fitted without ``--column``."""
+        """The roles by ``--column``, ``--context`` and ``--weight``; without ``--column`` the rest is fitted."""
         weight = [] if arguments.weight is None else [arguments.weight]
         given = {"--column": arguments.column or [], "--context": arguments.context or [], "--weight": weight}
         _check_distinct(given)
@@ -51,14 +51,14 @@ class Roles:
         roles = cls(columns, given["--context"], arguments.weight, any(given.values()))
         here = default_names(len(roles.all))
         missing = [name for name in roles.all if name not in here]
-        # A file without names may be given names, all of them or none.
+        # The user may give names to a file without names, but only to all of its columns.
         if 0 < len(missing) < len(here) and usual_columns(arguments.data, reading) == here:
             raise TableError(f"{arguments.data}: no column {missing[0]!r}; the columns are {listed(here)}")
         return roles
 
     @classmethod
     def of_model(cls, model: Flow, path: str, weight: str | None, reading: Reading) -> Roles:
-        """As ``model`` was fitted; its weights count where ``weight`` is None and the table has them."""
+        """The roles with which ``model`` was fitted. Without ``weight``, its column of weights counts if it is there."""
         remembered = model.notes.get("weight")
         if weight is None and isinstance(remembered, str) and has_column(path, remembered, reading):
             weight = remembered
@@ -71,7 +71,7 @@ class Roles:
         return self.columns + self.context + ([] if self.weight is None else [self.weight])
 
     def note_in(self, flow: Flow, named: bool) -> None:
-        """Let ``flow`` remember the names if the file is ``named`` or the user typed any."""
+        """Note the names in ``flow`` if the file is ``named`` or the user typed any."""
         if not (named or self.typed):
             return
         flow.notes["columns"] = self.columns
@@ -81,7 +81,7 @@ class Roles:
             flow.notes["weight"] = self.weight
 
     def parts(self, table: Table) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
-        """Columns (N, D), context (N, C) and weights (N,) of ``table``, each a memory map as its values are."""
+        """Columns (N, D), context (N, C) and weights (N,) of ``table``: memory maps, like its values."""
         positions = positions_of(table, self.all)
         features, end = len(self.columns), len(self.columns) + len(self.context)
         context = _picked(table.values, positions[features:end]) if self.context else None
@@ -100,7 +100,7 @@ def _check_distinct(given: dict[str, list[str]]) -> None:
 
 
 def _picked(values: NDArray[Any], positions: list[int]) -> NDArray[Any]:
-    """Columns of a memory map: a view of it where they are evenly spaced, otherwise a copy in a nameless file."""
+    """Columns of a memory map: a view if they are evenly spaced, otherwise a copy in a temporary file."""
     first, last = positions[0], positions[-1]
     step = positions[1] - first if len(positions) > 1 else 1
     if step > 0 and positions == list(range(first, last + 1, step)):

@@ -50,7 +50,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw, chunk by chunk, and write; returns 0."""
+    """Draw samples and write them, chunk by chunk; returns 0."""
     check_extension(arguments.out)
     check_writable(arguments.out)
     flow = load(arguments.model)
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _seeds(seed: int | None) -> Iterator[int]:
-    """A seed for each part: ``seed`` for the first, so that these samples are those of ``flow.sample``; then others."""
+    """A seed for each part. The first is ``seed``, so that the first samples are those of ``flow.sample``."""
     first = torch.Generator().seed() if seed is None else check_seed(seed)
     yield first
     generator = torch.Generator().manual_seed(first)
@@ -87,7 +87,8 @@ _Job: TypeAlias = tuple[int, "torch.Tensor | None", int]  # samples of each cont
 def _jobs(count: int, context: NDArray[Any] | None, seeds: Iterator[int]) -> Iterator[_Job]:
     """``count`` samples of each row of ``context`` (K, C), in parts; without a context, ``count`` in all.
 
-    The samples of one context are together. Each part has a seed, so that the threads that draw need not wait.
+    The samples of one context are together. Each part has a seed of its own, so that threads need not wait for each
+    other.
     """
     together = max(1, PART // max(1, count))  # contexts
     for first in range(0, 1 if context is None else len(context), together):
@@ -126,7 +127,7 @@ def _is_table(context: str | None) -> bool:
 
 
 def _contexts(arguments: argparse.Namespace, names: Names, notes: Notes) -> Iterator[NDArray[Any] | None]:
-    """The contexts to draw for, (n, C), in chunks; None, once, for a model without."""
+    """The contexts to draw for, (n, C), in chunks; a single None for a model without a context."""
     if not names.context:
         yield None
     elif not _is_table(arguments.context):
@@ -142,7 +143,7 @@ def _contexts(arguments: argparse.Namespace, names: Names, notes: Notes) -> Iter
 
 
 def _values(text: str, names: Sequence[str]) -> NDArray[np.float64]:
-    """The context (1, C) that ``text`` holds: numbers in the order of ``names``, or NAME=number for each."""
+    """The context (1, C) in ``text``: numbers in the order of ``names``, or NAME=number for each."""
     cells = [cell.rpartition("=") for cell in text.split(",")]
     pairs = {name.strip(): number for name, _, number in cells}
     ordered = [number for _, _, number in cells]

@@ -41,7 +41,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score all rows, chunk by chunk, write what is asked for and print the mean; returns 0."""
+    """Score all rows, chunk by chunk, write the scores to ``--out`` if it is given, and print the mean; returns 0."""
     if arguments.out:
         check_extension(arguments.out)
         check_writable(arguments.out)
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _scored(flow: Flow, part: Part) -> tuple[Part, NDArray[Any]]:
-    """A part and the log_prob (n,) of its rows, NaN for those that lack a value."""
+    """A part and the log_prob (n,) of its rows, which is NaN for a row that lacks a value."""
     with torch.no_grad():
         log_prob = array_of(flow.log_prob(part.x, part.context))
     log_prob[part.missing] = math.nan
@@ -73,7 +73,7 @@ def _scored(flow: Flow, part: Part) -> tuple[Part, NDArray[Any]]:
 
 @dataclass
 class _Odd:
-    """Rows of one odd kind: how many, and the first of them."""
+    """Odd rows of one kind: their number, and the first of them."""
 
     count: int = 0
     first: int = 0
@@ -93,13 +93,13 @@ class _Odd:
 
 @dataclass
 class _Scores:
-    """The mean of the scores of rows that come in chunks, and what there is to say about odd ones.
+    """The mean of the scores of rows, which come in chunks, and what to report about odd rows.
 
     Attributes:
-        names: of the columns and contexts.
-        weight: the name of the weights; None for rows that count alike.
-        rows: how many there were.
-        dropped: how many of them lack a value.
+        names: the names of the columns and contexts.
+        weight: the name of the column of weights; None if all rows count the same.
+        rows: the number of rows.
+        dropped: the number of rows that lack a value.
 
     """
 
@@ -107,9 +107,9 @@ class _Scores:
     weight: str | None
     rows: int = 0
     dropped: int = 0
-    total: Sum = field(default_factory=Sum)  # of the finite scores, weighted
-    weights: Sum = field(default_factory=Sum)  # of these
-    others: Sum = field(default_factory=Sum)  # weights of the rows whose score is -inf
+    total: Sum = field(default_factory=Sum)  # the weighted sum of the finite scores
+    weights: Sum = field(default_factory=Sum)  # the weights of these rows
+    others: Sum = field(default_factory=Sum)  # the weights of the rows whose score is -inf
     unknown: _Odd = field(default_factory=_Odd)
     outside: _Odd = field(default_factory=_Odd)
 
@@ -131,7 +131,7 @@ class _Scores:
         self.dropped += int(part.missing.sum())
 
     def check(self, path: str) -> None:
-        """ValueError if there is no mean: a score that is no number, or no weight at all."""
+        """ValueError if there is no mean, because a score is NaN or all weights are 0."""
         if self.unknown.count:
             raise ValueError(f"{path}: log_prob is nan {self.unknown.described(self.names, self.rows)}")
         if self.dropped == self.rows:
@@ -140,7 +140,7 @@ class _Scores:
             raise ValueError(f"--weight: expected a positive weight in {self.weight!r}, got zeros alone")
 
     def told(self) -> str:
-        """The mean, below what there is to say about rows of density zero."""
+        """The mean as text, with a line before it about rows of density zero."""
         known = self.weights.value()
         mean = self.total.value() / known if known else -math.inf
         if not self.outside.count:

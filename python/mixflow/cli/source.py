@@ -1,4 +1,4 @@
-"""A table on its way into a model, and what is said about the table."""
+"""A table as the input of a model, and the notes about the table."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Notes", "Part", "Source"]
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a table as a model takes them.
+    """Some rows of a table as the input of a model.
 
     Attributes:
-        x: (n, D), or of the shape of the flow's events.
-        context: (n, C); None for a flow without.
-        weight: (n,); None where none is asked for.
+        x: (n, D), or events of the flow's shape.
+        context: (n, C); None for a flow without a context.
+        weight: (n,); None if the caller named no column of weights.
         values: the columns and contexts of the same rows, (n, D + C), as they were read.
-        missing: (n,), which rows lack a value.
+        missing: (n,), whether a row lacks a value.
 
     """
 
@@ -40,10 +40,10 @@ class Part:
 
 
 class Source:
-    """A table on its way into a model: columns and contexts by the model's names, in chunks or at once.
+    """A table as the input of a model: its columns and contexts by the model's names, in chunks or at once.
 
-    What the reader assumed about the file is printed before the first rows, and what it noticed on the way by
-    :meth:`finish`.
+    Before the first rows, it prints what the reader assumed about the file. :meth:`finish` prints what the reader
+    noticed later.
 
     Args:
         path: the table.
@@ -52,8 +52,8 @@ class Source:
         weight: the name of one more column.
 
     Attributes:
-        rows: how many were read so far.
-        lacking: how many of them lack a value.
+        rows: the number of rows that were read so far.
+        lacking: the number of them that lack a value.
 
     """
 
@@ -73,7 +73,7 @@ class Source:
         return self._part(read_table(self.path, self.request, reading=self.reading))
 
     def finish(self, out: str | None = None) -> None:
-        """Print what was noticed since the first rows; ``out`` is a file that has a row for each of them."""
+        """Print what the reader noticed since the first rows; ``out`` is a file with a line for each row."""
         self.notes.tell()
         if self.lacking:
             place = f"; they are nan in {out}" if out else ""
@@ -97,7 +97,7 @@ class Source:
 
 
 class Notes:
-    """Prints what the reader of a file assumed about it, and what it left out, each once."""
+    """Prints what the reader of a file assumed about it and what it left out, each note once."""
 
     def __init__(self, path: str) -> None:
         self.path, self.told = path, 0

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 __all__ = ["Sum"]
 
-_BLOCK = 4096  # numbers that are added up in float64 before the sums of such blocks are added exactly
+_BLOCK = 4096  # so many numbers are added in float64, and the sums of such blocks are added exactly
 
 
 class Sum:
-    """A sum of numbers (n,) that come in chunks, the same to the last bit wherever one chunk ends and the next begins.
+    """A sum of numbers (n,) that come in chunks. It is the same to the last bit wherever the chunks are cut.
 
-    NaN and infinity count, and errors are raised, as if ``math.fsum`` were given number by number.
+    NaN and infinity have the same effect as in ``math.fsum``, and so have errors.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Sum:
         self._rest: NDArray[Any] = np.empty(0)
 
     def add(self, chunk: NDArray[Any]) -> None:
-        """Add numbers; they are summed in float64, in blocks of one length that are counted from the first number."""
+        """Add numbers. They are summed in float64, in blocks of equal length from the first number on."""
         rest = np.concatenate([self._rest, chunk])
         whole = len(rest) // _BLOCK * _BLOCK
         self._blocks += map(_sum_of_block, rest[:whole].reshape(-1, _BLOCK))

@@ -72,7 +72,7 @@ def _check_contexts(source: Flow, target: Flow) -> None:
 
 
 def _carried(carry: Transform, dtype: torch.dtype, part: Part) -> tuple[Part, NDArray[Any]]:
-    """A part and the image (n, D) of its rows, NaN for those that lack a value."""
+    """A part and the image (n, D) of its rows, which is NaN for a row that lacks a value."""
     with torch.no_grad():
         y, _ = carry(part.x if carry.takes_any_dtype() else part.x.to(dtype), part.context)
     image = array_of(y.reshape(len(y), -1))

@@ -22,16 +22,16 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing alone, 
 def replace_file(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``.
 
-    A reader, or a crash at any moment, sees the old file or the new one. On an exception the temporary is
-    removed and ``path`` is untouched. Where ``path`` is a symbolic link, all this happens to the file that it
-    leads to. The new file has the permissions of the old one.
+    At any moment, also after a crash, ``path`` is either the old file or the new one. After an exception the temporary
+    file is removed and ``path`` is unchanged. If ``path`` is a symbolic link, the file that it leads to is replaced.
+    The new file has the permissions of the old one.
 
     Args:
         path: the file to create or replace.
 
     Raises:
-        OSError: the directory is missing or not writable, ``path`` is a directory, a device or anything
-            else but a file, or the disk is full.
+        OSError: the directory is missing or not writable, ``path`` is a directory, a device or anything else that is
+            not a file, or the disk is full.
 
     Example:
         >>> import pathlib, tempfile
@@ -61,13 +61,13 @@ def replace_file(path: PathLike) -> Iterator[Path]:
 
 
 def check_writable(path: PathLike) -> None:
-    """Raise now the OSError that :func:`replace_file` would raise after the long work."""
+    """Raise the OSError that :func:`replace_file` would raise, before the long work rather than after it."""
     temporary, _, _ = _create_beside(Path(path))
     temporary.unlink()
 
 
 def check_space(path: PathLike, size: int) -> None:
-    """OSError if the disk that ``path`` is on has not even ``size`` bytes free.
+    """OSError if the disk that ``path`` is on has fewer than ``size`` bytes free.
 
     Example:
         >>> from mixflow.files.atomic import check_space
@@ -83,7 +83,7 @@ def check_space(path: PathLike, size: int) -> None:
 
 
 def _create_beside(path: Path) -> tuple[Path, Path, int | None]:
-    """A new file in the folder of the file that ``path`` leads to, that file, and its permissions if it exists."""
+    """A new temporary file, the file that ``path`` leads to in the same folder, and its permissions if it exists."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -93,7 +93,8 @@ def _create_beside(path: Path) -> tuple[Path, Path, int | None]:
     if mode is not None and not stat.S_ISREG(mode):
         raise OSError(f"{path}: expected a file, got a device, a pipe or a socket")
     target = Path(os.path.realpath(path))
-    # Of one length, so that every name that fits stays possible; closed to others until it has the final permissions.
+    # Its name has a fixed length, so that any target name that fits works. It is readable by the owner alone until it
+    # gets the permissions of the old file.
     temporary = target.with_name(f".mixflow.{secrets.token_hex(4)}")
     try:
         temporary.touch(0o666 if mode is None else 0o600, exist_ok=False)

@@ -1,9 +1,9 @@
-"""Model files: one safetensors file with the weights, and the description that rebuilds the flow.
+"""Model files: one safetensors file with the weights and a description that rebuilds the flow.
 
-A file is data. A flow that a recipe built is described by the recipe's name and arguments; one that was put together by
-hand by its parts, as in :mod:`mixflow.flows.parts`. Loading looks these names up among mixflow's own and calls what it
-finds with the recorded numbers and strings, on torch's meta device, so that nothing is allocated before the shapes are
-known to fit the weights in the file.
+A file is data and no program. If a recipe built the flow, the description is the recipe's name and arguments. If the
+flow was put together by hand, the description lists its parts, as in :mod:`mixflow.flows.parts`. Loading looks these
+names up among mixflow's own, and calls the recipe or the classes with the recorded numbers and strings. First it does
+so on torch's meta device, without memory, and checks that all shapes fit the weights in the file.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["load", "save"]
 
 FORMAT = "mixflow"
 VERSION = "2"
-_READABLE = ("1", VERSION)  # version 1 has recipes alone
+_READABLE = ("1", VERSION)  # files of version 1 have recipes alone
 
-_LAYOUTS = (  # of the description
+_LAYOUTS = (  # the layouts that a description can have
     {"recipe": str, "arguments": dict, "notes": dict},
     {"transform": dict, "base": str, "notes": dict},
 )
-_SMALL = 1 << 24  # numbers that a flow may have before its sizes are compared with the file's
-_PLACE = "data_to_base"  # of a flow's transform, in the names of its weights
+_SMALL = 1 << 24  # a flow of fewer numbers is built at once, without a check on the meta device
+_PLACE = "data_to_base"  # the place of a flow's transform, in the names of its weights
 
 
 def save(flow: Flow, path: PathLike) -> None:
@@ -41,15 +41,14 @@ def save(flow: Flow, path: PathLike) -> None:
 
     Args:
         flow: a flow that a recipe of :mod:`mixflow.flows` built, or one that was put together from transforms of
-            :mod:`mixflow.transforms`. A transform that occurs in it several times is saved once, and the occurrences
-            share their weights again when the flow is loaded.
+            :mod:`mixflow.transforms`. A transform that occurs several times is saved once. In the loaded flow, its
+            occurrences share their weights again.
         path: conventionally ends in ``.safetensors``.
 
     Raises:
         TypeError: flow is not a Flow.
-        ValueError: the flow has a part that is not mixflow's own, such as a network or a transform of yours; or it was
-            changed by hand so that its description no longer builds it; or its notes are not JSON values, with strings
-            for keys.
+        ValueError: the flow has a part that is not mixflow's own, such as your own network or transform; it was changed
+            by hand, so that its description no longer builds it; or its notes are not JSON values with strings as keys.
         OSError: the file cannot be written.
 
     Example:
@@ -83,13 +82,13 @@ def save(flow: Flow, path: PathLike) -> None:
 
 
 def load(path: PathLike) -> Flow:
-    """Read a flow that :func:`save` wrote; it comes back on the CPU, in the dtype it was saved in, in evaluation mode.
+    """Read a flow that :func:`save` wrote. It is on the CPU, in the dtype in which it was saved, in evaluation mode.
 
     Args:
         path: the model file. Nothing in it is ever executed.
 
     Raises:
-        ValueError: the file is truncated, damaged, not a mixflow model, of another format version, or names a
+        ValueError: the file is truncated, damaged, not a mixflow model or of another format version, or it names a
             recipe, a part or tensors that this version does not have.
         OSError: the file cannot be read.
 
@@ -109,7 +108,8 @@ def load(path: PathLike) -> Flow:
         flow = _rebuilt(description, tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    # Not strict, since a transform that occurs several times has its weights in the file once. All shapes agree.
+    # This is not strict, because a transform that occurs several times has its weights in the file once. All shapes
+    # have been checked.
     flow.load_state_dict(tensors, strict=False, assign=True)
     flow.notes = description["notes"]
     return flow.eval()
@@ -142,7 +142,7 @@ def _notes(flow: Flow) -> dict[str, Any]:
 
 
 def _weights(flow: Flow) -> dict[str, Tensor]:
-    """The parameters and buffers by name; those of a transform that occurs several times by its first name alone."""
+    """The parameters and buffers by name. A transform that occurs several times appears under its first name alone."""
     weights: dict[str, Tensor] = {}
     names: dict[int, str] = {}
     for place, module in flow.named_modules():
@@ -157,7 +157,7 @@ def _weights(flow: Flow) -> dict[str, Tensor]:
 
 
 def _check_same(flow: Flow, rebuilt: Flow) -> None:
-    """ValueError if ``rebuilt`` is not built as ``flow`` is: a part was changed after its constructor returned."""
+    """ValueError if ``rebuilt`` differs from ``flow``: a part was changed after its constructor returned."""
     shown, expected = (
         [*repr(one).splitlines(), f"base={one.base!r}, context={one.context}"] for one in (flow, rebuilt)
     )
@@ -189,11 +189,11 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _rebuilt(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Flow:
-    """The flow that ``description`` stands for, before the weights are put in; ValueError unless they fit."""
+    """The flow of ``description``, still with the weights of its constructor; ValueError unless ``tensors`` fit."""
     with torch.random.fork_rng(devices=[]):
         if not _is_small(description):
-            # Without memory, until the sizes are known to be the file's. torch imports its compiler for that, which
-            # takes half a second.
+            # Sizes are checked without memory first. The meta device makes torch import its compiler, which takes half
+            # a second, so small flows skip this.
             with torch.device("meta"):
                 _check_tensors(_built(description, tensors), tensors)
         with torch.device("cpu"):
@@ -203,10 +203,10 @@ def _rebuilt(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Flow
 
 
 def _is_small(description: Mapping[str, Any]) -> bool:
-    """Whether the sizes in ``description`` allow no more than ``_SMALL`` numbers.
+    """Whether a flow with the sizes in ``description`` has at most ``_SMALL`` numbers.
 
-    The largest tensor of a layer has up to three of the sizes for its axes: a network's units, features, and three or
-    four numbers for each component.
+    The axes of a layer's largest tensor are up to three of the sizes: units of a network, features, and components,
+    which have three or four numbers each.
     """
     arguments = description.get("arguments", {})
     found = [abs(size) for _, size in sizes(arguments)]
@@ -232,9 +232,10 @@ def _built(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Flow:
 
 
 def _check_sizes(arguments: Mapping[str, Any], numbers: int) -> None:
-    """ValueError for a size that no flow of so many numbers has: recipes make lists as long as some sizes are.
+    """ValueError for a size that no flow of so many ``numbers`` has. A recipe makes lists of such a length.
 
-    Every layer has a number for each feature, and any flow one for each of another size: a component, a hidden unit.
+    Every layer has at least one number for each feature, and any flow has at least one for each component and each
+    hidden unit.
     """
     features, layers = arguments.get("features"), arguments.get("layers")
     together = features * layers if isinstance(features, int) and isinstance(layers, int) else 0
@@ -251,7 +252,7 @@ def _check_tensors(flow: Flow, tensors: dict[str, Tensor]) -> None:
             raise ValueError(
                 f"tensor {name!r}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}"
             )
-    # Offsets keep the precision of the data that they are subtracted from.
+    # An offset has the precision of the data, which may differ from that of the other tensors.
     keepers = [name for name, module in flow.named_modules() if isinstance(module, KeepsPrecision)]
     offsets = {f"{name}.loc" for name in keepers if "loc" in dict(flow.get_submodule(name).named_buffers())}
     dtypes = {value.dtype for name, value in tensors.items() if name not in offsets}

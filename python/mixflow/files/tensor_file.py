@@ -1,4 +1,4 @@
-"""safetensors files with a checksum: what model files and checkpoints have in common."""
+"""safetensors files with a checksum, which model files and checkpoints are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHECKSUM = "sha256"
 
 
 def write(path: PathLike, metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    """Write both to ``path``, with a checksum of both. The file appears whole or not at all.
+    """Write metadata and tensors to ``path``, with a checksum of both. The file appears whole or not at all.
 
     Raises:
         OSError: the file cannot be written.
@@ -41,25 +41,25 @@ def write(path: PathLike, metadata: dict[str, str], tensors: dict[str, Tensor]) 
 
 
 def read(path: PathLike) -> Contents:
-    """What is in any safetensors file. Nothing in it is ever executed.
+    """The contents of any safetensors file. Nothing in it is ever executed.
 
     Raises:
-        ValueError: the file is truncated, damaged or of another kind.
+        ValueError: the file is truncated, damaged or not a safetensors file.
         OSError: the file cannot be read.
 
     """
-    with open(path, "rb"):  # noqa: PTH123 - for the operating system's own error, which safe_open says less clearly
+    with open(path, "rb"):  # noqa: PTH123 - for the operating system's own error, which is clearer than that of safe_open
         pass
     try:
         with safe_open(path, framework="pt") as file:
-            # Copies, which torch aligns: matrix products of the same numbers in odd places have other last bits.
+            # These are copies, whose memory torch aligns. On unaligned memory, matrix products differ in the last bits.
             return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, UnicodeDecodeError, TypeError) as error:  # TypeError: a dtype that torch does not have
         raise ValueError(f"truncated, damaged or not a safetensors file ({error})") from error
 
 
 def is_intact(contents: Contents) -> bool:
-    """Whether the contents are those that the checksum among them was made of."""
+    """Whether the checksum in ``contents`` is that of the rest of them."""
     metadata, tensors = contents
     return metadata == sign(metadata, tensors)
 

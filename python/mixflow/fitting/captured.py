@@ -1,12 +1,12 @@
 """Steps of a training as CUDA graphs.
 
-A step of a flow is hundreds of small kernels. On a GPU, to launch them one by one takes longer than to run them. A CUDA
-graph holds all of them and is launched at once. It runs the same kernels on the same memory each time, so a batch is
-first copied to where the graph reads it: one graph for each shape of a batch, of which an epoch has two, the last
-smaller batch being the second.
+A step of a flow consists of hundreds of small kernels. Launching them one by one takes longer than running them. A CUDA
+graph holds all of them and is launched at once. It runs the same kernels on the same memory each time, so each batch is
+first copied to the memory that the graph reads. There is one graph for each shape of a batch. An epoch has two shapes,
+because its last batch may be smaller.
 
-Nothing in a graph can wait for the device or be decided by Python. The first steps of each shape are therefore taken
-plainly, under torch's check for operations that wait, and a step that waits stays plain.
+Nothing in a graph can wait for the device, and Python can decide nothing in it. The first steps of each shape are
+therefore taken plainly, under torch's check for operations that wait. If a step waits, all steps stay plain.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch import Tensor
 
 __all__ = ["CudaGraph", "Graph", "Graphs", "can_capture", "disabled"]
 
-PLAIN_FIRST = 3  # steps of each shape, in which torch and cuBLAS allocate what they keep
-MOST_SHAPES = 4  # that are captured: each has memory of its own
+PLAIN_FIRST = 3  # plain steps of each shape, in which torch and cuBLAS allocate the memory that they keep
+MOST_SHAPES = 4  # shapes that are captured; each takes memory of its own
 
 _is_disabled: ContextVar[bool] = ContextVar("is_disabled", default=False)
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Let :func:`mixflow.fit` take its steps plainly, kernel by kernel, within the block: to compare or to debug.
+    """Within the block, :func:`mixflow.fit` takes its steps plainly, kernel by kernel. Use it to compare or to debug.
 
     Example:
         >>> import torch, mixflow
@@ -59,7 +59,7 @@ def can_capture(device: torch.device) -> bool:
 
 
 class Graph(Protocol):
-    """What a graph must offer: the work of a block, recorded once and repeated at will."""
+    """The interface of a graph: it records the work of a block once, and repeats it any number of times."""
 
     def checked(self) -> AbstractContextManager[None]:
         """A block in which an operation that waits for the device raises RuntimeError."""
@@ -82,7 +82,7 @@ class CudaGraph:
         """See :class:`Graph`."""
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch calls this mode a prototype, each time that it is set
+            warnings.simplefilter("ignore", UserWarning)  # torch warns each time that this mode is a prototype
             torch.cuda.set_sync_debug_mode("error")
             try:
                 yield
@@ -92,7 +92,7 @@ class CudaGraph:
     @contextmanager
     def captured(self) -> Iterator[None]:
         """See :class:`Graph`."""
-        # Other threads, such as a loader's, may go on to call CUDA meanwhile.
+        # Other threads, such as those of a loader, may call CUDA meanwhile.
         stream = torch.cuda.current_stream()
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             yield
@@ -119,14 +119,14 @@ class _Captured:
 
 
 class Graphs:
-    """Runs ``run(*inputs)`` as graphs where it can: with the results of plain calls, bit for bit.
+    """Runs ``run(*inputs)`` as graphs if that is possible. The results are those of plain calls, bit for bit.
 
     Args:
-        run: work that reads tensors and writes into tensors that stay where they are; it returns nothing.
-        why_not: why it must run plainly, "" if it need not.
+        run: work that reads tensors and writes into tensors at fixed places; it returns nothing.
+        why_not: the reason why it must run plainly, "" if there is none.
 
     Attributes:
-        note: what the history says about it, "" before it is known.
+        note: a note for the history, "" as long as there is none.
 
     Example:
         >>> import torch
@@ -188,7 +188,7 @@ class Graphs:
             if "synchroniz" not in str(error):
                 raise
             self._stay_plain(f"a step waits for the GPU ({_first_line(error)})")
-            torch.set_rng_state(drawn_so_far[0])  # what was drawn before it failed is drawn again
+            torch.set_rng_state(drawn_so_far[0])  # the step that failed has drawn numbers, which are drawn again
             if drawn_so_far[1] is not None:
                 torch.cuda.set_rng_state(drawn_so_far[1], device)
             self._run(*inputs)

@@ -1,4 +1,4 @@
-"""Checkpoints: all that the next epoch of a training run depends on, in one safetensors file."""
+"""Checkpoints: one safetensors file with all that the next epoch of a training depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .history import History
 __all__ = ["Contents", "Run", "read_file", "weights"]
 
 FORMAT = "mixflow checkpoint 6"
-_SHOWN = 60  # characters of what differs, in a message
+_SHOWN = 60  # characters of a difference that a message shows
 _PARTS = ("weights", "start", "best")  # sets of the flow's weights
 
 
@@ -34,10 +34,10 @@ class Run:
     Attributes:
         flow: the flow being trained.
         optimizer: its optimizer.
-        history: what happened so far.
+        history: the record so far.
         start: the weights that the training started from.
         best: the best weights so far.
-        settings: what a run must share with a checkpoint to go on from it.
+        settings: values that must be the same in a checkpoint for the run to go on from it.
 
     """
 
@@ -49,7 +49,7 @@ class Run:
     settings: dict[str, Any]
 
     def write(self, path: PathLike) -> None:
-        """Write the run to ``path``, whole or not at all."""
+        """Write the run to ``path``. The file appears whole or not at all."""
         tensors = {f"weights.{name}": value for name, value in weights(self.flow).items()}
         tensors |= {f"start.{name}": value for name, value in self.start.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
@@ -63,7 +63,7 @@ class Run:
         tensor_file.write(path, metadata, tensors)
 
     def check(self, path: PathLike, contents: Contents) -> None:
-        """ValueError if what :func:`read_file` found in ``path`` is not a checkpoint of this run."""
+        """ValueError if ``contents``, which :func:`read_file` found in ``path``, are not a checkpoint of this run."""
         metadata, tensors = contents
         if metadata.get("format") != FORMAT:
             raise ValueError(f"checkpoint: {path} is not a mixflow checkpoint of this version")
@@ -90,7 +90,7 @@ class Run:
                 raise ValueError(f"checkpoint: {path} is of another flow: {name}: expected shape {expected}, got {got}")
 
     def restore(self, contents: Contents) -> None:
-        """Go on from a checkpoint that :meth:`check` has let pass."""
+        """Go on from a checkpoint that has passed :meth:`check`."""
         metadata, tensors = contents
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in (*_PARTS, "optimizer")}
         for name, value in tensors.items():
@@ -118,7 +118,7 @@ def _history(metadata: dict[str, str]) -> History:
 
 
 def _where_they_differ(first: str, second: str) -> tuple[str, str]:
-    """Two texts; of long ones, such as descriptions of flows, the beginnings of what differs."""
+    """Two texts. Long ones, such as descriptions of flows, are cut to the place where they begin to differ."""
     if max(len(first), len(second)) <= 2 * _SHOWN:
         return first, second
     pairs = enumerate(zip(first, second, strict=False))

@@ -24,35 +24,34 @@ from .threads import are_worthwhile, one_thread
 
 __all__ = ["Diverged", "Rounding", "Training", "stage"]
 
-# The part of the steps in which the learning rate rises. Adam's first steps are of full size in every parameter, which
-# would spoil transforms that are set from the data; without it, more is lost in the first epoch than the start gained.
+# The part of the steps in which the learning rate rises. Adam's first steps have full size in every parameter, which
+# would spoil transforms that are set from the data: the first epoch would lose more than the start gained.
 WARM_UP = 0.05
-READ_EVERY = 32  # steps between looks at the losses
-# Held-out rows, up to which an epoch must beat the start by more than chance: with more, chance is smaller than
-# matters.
+READ_EVERY = 32  # steps after which the losses are read
+# Up to so many held-out rows, an epoch must beat the start by more than chance. With more rows, chance hardly matters.
 FEW_HELD_OUT = 1000
-MOST_A_ROW = 20.0  # nats that a single row may speak for or against an epoch then
+MOST_A_ROW = 20.0  # nats that a single row may then count for or against an epoch
 START = "the start"
-# In the place of an epoch's number: held-out rows are drawn from their intervals the same each time.
+# It stands in place of an epoch's number, so that held-out rows are drawn from their intervals the same each time.
 SCORING = 2**32 - 1
 
 
 class Diverged(ArithmeticError):
-    """The loss or its gradient is not finite any more."""
+    """The loss or its gradient is no longer finite."""
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Values that stand for an interval around them, drawn anew from it each time they are learned from.
+    """Rounded values: each stands for an interval around it, and is drawn anew from the interval in every epoch.
 
-    Uniform dequantisation (Theis, van den Oord and Bethge, "A note on the evaluation of generative models", 2016,
-    arXiv:1511.01844): the mean log density of the drawn values is at most the log probability of the intervals over
-    their width. It serves every flow, of any number of features; the exact probability of an interval has a closed form
-    for a single feature alone, and leaves the density inside of an interval open, to spikes, too.
+    This is uniform dequantisation (Theis, van den Oord and Bethge, "A note on the evaluation of generative models",
+    2016, arXiv:1511.01844). The mean log density of the drawn values is at most the log of the interval's probability
+    over its width. The method works with every flow. The exact probability of an interval has a closed form only for a
+    single feature, and it does not determine the density inside an interval, which could then have spikes.
 
     Attributes:
-        widths: of the intervals (D,), in float64; 0 for a column that is not rounded.
-        seed: of the draws, which depend on it, on the epoch and on the step alone.
+        widths: the widths (D,) of the intervals, in float64; 0 for a column that is not rounded.
+        seed: the draws depend on it, on the epoch and on the step alone.
 
     """
 
@@ -60,7 +59,7 @@ class Rounding:
     seed: int
 
     def __call__(self, x: Tensor, rows: slice, of: int, *key: int) -> Tensor:
-        """The ``rows`` that ``x`` (n, D) is, of ``of`` rows in all processes, drawn from their intervals."""
+        """Draw ``x`` (n, D) from its intervals; ``x`` holds the slice ``rows`` of ``of`` rows in all processes."""
         seed = int(np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0])
         noise = torch.rand(of, len(self.widths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         return x.double() + send((noise[rows] - 0.5) * self.widths, x.device)
@@ -71,14 +70,14 @@ class Training:
     """The epochs of a run: takes the steps, scores the held-out rows, and records both.
 
     Attributes:
-        run: what is trained, and the record.
+        run: the flow that is trained, its optimizer, and the record.
         group: the processes that train together.
         train: the rows to learn from.
         valid: the rows to score; None for none.
         bar: the progress bar.
-        rounding: of the data; None for data as they are.
-        limited: whether the density has a support that rows can lie outside of.
-        parameters: what the steps move.
+        rounding: the intervals that values stand for; None for data as they are.
+        limited: whether the density has a support, so that rows can lie outside.
+        parameters: the parameters that the steps move.
 
     """
 
@@ -91,11 +90,11 @@ class Training:
     limited: bool
     parameters: Parameters
     step: int = 0  # of this epoch
-    weight: float = 0.0  # of the rows of this epoch, as far as they have been read
-    total: float = 0.0  # their summed log_prob
+    weight: float = 0.0  # of the rows of this epoch whose losses have been read
+    total: float = 0.0  # the sum of their log_prob
     unread: list[tuple[int, float, Tensor]] = field(default_factory=list)  # rows, weight and outcome of steps
     takes_all: dict[int, bool] = field(default_factory=dict)  # whether batches of a size take all threads
-    sent: list[Any] = field(default_factory=list)  # what is on its way to the host
+    sent: list[Any] = field(default_factory=list)  # outcomes on their way from the device to the host
 
     def __post_init__(self) -> None:
         self.settings = self.run.settings
@@ -108,11 +107,11 @@ class Training:
     # -- before and after the epochs ---------------------------------------------------------------------------
 
     def begin(self, plain: dict[str, dict[str, Tensor]]) -> None:
-        """Score the start and other ``plain`` densities on the held-out rows; the best is kept until an epoch wins."""
+        """Score the start and the ``plain`` densities on the held-out rows, and keep the best until an epoch wins."""
         if self.valid is None:
             return
         history = self.run.history
-        if not plain and history.starts:  # resumed: the scores are on record, the rows' own are not
+        if not plain and history.starts:  # the run is resumed: the record has the mean scores, but not each row's
             current = weights(self.run.flow)
             self.run.flow.load_state_dict(self.run.start)
             self.score_start()
@@ -128,13 +127,13 @@ class Training:
         self.run.flow.load_state_dict(self.run.start)
 
     def score_start(self) -> float:
-        """The held-out rows' mean log_prob, each row's own kept to compare with."""
+        """The mean log_prob of the held-out rows; that of each row is kept for comparison."""
         assert self.valid is not None
         mean, self.at_start = self.score(self.valid)
         return mean
 
     def keep_what_was_learned(self) -> None:
-        """After an interruption in the first epoch: keep its steps if they have led to a better flow than the start."""
+        """After an interruption in the first epoch, keep its steps if the flow is now better than at the start."""
         history = self.run.history
         if history.seconds or self.step == 0:
             return
@@ -150,7 +149,7 @@ class Training:
     # -- an epoch ----------------------------------------------------------------------------------------------
 
     def epoch(self) -> None:
-        """One pass over the training rows, a look at the held-out ones, and the record of both."""
+        """Pass over the training rows once, score the held-out rows, and record both."""
         run, history = self.run, self.run.history
         started, rate = time.perf_counter(), self._rate(0)
         log_prob = score = self._learn()
@@ -158,7 +157,7 @@ class Training:
         if self.valid is not None:
             score, rows = self.score(self.valid)
             self._require_finite("the validation log_prob", score, self.step)
-        # Before the epoch is recorded, lest Ctrl-C in between leave a record of weights that are gone.
+        # This comes before the epoch is recorded: otherwise Ctrl-C in between could leave a record without its weights.
         if self._is_better(score, rows):
             run.best, history.kept = weights(run.flow), len(history.lr)
         if self.valid is not None:
@@ -175,9 +174,9 @@ class Training:
     def _is_better(self, score: float, rows: Tensor | None) -> bool:
         """Whether the weights are better than the best so far.
 
-        The best of many epochs beats the start on a handful of held-out rows by chance. Up to ``FEW_HELD_OUT`` rows,
-        the mean gain over the start must therefore be larger than twice its standard error, and much larger for a few
-        rows: about as the 0.999 quantile of Student's t grows.
+        On a handful of held-out rows, the best of many epochs beats the start by chance. Up to ``FEW_HELD_OUT`` rows,
+        the mean gain over the start must therefore exceed twice its standard error. For very few rows the factor is
+        much larger than two; it grows about as the 0.999 quantile of Student's t.
         """
         history = self.run.history
         kept = history.kept
@@ -198,7 +197,7 @@ class Training:
 
     @torch.enable_grad()
     def _learn(self) -> float:
-        """The steps of one epoch; the mean log_prob of its minibatches."""
+        """Take the steps of one epoch, and return the mean log_prob of its minibatches."""
         self.step, self.weight, self.total = 0, 0.0, 0.0
         self.run.flow.train()
         with self._draws_of(self.train, len(self.run.history.lr)):
@@ -219,7 +218,7 @@ class Training:
         self.unread.append((batch.rows, batch.total, outcome))
 
     def _threads_for(self, batch: Batch) -> AbstractContextManager[None]:
-        """One thread or all of them, as the size of the batch asks for: looked into once for each size, about."""
+        """A block in which torch takes one thread or all, by the size of the batch; decided once for similar sizes."""
         size = len(batch.x).bit_length()
         if size not in self.takes_all:
             x = self.run.flow.shaped(batch.x)
@@ -231,15 +230,16 @@ class Training:
         shaped = self.run.flow.shaped
         if self.rounding is None:
             return shaped(batch.x)
-        if isinstance(source, Loader):  # whose processes bring rows of their own
+        if isinstance(source, Loader):  # each process brings its own rows
             return shaped(self.rounding(batch.x, slice(None), len(batch.x), *key, self.group.rank))
         return shaped(self.rounding(batch.x, self.group.shard(batch.rows), batch.rows, *key))
 
     @contextmanager
     def _draws_of(self, source: Subset | Loader, *key: int) -> Iterator[None]:
-        """Let what a flow draws by itself, as dropout and dequantisation do, depend on the seed and ``key`` alone.
+        """A block in which random numbers of the flow's own, as for dropout, depend on the seed and ``key`` alone.
 
-        A resumed run then goes on as it would have. Loaders draw from torch's generators, too, which are theirs.
+        A resumed run then draws the same numbers. With a loader the generators are left alone, because the loader draws
+        from them as well.
         """
         if isinstance(source, Loader):
             yield
@@ -249,10 +249,10 @@ class Training:
             yield
 
     def _read(self, all_of_them: bool = True) -> None:
-        """Look at the steps since the last look: their loss, and whether they were the last.
+        """Read the outcomes of the steps since the last call: their loss, and whether to stop.
 
-        A GPU is not waited for before all steps are to be read: the numbers are on their way to the host meanwhile, and
-        those of the look before have come.
+        Outcomes are copied from a GPU to the host while the training goes on. A call sends the newest and reads those
+        that the call before sent, so it does not wait, unless ``all_of_them`` are to be read.
         """
         if self.unread:
             outcomes, is_there = _on_host(torch.stack([outcome for _, _, outcome in self.unread]))
@@ -279,9 +279,9 @@ class Training:
             self.bar.update(rows)
 
     def _rate(self, step: int) -> float:
-        """The learning rate: up to lr in a straight line, then down to zero along a half cosine.
+        """The learning rate: it rises to lr linearly, then falls to zero along a half cosine.
 
-        Where an epoch's length is unknown, both go in stairs.
+        If the length of an epoch is unknown, the rate is constant within an epoch.
         """
         part = step / self.steps if self.steps else 0.0
         progress = min(1.0, (len(self.run.history.lr) + part) / self.settings["epochs"])
@@ -291,7 +291,7 @@ class Training:
 
     @torch.no_grad()
     def score(self, valid: Subset | Loader) -> tuple[float, Tensor]:
-        """The weighted mean log_prob of the rows inside the support, and that of each of this process's first rows."""
+        """The weighted mean log_prob of the rows inside the support, and the log_prob of this process's first rows."""
         self.run.flow.eval()
         with self._draws_of(valid, SCORING):
             return self._scored(valid)
@@ -318,7 +318,7 @@ class Training:
         return total / weights_in_all, torch.cat(parts) if parts else own.new_zeros(0, dtype=torch.float64)
 
     def _scores(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The log_prob of events ``x`` of ``batch``, and the weights that they count with, 0 outside the support."""
+        """The log_prob of the events ``x`` of ``batch``, and their weights, which are 0 outside the support."""
         log_prob = self.run.flow.log_prob(x, batch.context).double()
         weight = torch.ones_like(log_prob) if batch.weight is None else batch.weight
         if self.limited:
@@ -332,7 +332,7 @@ class Training:
 
 
 def _on_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """``values`` on the host, and on a GPU the event after which they are there."""
+    """``values`` on the host, and for a GPU the event after which they have arrived."""
     if values.device.type != "cuda":
         return values, None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
@@ -342,6 +342,6 @@ def _on_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def stage(run: Run) -> str:
-    """Where a run stands, for its progress bar."""
+    """The current epoch of a run and the number of epochs, for its progress bar."""
     done, epochs = len(run.history.lr), run.settings["epochs"]
     return f"epoch {min(done + 1, epochs)}/{epochs}"

@@ -50,80 +50,82 @@ def fit(
 ) -> History:
     """Fit ``flow`` to ``data`` by maximum likelihood and leave it with the best weights seen.
 
-    A flow that was never fitted first gets its parameters from up to 65,536 of the training rows: a plain density that
-    predicts rows left out. Then AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) minimises the mean negative
-    log_prob of minibatches, with gradients clipped in norm and a learning rate that rises over the first twentieth of
-    the steps, then falls to zero along a half cosine (Loshchilov and Hutter, 2017, arXiv:1608.03983). After each epoch
-    the held-out rows are scored. The best weights are kept; the start and one Gaussian compete with all epochs, and of
-    few held-out rows an epoch must convince by more than chance. Settings that are left open follow the flow and the
-    number of rows.
+    A flow that was never fitted first gets its parameters from up to 65,536 of the training rows: they make a plain
+    density that predicts left-out rows. Then AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) minimises the mean
+    negative log_prob of minibatches. Gradients are clipped in norm. The learning rate rises over the first twentieth of
+    the steps, and then falls to zero along a half cosine (Loshchilov and Hutter, 2017, arXiv:1608.03983). After each
+    epoch the held-out rows are scored, and the best weights are kept. The start and one Gaussian compete with all
+    epochs. If there are few held-out rows, an epoch must win by more than chance. Settings that the caller leaves open
+    follow the kind of flow and the number of rows.
 
-    ``fit`` looks at the data first. What it saw (repeated values, offsets, values far out, dependent columns) and what
-    it did about it is in ``history.notes``, which ``print(history)`` shows.
+    ``fit`` first surveys the data. What it found (repeated values, offsets, values far out, dependent columns) and what
+    it did about that is in ``history.notes``, which ``print(history)`` shows.
 
-    In processes that ``torchrun`` started, or where the caller has initialised ``torch.distributed``, each minibatch is
-    shared out over the processes and the result is that of one process, up to the rounding of sums. Every process
-    calls ``fit`` with the same arguments; the first writes the checkpoint and shows the progress bar. Ctrl-C in any of
-    them ends the training in all.
+    ``fit`` can run in several processes, which ``torchrun`` started, or for which the caller has initialised
+    ``torch.distributed``. Each minibatch is split over the processes, and the result is that of one process, up to the
+    rounding of sums. Every process calls ``fit`` with the same arguments. The first process writes the checkpoint and
+    shows the progress bar. Ctrl-C in any process ends the training in all.
 
     Args:
         flow: the flow to fit, in place. Parameters that require no gradient stay as they are.
         data: (N, D), or (N,) for one feature, or (N, C, H, W) for a flow of images; any real numbers. They keep their
-            own precision until the flow has subtracted its offset from them. Tensors and arrays are held in memory; a
-            memory map (``np.load(..., mmap_mode="r")``) and the path of a .npy file are read batch by batch, and so are
-            the other tables, from a temporary copy on disk. Or batches: a ``torch.utils.data.DataLoader`` or another
-            iterable that yields ``x``, ``(x, context)``, ``(x, context, weight)`` or a dict of these names, anew for
-            each epoch; with several processes, each gives its own shard.
-        context: (N, C), for a flow that takes a context, or (N, ...) as its embedding takes it; not with batches, which
-            bring their own.
-        weights: (N,), of the rows, at least 0: a row of weight 2 counts as two rows. Not with batches.
-        validation: fraction of the rows held out, chosen at random, by default a tenth; or the held-out data
-            themselves, of any of the kinds above, as ``(data, context)`` where the flow takes a context and as
-            ``(data, context, weights)`` where they are weighted. With 0, as for batches by default, the training curve
-            itself is watched.
-        epochs: passes over the training rows at most.
+            own precision until the flow has subtracted its offset from them. Tensors and arrays are held in memory. A
+            memory map (``np.load(..., mmap_mode="r")``) and the path of a .npy file are read batch by batch. Other
+            tables are first copied to a temporary file, which is read in the same way. Or batches: a
+            ``torch.utils.data.DataLoader`` or another iterable that yields ``x``, ``(x, context)``,
+            ``(x, context, weight)`` or a dict of these names, anew for each epoch. With several processes, each
+            process's iterable yields its own shard.
+        context: (N, C), for a flow that takes a context, or (N, ...) as its embedding takes it. Batches bring their
+            own.
+        weights: (N,), the weights of the rows, at least 0. A row of weight 2 counts as two rows. Batches bring their
+            own.
+        validation: the fraction of the rows that is held out, chosen at random, by default a tenth; or the held-out
+            data themselves, of any of the kinds above, as ``(data, context)`` if the flow takes a context, and as
+            ``(data, context, weights)`` if they have weights. With 0, which is the default for batches, the best epoch
+            is that with the best training score.
+        epochs: the most passes over the training rows.
         batch_size: rows per step, in all processes together.
         lr: the highest learning rate.
-        weight_decay: the decoupled weight decay of AdamW; by default 0 without networks, and 0.03 with them, less for
-            more than 10,000 rows.
-        max_grad_norm: the norm that gradients are clipped to; ``inf`` for none.
-        patience: epochs without improvement to wait for; by default all of them, since the last epochs, at low rates,
-            are often the best.
-        seed: of the split and the minibatches, and of what the flow's own modules draw from torch's generators, such as
-            dropout. The global generators are as they were afterwards.
-        device: where to train; the flow is moved there and stays. By default, where the flow is. With several
-            processes, "cuda" is each process's own.
+        weight_decay: the decoupled weight decay of AdamW. The default is 0 without networks, and 0.03 with networks,
+            less for more than 10,000 rows.
+        max_grad_norm: the norm that gradients are clipped to; ``inf`` for no clipping.
+        patience: the training ends after so many epochs without improvement. By default it goes on, because the last
+            epochs, at low learning rates, are often the best.
+        seed: for the split, the minibatches, and random numbers of the flow's own modules, such as dropout. Afterwards
+            torch's global generators are as they were before.
+        device: where to train; the flow is moved there and stays. The default is where the flow is. With several
+            processes, "cuda" is each process's own device.
         progress: show a progress bar on stderr.
-        checkpoint: a file that holds, after each epoch, all that is needed to go on: a run killed at any
-            moment and resumed ends with the same weights, bit for bit, as one left alone (with a loader: if it yields
-            the same batches in the same epoch).
-        resume: go on from ``checkpoint`` if the file exists. Data and settings must be those it was written
-            with.
-        initialize: whether the parameters are set from the data first (True) or the training goes on from the flow's
-            weights (False); by default, they are set if the flow was neither fitted nor loaded before. A new flow that
+        checkpoint: a file that holds, after each epoch, all that is needed to go on. A run that is killed at any moment
+            and resumed ends with the same weights, bit for bit, as a run without interruption. With a loader this holds
+            if it yields the same batches in the same epoch.
+        resume: go on from ``checkpoint`` if the file exists. Data and settings must be the same as when it was written.
+        initialize: whether the parameters are first set from the data (True), or the training goes on from the flow's
+            weights (False). By default they are set if the flow was neither fitted nor loaded before. A new flow that
             is not set from the data learns from rows that are not standardised.
-        resolution: the step that values were rounded to, a number or one for each feature, 0 where there is none;
-            "auto" takes the step that repeated values of a column show. Each value then stands for an interval of
-            that width around it, from which it is drawn anew each time. ``log_prob`` stays a density, in the units of
-            the data: that of the values before rounding.
+        resolution: the step that values were rounded to: a number, or one for each feature, 0 for no rounding. "auto"
+            takes the step that the repeated values of a column show. Each value then stands for an interval of that
+            width around it, and is drawn anew from the interval in each epoch. ``log_prob`` stays a density in the
+            units of the data: that of the values before rounding.
         steps_per_epoch: batches in an epoch, for loaders without an end.
 
     Returns:
         The :class:`History`. The flow is then in evaluation mode, ``flow.eval()``, in which dropout does nothing. After
-        Ctrl-C the history is returned early, with ``interrupted`` set, the best weights in place, or those of the
-        steps so far in the first epoch.
+        Ctrl-C the history is returned early, with ``interrupted`` set. The best weights are then in place; in the first
+        epoch, those after the steps so far.
 
     Raises:
-        ValueError: data that no flow can be fitted to (empty, too few rows, the wrong number of columns, a
-            value that is not finite or outside the flow's support, a constant column), a setting out of range, a device
-            that cannot be used, a flow without trainable parameters, or a checkpoint of another run. The flow is then
-            as it was before.
-        OSError: the checkpoint cannot be written; the flow is as it was before if it could not from the start.
-        TypeError: data that are not real numbers.
+        ValueError: no flow can be fitted to the data (they are empty, have too few rows, the wrong number of columns, a
+            value that is not finite or outside the flow's support, or a constant column), a setting is out of range,
+            a device cannot be used, the flow has no trainable parameters, or the checkpoint is of another run. The flow
+            is then as it was before.
+        OSError: the checkpoint cannot be written. If it could not be written from the start, the flow is as it was
+            before.
+        TypeError: the data are not real numbers.
 
     Warns:
-        RuntimeWarning: the loss or its gradient stopped being finite. The training ends there; the best weights are in
-            place, and the warning names the likely cause.
+        RuntimeWarning: the loss or its gradient was no longer finite. The training ends there, with the best weights in
+            place. The warning names the likely cause.
 
     Example:
         >>> import mixflow, torch
@@ -140,7 +142,7 @@ def fit(
     check_trainable(flow)
     settings = check_settings(epochs, batch_size, lr, weight_decay, max_grad_norm, patience, seed)
     group = Group.join(own.device)
-    with seeded(settings["seed"] % 2**32, own.device):  # a support behind noise is looked at through it
+    with seeded(settings["seed"] % 2**32, own.device):  # dequantisation draws noise while the support is checked
         split = open_split(flow, data, context, weights, validation, settings["seed"], own, steps_per_epoch)
     settings |= open_settings(flow, split, settings)
     set_from_data = not flow.fitted if initialize is None else bool(initialize)
@@ -165,7 +167,7 @@ def fit(
 
 
 def _train(prepared: Prepared, group: Group, split: Split, checkpoint: PathLike | None, progress: bool) -> None:
-    """Take the steps; whatever ends them, the best weights are in place then."""
+    """Take the steps. However they end, the best weights are in place afterwards."""
     run, start = prepared.run, prepared.start
     flow, settings = run.flow, run.settings
     limited = flow.data_to_base.is_limited

@@ -14,7 +14,7 @@ _CURVES = ("train_log_prob", "validation_log_prob", "lr", "seconds")
 
 @dataclass
 class History:
-    """What happened during :func:`mixflow.fit`, epoch by epoch, and what ``fit`` saw in the data.
+    """The record of a training by :func:`mixflow.fit`, epoch by epoch, with notes on the data.
 
     Attributes:
         train_log_prob: mean log_prob of the epoch's minibatches, in nats, while they were being learned from.
@@ -22,12 +22,12 @@ class History:
         lr: the learning rate at the start of the epoch.
         seconds: the time the epoch took.
         interrupted: whether Ctrl-C ended the training.
-        starts: mean log_prob of the held-out rows before the training, in nats, by name: of the weights that it started
-            from ("the start") and of plain densities of the data ("one Gaussian").
-        kept: what weights the flow has now: the index of an epoch, from 0, or one of the names in ``starts``; None for
-            a training whose best epoch is the one with the largest log_prob.
-        notes: what ``fit`` saw in the data and what it did about it, a sentence or two each; ``print(history)`` shows
-        it.
+        starts: mean log_prob of the held-out rows before the training, in nats, by name: of the weights that the
+            training started from ("the start") and of plain densities of the data ("one Gaussian").
+        kept: the weights that the flow has now: the index of an epoch, from 0, or one of the names in ``starts``. With
+            None, they are those of the epoch with the largest log_prob.
+        notes: what ``fit`` found in the data and what it did about that, in a sentence or two each. ``print(history)``
+            shows them.
 
     Example:
         >>> from mixflow import History
@@ -52,7 +52,7 @@ class History:
 
     @property
     def best_epoch(self) -> int | None:
-        """Index, from 0, of the epoch whose weights were kept; None if it was none of them."""
+        """Index, from 0, of the epoch whose weights were kept; None if no epoch's were."""
         if self.kept is not None:
             return self.kept if isinstance(self.kept, int) else None
         return self.highest_epoch
@@ -63,11 +63,11 @@ class History:
         return int(np.argmax(self.monitored)) if self.monitored else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and values, fit for JSON."""
+        """The record as plain lists and values, which JSON can hold."""
         return asdict(self)
 
     def interrupt(self) -> None:
-        """Record that Ctrl-C ended the training, and drop what it left of an epoch half recorded."""
+        """Record that Ctrl-C ended the training, and drop the entries of an epoch that is only half recorded."""
         self.interrupted = True
         for curve in (self.validation_log_prob, self.train_log_prob, self.lr):
             del curve[len(self.seconds) :]
@@ -75,7 +75,7 @@ class History:
             self.kept = None
 
     def end(self, note: str) -> None:
-        """Record why a training ended before its time, and drop what is left of an epoch half recorded."""
+        """Record why a training ended early, and drop the entries of an epoch that is only half recorded."""
         self.interrupt()
         self.interrupted = False
         self.notes.append(note)

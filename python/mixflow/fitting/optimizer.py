@@ -13,9 +13,9 @@ __all__ = ["OneCall", "optimizer_for"]
 
 
 def optimizer_for(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW in one call for all parameters (Loshchilov and Hutter, 2019, arXiv:1711.05101).
+    """AdamW, which updates all ``parameters`` in one call.
 
-    Where steps are captured, the learning rate is a tensor: a number would be recorded as it is.
+    If steps can be captured as a graph, the learning rate is a tensor: a graph would repeat a number as it was.
     """
     device = parameters[0].device
     if not can_capture(device):
@@ -25,10 +25,10 @@ def optimizer_for(parameters: Sequence[nn.Parameter], lr: float, weight_decay: f
 
 
 class OneCall:
-    """Steps of AdamW by the one call that does the work; the optimizer holds the state.
+    """Steps of AdamW by the single call that does the work; the optimizer holds the state.
 
-    ``Optimizer.step`` finds out anew each time what it is to work on. For a few small tensors that takes five times as
-    long as the work.
+    ``Optimizer.step`` collects parameters, gradients and state anew each time. For a few small tensors that takes five
+    times as long as the update itself.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -38,7 +38,7 @@ class OneCall:
         self._tensors: list[list[Tensor]] = []
 
     def step(self) -> None:
-        """As ``Optimizer.step``; the first step is that, and makes the state."""
+        """As ``Optimizer.step``, which takes the first step and so creates the state."""
         if not self._tensors:
             self._optimizer.step()
             parameters = self._options["params"]

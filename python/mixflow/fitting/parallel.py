@@ -1,8 +1,9 @@
-"""Several processes that train one flow together, as ``torchrun`` starts them; a process alone is a group of one.
+"""Several processes that train one flow together, as ``torchrun`` starts them. A single process is a group of one.
 
-Gradients are summed by one ``all_reduce`` of one flat tensor, not by ``DistributedDataParallel``: a flow is trained
-through ``log_prob``, not ``forward``; the shards of a last batch differ in size and are weighted by their rows; and a
-flow's few thousand numbers leave no communication to hide behind the backward pass, as DDP's buckets do.
+Gradients are summed by one ``all_reduce`` of one flat tensor, and not by ``DistributedDataParallel``, for three
+reasons. A flow is trained through ``log_prob`` and not through ``forward``. The shards of the last batch differ in size
+and must be weighted by their rows. And a flow has only a few thousand numbers, so there is no communication worth
+hiding behind the backward pass.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Group:
     """The processes that train together.
 
     Attributes:
-        rank: this process's number, from 0; the one with number 0 writes files and messages.
-        size: how many there are.
+        rank: this process's number, from 0. Process 0 writes files and messages.
+        size: the number of processes.
         interrupted: whether Ctrl-C reached this process inside :meth:`hold_interrupts`.
 
     Example:
@@ -66,22 +67,22 @@ class Group:
 
     @classmethod
     def join(cls, device: torch.device) -> Group:
-        """The group of ``torch.distributed``, initialised if ``torchrun`` started this process and nobody has yet."""
+        """The group of ``torch.distributed``; it is initialised here if ``torchrun`` started this process."""
         if not _is_initialized():
             if not _started_together():
                 return cls()
             if device.type == "cuda":
-                torch.cuda.set_device(device)  # over which nccl sends objects; else all would do so over the first
-            # Its functions keep the group that there is when they are defined, as their default: imported later, as the
-            # optimizers do, they would keep this one from being destroyed, and its threads would run into the end of
-            # the interpreter, which aborts the process now and then.
+                torch.cuda.set_device(device)  # nccl sends objects over this device; otherwise all would take the first
+            # The functions of this module keep the group that exists when they are defined, as their default. If they
+            # were imported later, as by the optimizers, they would keep this group alive. Its threads would then still
+            # run at the end of the interpreter, which sometimes aborts the process.
             importlib.import_module("torch.distributed.nn.functional")
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
             atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size())
 
     def shard(self, rows: int) -> slice:
-        """This process's part of ``rows`` rows: consecutive, and as even as can be."""
+        """This process's part of ``rows`` rows: consecutive rows, with parts of sizes as equal as possible."""
         return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
 
     def sum_(self, value: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Group:
         return value
 
     def share(self, work: Callable[[], T]) -> T:
-        """Do ``work`` on process 0 alone; what it returns or raises there is returned or raised on all."""
+        """Do ``work`` on process 0 alone. Its result, or the error that it raises, is then that of all processes."""
         if self.size == 1:
             return work()
         box: list[Any] = [None]
@@ -107,7 +108,7 @@ class Group:
         return cast("T", result)
 
     def gather(self, value: T) -> list[T]:
-        """Every process's ``value``, in the order of their numbers, on all."""
+        """The ``value`` of each process, in the order of their numbers; the result is the same on all."""
         if self.size == 1:
             return [value]
         everyone: list[Any] = [None] * self.size
@@ -115,7 +116,7 @@ class Group:
         return everyone
 
     def require_same(self, settings: dict[str, Any]) -> None:
-        """ValueError, on all processes, if they were not all given the same ``settings``."""
+        """ValueError on all processes if their ``settings`` differ."""
         everyone = self.gather(settings)
         for name in settings:
             for rank, other in enumerate(everyone):
@@ -127,10 +128,10 @@ class Group:
 
     @contextmanager
     def hold_interrupts(self) -> Iterator[None]:
-        """Note Ctrl-C in ``interrupted`` instead of raising: the processes must stop at the same step, or wait forever.
+        """In the block, Ctrl-C sets ``interrupted`` instead of raising an error.
 
-        A process alone is interrupted at once, as always; so are threads other than the main one, which no
-        signal reaches.
+        Several processes must stop at the same step, or they would wait for each other for ever. A single process is
+        interrupted at once, as usual. Threads other than the main one get no signals, so nothing changes for them.
         """
         if self.size == 1 or threading.current_thread() is not threading.main_thread():
             yield

@@ -18,20 +18,21 @@ KINDS = "logits", "loc", "log_scale"  # the parameters of a mixture
 
 
 class Parameters:
-    """What the steps of a training move: the parameters of all mixtures as one tensor, and those of networks.
+    """The parameters that the steps of a training move: those of all mixtures as one tensor, and those of networks.
 
-    Mixtures are many small tensors. As one, they take one operation where they would take one each. The modules'
-    parameters are views of it until :meth:`release`.
+    Mixtures are many small tensors. Joined to one tensor, they need one operation instead of one each. Until
+    :meth:`release`, the modules' parameters are views of this tensor.
 
     Args:
-        flow: whose parameters they are.
-        moved: those that are trained.
-        held: the columns whose marginal mixtures are not moved.
+        flow: the flow.
+        moved: those of its parameters that are trained.
+        held: for each column, whether its marginal mixture stays as it is.
 
     Attributes:
         all: the parameters for an optimizer.
-        left_out: the names of mixtures that are trained as networks are, without a prior and with steps of any length:
-            those that share a parameter with another one, or that compute one from others.
+        moving: (3, M), 1 for each number of the mixtures that is trained and 0 for the others; None if all are trained.
+        left_out: the names of mixtures that are not joined, because they share a parameter with another mixture or
+            compute it from others. They are trained like networks, without a prior and with steps of any length.
 
     """
 
@@ -46,7 +47,7 @@ class Parameters:
             three = [module._parameters.get(kind) for kind in KINDS]
             known = [p for p in three if p is not None and p.dtype == like.dtype and p.device == like.device]
             ids = {id(parameter) for parameter in known}
-            # Two views of one tensor cannot be of two places, and a parameter that is computed is no tensor to view.
+            # A shared parameter would need two places in the joined tensor. A computed one cannot be a view.
             if len(ids) < len(KINDS) or ids & own.keys():
                 self.left_out.append(name)
             elif ids & is_moved:
@@ -58,11 +59,11 @@ class Parameters:
         self.moving = self._moving(is_moved, held) if self.mixtures else None
 
     def values_of(self, weights: dict[str, Tensor], kind: str) -> Tensor:
-        """What ``weights``, a flow's state_dict, has of this kind for all mixtures, (M,)."""
+        """The numbers (M,) of one kind for all mixtures in ``weights``, a state_dict of the flow."""
         return torch.cat([weights[f"{name}.{kind}"].reshape(-1) for name, _ in self.mixtures])
 
     def gradients(self) -> Gradients:
-        """Memory for the gradients, which the modules' parameters then add to."""
+        """Memory for the gradients, to which the backward pass then adds."""
         found = Gradients(self.all)
         if self.mixtures:
             assert self.all[0].grad is not None
@@ -80,14 +81,14 @@ class Parameters:
         return [three[kind] for kind in range(len(KINDS)) for three in self._modules]
 
     def _join(self) -> Tensor:
-        """The tensor (3, M), of which the modules' parameters become views."""
+        """The joined tensor (3, M); the modules' parameters become views of it."""
         values = torch.cat([parameter.detach().reshape(-1) for parameter in self._flat()]).reshape(len(KINDS), -1)
         for parameter, view in zip(self._flat(), self._views(values), strict=True):
             parameter.data = view
         return values
 
     def _views(self, values: Tensor) -> list[Tensor]:
-        """The parts of ``values`` (3, M) of the shapes of the modules' parameters."""
+        """The parts of ``values`` (3, M), in the shapes of the modules' parameters."""
         parameters = self._flat()
         parts = values.reshape(-1).split([parameter.numel() for parameter in parameters])
         return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
@@ -117,11 +118,11 @@ def _three(module: MixtureCDF) -> Iterator[nn.Parameter]:
 
 
 class Gradients:
-    """The gradients of ``parameters`` in one flat tensor, and four numbers after them, ``outcome``.
+    """The gradients of ``parameters`` in one flat tensor, and after them four numbers, ``outcome``.
 
-    These are the loss, the part of the batch's weight that lies outside the support, a call to stop, and the norm of
-    the gradients. One tensor is zeroed, summed over the processes, measured and scaled at once; the parameters'
-    ``grad`` are views.
+    The four numbers are the loss, the part of the batch's weight that lies outside the support, 1 if the training is to
+    stop, and the norm of the gradients. A single tensor can be zeroed, summed over the processes, measured and scaled
+    at once. The ``grad`` of the parameters are views of it.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -130,19 +131,19 @@ class Gradients:
         self.gradients, self.outcome = self.flat[:-4], self.flat[-4:]
         self.loss, self.outside, self.stop, self.norm = self.outcome
         for parameter, part in zip(parameters, self.gradients.split(sizes), strict=True):
-            # AdamW walks the memory of both side by side, so a gradient must lie as its parameter does.
+            # AdamW goes through the memory of both in parallel, so a gradient must have the layout of its parameter.
             like = torch.empty_like(parameter)
             parameter.grad = part.as_strided(like.shape, like.stride())
 
     def clip_(self, most: float) -> None:
-        """Scale the gradients to a norm of ``most`` if theirs is larger, and note the norm before."""
+        """Scale the gradients to the norm ``most`` if theirs is larger, and keep the norm from before."""
         torch.linalg.vector_norm(self.gradients, out=self.norm)
         if most < math.inf:
             self.gradients.div_((self.norm / most).clamp_(min=1.0))
 
 
 def trained(flow: Flow, held: Sequence[bool]) -> list[nn.Parameter]:
-    """The parameters that the steps move: not those of marginal mixtures if all columns are ``held``."""
+    """The parameters that the steps move. Those of marginal mixtures are left out if all columns are ``held``."""
     still = {
         id(parameter)
         for module in flow.modules()

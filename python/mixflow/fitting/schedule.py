@@ -1,4 +1,4 @@
-"""How long a flow is trained, in what steps, where the caller leaves that open."""
+"""Default settings of a training: the number of steps, their size and the learning rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..transforms import MixtureCDF
 __all__ = ["Schedule", "schedule_of"]
 
 _ROWS_TO_DECAY = 10_000
-_STEPS_PER_ROW = 4  # at most: of few rows, all is learned soon
+_STEPS_PER_ROW = 4  # at most: few rows are learned in few steps
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Schedule:
     """Settings of a training.
 
     Attributes:
-        steps: about so many, over all epochs, however many rows there are.
-        least: rows a step at least, as far as there are so many.
-        most: rows a step at most, unless one epoch would take more steps than wanted.
-        part: the number of steps in an epoch in between.
+        steps: the approximate number of steps over all epochs, for any number of rows.
+        least: the least rows of a step, if there are so many.
+        most: the most rows of a step, unless one epoch would then take more than ``steps``.
+        part: the number of steps in an epoch, if rows for each step then lie between ``least`` and ``most``.
         lr: the highest learning rate.
-        weight_decay: the decoupled weight decay of AdamW, of up to 10,000 rows.
+        weight_decay: the decoupled weight decay of AdamW for up to 10,000 rows.
 
     """
 
@@ -37,7 +37,7 @@ class Schedule:
     part: int = 8
 
     def batch_size_for(self, rows: int) -> int:
-        """Rows per step for ``rows`` rows in all.
+        """The number of rows of a step, for ``rows`` rows in all.
 
         Example:
             >>> from mixflow.fitting.schedule import Schedule
@@ -49,16 +49,16 @@ class Schedule:
         return min(rows, max(self.least, min(self.most, rows // self.part), math.ceil(rows / self.steps)))
 
     def weight_decay_for(self, rows: int) -> float:
-        """The weight decay for ``rows`` rows in all: the more there are, the less is left for it to prevent."""
+        """The weight decay for ``rows`` rows in all. It prevents overfitting, and more rows need less of it."""
         return self.weight_decay * min(1.0, _ROWS_TO_DECAY / rows)
 
     def epochs_for(self, rows: int, steps_per_epoch: int) -> int:
-        """Passes over ``rows`` rows that take about the wanted steps."""
+        """The number of passes over ``rows`` rows that take about the wanted number of steps."""
         return max(1, math.ceil(min(self.steps, _STEPS_PER_ROW * rows) / steps_per_epoch))
 
 
 def schedule_of(flow: Flow) -> Schedule:
-    """The settings that did best on most tables, by the parts that the flow is made of.
+    """The settings that did best on most tables, for the kind of parts that the flow consists of.
 
     Example:
         >>> from mixflow import flows
@@ -68,7 +68,7 @@ def schedule_of(flow: Flow) -> Schedule:
 
     """
     if isinstance(flow, GaussianMixture) and not flow.context:
-        return Schedule(steps=30, least=256, most=4096, lr=0.002)  # it starts where expectation-maximisation ends
+        return Schedule(steps=30, least=256, most=4096, lr=0.002)  # it starts where expectation maximisation ends
     if any(isinstance(module, Inputs) for module in flow.modules()):
         return Schedule(steps=2400, least=256, most=1024, lr=0.003, weight_decay=0.03)
     if sum(isinstance(module, MixtureCDF) for module in flow.modules()) > 1:

@@ -1,4 +1,4 @@
-"""The rows of a run: what is learned from, and what is held out to judge by."""
+"""The rows of a run: the rows to learn from, and the held-out rows that judge the flow."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .sources import CHUNK, Data, Loader, Rows, Subset, check_weights, is_loader
 
 __all__ = ["Split", "open_split"]
 
-HELD_OUT = 0.1  # of the rows, by default
-# Fewer held-out rows say nothing of their own: the start is then set from them, too.
+HELD_OUT = 0.1  # the part of the rows that is held out by default
+# Fewer held-out rows cannot judge a start. The start is then set from them as well.
 FEW_HELD_OUT = 10
 
 Given = tuple[Rows, "Rows | None", "Rows | None"]
@@ -30,11 +30,11 @@ class Split:
     """The rows of a run.
 
     Attributes:
-        train: what is learned from.
-        valid: what is scored after each epoch; None for nothing.
-        start: what a start is set from.
-        digest: identifies all of it.
-        at_ends: how many rows of the data lie at the ends of the flow's support, where the density is zero.
+        train: the rows to learn from.
+        valid: the rows to score after each epoch; None for none.
+        start: the rows that a start is set from.
+        digest: a text that identifies all rows and how they are split.
+        at_ends: the number of rows at the ends of the flow's support, where the density is zero.
 
     """
 
@@ -45,7 +45,10 @@ class Split:
     at_ends: int
 
     def first(self, group: Group) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows to look at, rows to set a start from, and the context of these: each row as often as its weight says."""
+        """Rows for the survey, rows to set a start from, and the context of the latter.
+
+        Rows to set a start from are repeated in proportion to their weights.
+        """
         x, context, weight = self.start.first(CHUNK, group)
         if weight is None:
             return x, x, context
@@ -54,7 +57,7 @@ class Split:
 
 
 def _copies(weight: Tensor) -> Tensor:
-    """Row numbers, each as often as its weight (n,) says: exactly for whole numbers, else as nearly as n rows allow."""
+    """Row numbers, repeated by their weights (n,): exactly for whole numbers, otherwise in proportion, n in all."""
     whole = bool((weight == weight.round()).all()) and float(weight.sum()) <= CHUNK
     if whole:
         return torch.arange(len(weight), device=weight.device).repeat_interleave(weight.long())
@@ -73,7 +76,7 @@ def open_split(
     own: Tensor,
     steps_per_epoch: int | None,
 ) -> Split:
-    """Open ``data`` and ``validation`` as :func:`mixflow.fit` takes them; errors are those documented there."""
+    """Open ``data`` and ``validation``. Arguments and errors are those of :func:`mixflow.fit`."""
     seed %= 2**64
     given = _open("data", flow, data, context, weights, own, steps_per_epoch)
     if steps_per_epoch is not None and not isinstance(given, Loader):
@@ -128,7 +131,7 @@ def _open(
     x = Rows(name, data, flow.event_shape, own, flow.notes.get("columns"))
     weight = None
     if weights is not None:
-        here = torch.empty(0, device="cpu")  # where their sums are known without waiting for a GPU
+        here = torch.empty(0, device="cpu")  # sums of weights are then there without waiting for a GPU
         weight = check_weights(_as_many("weights", Rows("weights", weights, 1, here), name, x))
     if not flow.context:
         return x, None, weight
@@ -153,7 +156,7 @@ def _check_support(flow: Flow, x: Rows) -> int:
         chunk = flow.shaped(rows)
         outside = transform.outside(chunk)
         assert outside is not None
-        # The next number towards the inside of the support is still outside only for one that lies beyond the end.
+        # If a number lies beyond an end, the next number towards the inside is outside, too. At an end, it is inside.
         nearer = torch.nextafter(chunk, transform.inside(chunk).to(chunk.dtype).expand_as(chunk))
         beyond = outside & cast("Tensor", transform.outside(nearer))
         if beyond.any():

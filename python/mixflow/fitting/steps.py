@@ -1,4 +1,4 @@
-"""The steps of a training: the gradients of a batch, clipped, and what AdamW makes of them."""
+"""The steps of a training: gradients of a batch, clipped, and an update by AdamW."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Steps", "own_stream"]
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """A stream of the block's own on a CUDA device: a graph cannot be captured on the default one."""
+    """A new CUDA stream for the block, because a graph cannot be captured on the default stream."""
     if device.type != "cuda":
         yield
         return
@@ -39,12 +39,12 @@ class Steps:
     """Steps of gradient descent on the mean negative log_prob of batches.
 
     Args:
-        run: whose flow and optimizer they move.
-        parameters: of the flow and of the optimizer.
+        run: the flow and its optimizer.
+        parameters: those of the flow that are trained.
         group: the processes that share each batch.
         rows: the sum of the weights of all rows.
         max_grad_norm: the norm that gradients are clipped to.
-        limited: whether the density has a support that rows can lie outside of.
+        limited: whether the density has a support, so that rows can lie outside.
 
     """
 
@@ -57,9 +57,9 @@ class Steps:
         self.gradients = parameters.gradients()
         self.mixtures = Mixtures(parameters, run.start, rows) if parameters.mixtures else None
         device = self.gradients.flat.device
-        # Half precision would overflow in sums.
+        # Sums would overflow in half precision.
         self.dtype = torch.promote_types(self.gradients.flat.dtype, torch.float32)
-        self.minus_part = torch.zeros((), dtype=self.dtype, device=device)  # of a row in the loss
+        self.minus_part = torch.zeros((), dtype=self.dtype, device=device)  # minus the weight of a row in the loss
         self.run: Any = self._step
         if can_capture(device):
             several = "several processes share each batch" if group.size > 1 else ""
@@ -67,7 +67,7 @@ class Steps:
 
     @property
     def note(self) -> str:
-        """What the history says about how steps are taken; "" if there is nothing to say."""
+        """A note for the history on how steps are taken; "" without one."""
         return self.run.note if isinstance(self.run, Graphs) else ""
 
     def take(self, x: Tensor, context: Tensor | None, weight: Tensor | None, total: float, rate: float) -> Tensor:
@@ -75,14 +75,14 @@ class Steps:
 
         Args:
             x: the events.
-            context: theirs, (n, ...); None for a flow without.
-            weight: theirs, (n,); None where all count alike.
+            context: their context, (n, ...); None for a flow without a context.
+            weight: their weights, (n,); None if all count the same.
             total: the sum of the weights in all processes.
             rate: the learning rate.
 
         Returns:
             (4,): the loss, which is the batch's mean negative log_prob; the part of its weight outside the support; 1
-            if the training is to stop; and the norm of the gradient before it was clipped.
+            if the training is to stop; and the norm of the gradient before clipping.
 
         """
         self.minus_part.fill_(-1.0 / total if total else 0.0)
@@ -94,7 +94,7 @@ class Steps:
         return self.gradients.outcome.clone()
 
     def _step(self, x: Tensor, context: Tensor | None, weight: Tensor | None) -> None:
-        """The step. All it reads and writes are tensors that stay where they are, so that it can be captured."""
+        """Take the step. All tensors that it reads and writes stay at their places, so that it can be captured."""
         gradients = self.gradients
         gradients.flat.zero_()
         if len(x):
@@ -114,14 +114,14 @@ class Steps:
 
     def _log_prob(self, x: Tensor, context: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weighted sum of log_prob over the rows of this process, and the weight of those outside the support."""
-        if weight is not None:  # rows that do not count may hold anything
+        if weight is not None:  # rows of weight 0 may hold anything
             counts = spread(weight != 0.0, self.flow.event_shape)
             x = torch.where(counts, x, self.flow.data_to_base.inside(x))
         log_prob = self.flow.log_prob(x, context)
         if weight is not None:
             weight = weight.to(self.dtype)
         outside = None
-        if self.limited:  # the density is 0 there, whatever the weights
+        if self.limited:  # outside, the density is 0 whatever the parameters are
             beyond = ~self.flow.supports(x)
             log_prob = log_prob.masked_fill(beyond, 0.0)
             outside = (beyond if weight is None else beyond * weight).sum(dtype=self.dtype)

@@ -1,7 +1,7 @@
-"""What a table holds that a density finds hard: repeated values, large offsets, values far out, dependent columns.
+"""A survey of a table before the training: repeated values, large offsets, values far out, dependent columns.
 
-``fit`` looks before it learns, tells what it saw and what it does about it, and blames the likely cause if a training
-ends early. Only the first rows are looked at, at most as many as ``fit`` holds in memory at a time.
+All of these are hard for a density. ``fit`` writes notes on what it found and on what it does about it. If a training
+ends early, ``fit`` names the likely cause. The survey covers the first rows, which fit in memory.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..start.robust import bulk_in_order, in_order, moments
 
 __all__ = ["Dependence", "Survey", "survey"]
 
-_TIED = 0.05  # the part of a column that may repeat other values before this is worth a note
-_FAR = 1e4  # spreads, from which on an offset is worth a note
-_OUTLIERS = 50.0  # spreads, likewise for the farthest value
-_SHOWN = 3  # columns that a note names; further ones are counted
+_TIED = 0.05  # a larger part of a column that repeats other values is worth a note
+_FAR = 1e4  # an offset of more spreads is worth a note
+_OUTLIERS = 50.0  # a farthest value of more spreads is worth a note
+_SHOWN = 3  # columns that a note names; more are counted
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ def _signed(value: float, text: str, first: bool) -> str:
 
 @dataclass(frozen=True)
 class Survey:
-    """What :func:`survey` found; lists have an entry for each column.
+    """The result of :func:`survey`. Lists have an entry for each column.
 
     Attributes:
-        rows: how many rows were looked at.
+        rows: the number of rows of the survey.
         distinct: the number of different values.
-        step: the step that all values are multiples of, counted from the first; 0 where there is none.
+        step: the largest step such that all values are whole numbers of steps from the first; 0 if there is none.
         largest_share: the share of the most frequent value.
         most_frequent: that value.
         offset: the median over the spread of the bulk.
         outliers: the number of values outside the bulk.
         farthest: the distance of the farthest value from the median, in spreads of the bulk.
-        dependences: columns that columns before them determine.
+        dependences: columns that are functions of the columns before them.
 
     """
 
@@ -84,20 +84,20 @@ class Survey:
 
     @property
     def resolution(self) -> list[float]:
-        """The step that each column was rounded to, as its values tell; 0 for a column that repeats few of them."""
+        """The step that each column seems to be rounded to; 0 for a column that repeats few of its values."""
         return [step if self.is_tied(column) else 0.0 for column, step in enumerate(self.step)]
 
     def is_tied(self, column: int) -> bool:
-        """Whether a visible part of the values of ``column`` repeat others."""
+        """Whether more than a twentieth of the values of ``column`` repeat others."""
         return self.rows - self.distinct[column] > _TIED * self.rows
 
     def notes(self, names: Sequence[str], dtype: torch.dtype, widths: Sequence[float]) -> list[str]:
-        """Sentences on what was found, for columns of these ``names``.
+        """Sentences on what was found.
 
         Args:
-            names: of the columns.
-            dtype: that the rows came in.
-            widths: the resolution that was asked for, 0 for a column without one.
+            names: the names of the columns.
+            dtype: the dtype of the rows.
+            widths: the resolution of each column, 0 for a column without one.
 
         """
         return [
@@ -108,7 +108,7 @@ class Survey:
         ]
 
     def suspects(self, names: Sequence[str]) -> str:
-        """The likely cause of a training that stopped being finite, in words; empty if nothing was seen."""
+        """The likely cause if a training stopped being finite, in words; empty if nothing was found."""
         causes = []
         if tied := [column for column in range(len(names)) if self.is_tied(column)]:
             causes.append(f'repeated values in {_listed(tied, names)} (resolution="auto" is made for them)')
@@ -188,7 +188,7 @@ def _more(items: Sequence[object]) -> str:
 
 
 def survey(x: Tensor) -> Survey:
-    """Look at the rows of ``x`` (N, D), finite numbers.
+    """Survey the rows of ``x`` (N, D), finite numbers.
 
     Example:
         >>> import torch
@@ -227,21 +227,22 @@ def survey(x: Tensor) -> Survey:
 
 
 def _step(values: Tensor) -> float:
-    """The largest step that the sorted ``values`` are multiples of, counted from the first; 0 if there is none.
+    """The largest step such that the sorted ``values`` are whole numbers of steps from the first; 0 if there is none.
 
-    Tried are the smallest difference and the powers of ten just below it: a column of 2, 5 and 9 has the step 1.
+    The candidates are the smallest difference and the powers of ten just below it. A column of 2, 5 and 9 has the step
+    1.
     """
     if len(values) < 2:
         return 0.0
     step = _step_in(values, torch.float64)
-    # 0.1 in float32 is another number than in float64: a file or the caller may have rounded the values to float32.
+    # A file or the caller may have rounded the values to float32, in which 0.1 is another number than in float64.
     return step or (_step_in(values, torch.float32) if bool((values == values.float()).all()) else 0.0)
 
 
 def _step_in(values: Tensor, dtype: torch.dtype) -> float:
-    """As :func:`_step`, of ``values`` that ``dtype`` has rounded."""
+    """As :func:`_step`, for ``values`` that were rounded to ``dtype``."""
     from_first = values - values[0]
-    # Of decimal numbers, such as multiples of 0.1, differences are rounded at the size of the values.
+    # Differences of decimal numbers, such as multiples of 0.1, have rounding errors of the size of the values.
     rounding = 8.0 * torch.finfo(dtype).eps * float(values.abs().max())
     differences = values.diff()
     smallest = float(differences[differences > rounding].min()) if bool((differences > rounding).any()) else 0.0
@@ -250,18 +251,18 @@ def _step_in(values: Tensor, dtype: torch.dtype) -> float:
     power = math.floor(math.log10(smallest * (1.0 + 1e-9)))
     written = [float(f"{smallest:.{digits}g}") for digits in (2, 3)] if dtype == torch.float32 else []
     for step in (*written, smallest, *(10.0 ** (power - down) for down in range(3))):
-        # So many steps, or steps so small, fit any values.
+        # Any values fit so many steps, or steps so small.
         if float(from_first[-1]) / step > 1e9 or (dtype == torch.float32 and rounding > 0.05 * step):
             break
         exact = from_first / step
         if float((exact - exact.round()).abs().max()) * step <= rounding + 1e-6 * step:
-            # In the digits that people write: 0.1, not what a difference of two decimals is.
+            # Few digits, as people write them: 0.1, and not the inexact difference of two decimal numbers.
             return float(f"{step:.6g}")
     return 0.0
 
 
 def _dependences(x: Tensor, most: int = 64) -> list[Dependence]:
-    """The columns of ``x`` (N, D) that are a linear function of columns before them."""
+    """The columns of ``x`` (N, D) that are a linear function of the columns before them."""
     if len(x) <= x.shape[1] or x.shape[1] > most:
         return []
     scale = (x - x[0]).abs().amax(0)
@@ -289,8 +290,8 @@ def _dependences(x: Tensor, most: int = 64) -> list[Dependence]:
 def _may_depend(products: Tensor, column: int, independent: list[int]) -> bool:
     """Whether a linear function of the ``independent`` columns may come within a hundredth of ``column``'s spread.
 
-    From the ``products`` (D, D) of centred columns, which rounding leaves less exact than the columns themselves, but
-    have no rows to go through.
+    This is computed from the ``products`` (D, D) of centred columns. They are less exact than the columns themselves,
+    but do not take a pass over the rows.
     """
     if not independent:
         return False

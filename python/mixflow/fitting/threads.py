@@ -1,10 +1,10 @@
-"""How many threads torch's operations take in a training on the CPU: one, unless more save far more than they can cost.
+"""How many threads torch takes for its operations in a training on the CPU: one, unless more save more than they cost.
 
-A parallel region ends when its last thread has had a processor. On a machine with nothing else to do that is at once.
-Beside other processes it takes 10 to 20 milliseconds, the time that the system lets a thread wait. Torch enters a
+A parallel region ends when each of its threads has got a processor. On an idle machine that happens at once. Beside
+other processes it takes 10 to 20 milliseconds, because the operating system lets a thread wait so long. Torch enters a
 region for each matrix product, for each operation on more than 32,768 numbers and for each step of AdamW: hundreds of
-times in a step of training. There, two threads took a hundred times as long as one. What more threads can save is a
-part of the work alone. The core decides for each of its own calls in the same way (``csrc/cpu/cost.h``).
+times in a step of training. On a busy machine, two threads took a hundred times as long as one. More threads can save
+no more than part of the work. The core decides in the same way for each of its own calls (``csrc/cpu/cost.h``).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ..transforms import MixtureCDF
 
 __all__ = ["are_worthwhile", "one_thread"]
 
-# Floating-point operations of a product of matrices that takes two milliseconds on one thread, from which on the core,
-# too, takes all threads.
+# A matrix product of so many floating-point operations takes two milliseconds on one thread. The core takes all threads
+# for calls of the same length.
 PRODUCT = 1e8
-# Numbers in a batch from which on an operation on each of them takes about as long.
+# An operation on each number of a batch takes about as long if the batch has so many numbers.
 NUMBERS = 2**21
-FEW = 8  # rows that tell what a row costs
+FEW = 8  # rows that measure the cost of a row
 
 
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Let torch's operations take one thread in the block, where that is ``wanted``. The core decides for itself.
+    """If ``wanted``, torch's operations take one thread in the block. The core still decides for itself.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
 
 def are_worthwhile(flow: Flow, x: Tensor, context: Tensor | None, rows: int) -> bool:
-    """Whether all threads should score and learn from batches of ``rows`` events like ``x`` (N, *event).
+    """Whether torch should take all threads for batches of ``rows`` events like ``x`` (N, *event).
 
     Example:
         >>> import torch
@@ -75,11 +75,11 @@ def are_worthwhile(flow: Flow, x: Tensor, context: Tensor | None, rows: int) -> 
     if not has_matrices or not len(few):
         return False
     was_training = flow.training
-    flow.eval()  # so that nothing is learned from these rows
+    flow.eval()  # so that no module keeps statistics of these rows
     try:
         with torch.no_grad(), seeded(0), one_thread(), _Products() as products:
             flow.log_prob(few, None if context is None else context[:FEW])
-    except Exception:  # a network may refuse so few rows; what is wrong in truth, the step itself will find
+    except Exception:  # a network may refuse so few rows; the step itself will raise any real error
         return False
     finally:
         flow.train(was_training)
@@ -90,7 +90,7 @@ class _Products(TorchDispatchMode):
     """Counts products of matrices and convolutions, and their floating-point operations."""
 
     def __init__(self) -> None:
-        # Imported here, since it imports Triton where that is installed, which takes 0.15 seconds.
+        # The import stands here because it also imports Triton, if that is installed, which takes 0.15 seconds.
         from torch.utils.flop_counter import flop_registry
 
         super().__init__()

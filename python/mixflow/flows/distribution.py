@@ -47,17 +47,17 @@ class Density(Protocol):
 
 
 class FlowDistribution(Distribution):
-    """A flow, under one context or a batch of contexts, as a Distribution of ``torch.distributions``.
+    """A flow, given one context or a batch of contexts, as a Distribution of ``torch.distributions``.
 
-    ``log_prob``, ``sample`` and ``rsample`` are those of the flow. With one feature there are ``cdf`` and ``icdf``,
-    too, for values (..., 1): a flow of one feature is a monotone map to its base.
+    ``log_prob``, ``sample`` and ``rsample`` are those of the flow. A flow of one feature is a monotone map to its base,
+    so it also has ``cdf`` and ``icdf``, for values (..., 1).
 
     Args:
-        flow: the flow, whose parameters are shared, not copied.
-        context: ``(*B, C)``, for the batch shape B; None for a flow without.
+        flow: the flow. Its parameters are shared, not copied.
+        context: ``(*B, C)``, for the batch shape B; None for a flow without a context.
 
     Raises:
-        ValueError: the flow takes a context and there is none, or the other way round.
+        ValueError: the flow takes a context and there is none, or it takes none and there is one.
 
     Example:
         >>> import torch
@@ -88,7 +88,7 @@ class FlowDistribution(Distribution):
         return _Inside(self.flow)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
-        """The same distribution over a larger batch; ValueError where the batch does not broadcast."""
+        """The same distribution over a larger batch; ValueError if the batch does not broadcast."""
         new: FlowDistribution = self._get_checked_instance(FlowDistribution, _instance)
         new.flow, new.context = self.flow, self.context
         try:
@@ -138,7 +138,7 @@ class FlowDistribution(Distribution):
         return self.flow.inverse(z, self.context)[0]
 
     def _monotone(self) -> tuple[Base, Tensor]:
-        """The base, and whether the map from the only feature to it increases (1) or decreases (-1): (*B, 1)."""
+        """The base, and the sign (*B, 1) of the slope of the map from the feature to it: 1 or -1."""
         if self.flow.features != 1 or self.flow.base not in BASES:
             raise NotImplementedError("expected a flow of one feature with a map to a base: only that has a CDF")
         base = BASES[self.flow.base]
@@ -164,7 +164,7 @@ class _Inside(constraints.Constraint):
 
 
 def mixture_of(transform: Transform, base: str, context: Tensor | None) -> Distribution | None:
-    """The distribution whose image under ``transform`` follows ``base``, if it is a mixture of one feature; else None.
+    """The mixture of one feature whose image under ``transform`` follows ``base``; None if there is no such mixture.
 
     Args:
         transform: data to base.
@@ -195,6 +195,6 @@ def units_of(affine: Sequence[Transform], like: Tensor) -> tuple[Tensor, Tensor]
         dtype = torch.promote_types(dtype, loc.dtype)
         own = transform.log_scale.to(dtype).exp()
         loc, scale = loc + scale * transform.loc.to(dtype), scale * own
-    # LAPACK has no half precision, and neither have the quantiles of torch's distributions.
+    # LAPACK and the quantiles of torch's distributions have no half precision.
     full = torch.promote_types(loc.dtype, torch.float32)
     return loc.to(full), scale.to(full)

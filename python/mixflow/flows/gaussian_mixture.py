@@ -25,26 +25,27 @@ __all__ = ["GaussianMixture"]
 
 
 class GaussianMixture(Flow):
-    r"""A mixture of Gaussians with full covariances, of standardised data: a flow whose base is what is learned.
+    r"""A mixture of Gaussians with full covariances, for standardised data: a flow whose base is learned.
 
     .. math:: p(z) = \sum_k \mathrm{softmax}(logits)_k \, N\left(z; loc_k, (L_k L_k^T)^{-1}\right)
 
-    ``transform`` standardises, and ``base`` is no distribution of ``mixflow.BASES``: there is no map to one, but for
-    that, the usual baseline is fitted, scored, sampled and saved as any flow is. The lower triangles L (K, D, D) are
-    Cholesky factors of the precisions, kept as their strictly lower part ``lower`` and the logs of their diagonal. With
-    a context, a network adds to all of them an offset for each element: a mixture density network (Bishop, 1994).
+    ``transform`` only standardises. The mixture is the base, and there is no map to a distribution of
+    ``mixflow.BASES``. Otherwise this usual baseline is fitted, scored, sampled and saved like any other flow. The lower
+    triangles L (K, D, D) are Cholesky factors of the precisions. The parameters are their strictly lower part ``lower``
+    and the logs of their diagonal, ``log_diagonal``. With a context, a network adds an offset to all parameters for
+    each element, which is a mixture density network (Bishop, 1994).
 
     Args:
         features: D.
         components: K.
         context: C, the size of the context; 0 for none.
-        support: where values can lie, as :class:`~mixflow.transforms.Support` takes it; the mixture is then one of the
-            data as they are on the real line.
+        support: where values can lie, as :class:`~mixflow.transforms.Support` takes it. The mixture is then fitted to
+            the data after they are mapped to the real line.
         network: builds the network of the context, as :class:`~mixflow.transforms.MixtureCDF` takes it.
         embedding: a module that the context passes first.
 
     Raises:
-        ValueError: a size is out of range, or the support is none.
+        ValueError: a size is out of range, or the support is invalid.
 
     Example:
         >>> import torch
@@ -67,7 +68,7 @@ class GaussianMixture(Flow):
         embedding: nn.Module | None = None,
     ) -> None:
         standardise = Affine(features, trainable=False)
-        standardise.context = check_integer("context", context, 0)  # checked with x, and of no effect on the map
+        standardise.context = check_integer("context", context, 0)  # it is checked with x, but the map ignores it
         transform = standardise if support is None else Compose(Support(features, support), standardise)
         super().__init__(transform, embedding=embedding)
         self.base = "mixture"
@@ -86,8 +87,8 @@ class GaussianMixture(Flow):
     def starts(self, x: Tensor, context: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
         """Start from the mixture that EM finds in float64: see :mod:`mixflow.start.gaussian_mixture`.
 
-        Few rows are given fewer components than K: spare ones repeat the used ones, and the density is that of these.
-        With a context, the network starts from offsets of almost nothing.
+        Few rows get fewer components than K. Spare components repeat the used ones, which does not change the density.
+        With a context, the network starts with offsets close to 0.
         """
         with torch.no_grad(), frozen_kept(self):
             plain = super().starts(x, context)
@@ -96,7 +97,7 @@ class GaussianMixture(Flow):
                 support, standardise = standardise.each()
                 x, _ = support(x)
             assert isinstance(standardise, Affine)
-            # Fitted on the CPU, which has float64 everywhere. The draws are then the same for every device, too.
+            # This runs on the CPU, which always has float64. Its random draws are then the same for every device.
             z = (x.cpu().double() - standardise.loc.cpu().double()) / standardise.log_scale.cpu().double().exp()
             fitted = gaussian_mixture(z, self.components)
             factor = _precision_factor(fitted.covariance)
@@ -148,7 +149,7 @@ class GaussianMixture(Flow):
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         logits, loc, log_diagonal, factor = self._parameters_for(context)
         with full_precision(z):
-            batch = "..." if factor.dim() > 3 else ""  # onnxruntime refuses an ellipsis that stands for no axis
+            batch = "..." if factor.dim() > 3 else ""  # onnxruntime accepts no ellipsis that stands for no axis
             centred = z.unsqueeze(-2) - loc
             standard = torch.einsum(f"...kd,{batch}kde->...ke", centred, factor)
         standard = infinite_where_overflowed(standard, centred)
@@ -161,11 +162,14 @@ class GaussianMixture(Flow):
     ) -> Tensor:
         """Draws (*batch, D) that are a differentiable function of the parameters.
 
-        From the last feature to the first, each is the quantile of a normal draw under its distribution given the ones
-        after it, a mixture in one dimension: the inverse of Rosenblatt's transform (1952). With y = z - loc_k and
-        s_e = sum_d y_d L_de, the density of component k is the product over e of N(s_e; 0, 1) L_ee, and s_e holds y_e
-        and features after it alone. Given these, y_e has the mean -sum_{d > e} y_d L_de / L_ee and the scale 1 / L_ee,
-        and the weight of the component is the one it began with times the factors of the features already drawn.
+        This is the inverse of Rosenblatt's transform (1952). Features are drawn from the last to the first. Given the
+        features after it, a feature follows a mixture in one dimension, and the draw is the quantile of that mixture at
+        the probability of a normal number.
+
+        Write y = z - loc_k and s_e = sum_d y_d L_de. The density of component k is the product over e of
+        N(s_e; 0, 1) L_ee, and s_e depends on y_e and later features alone. Given the later features, y_e has the mean
+        -sum_{d > e} y_d L_de / L_ee and the scale 1 / L_ee. The weight of the component is its initial weight times the
+        factors of the features drawn so far.
         """
         logits, loc, log_diagonal, factor = self._parameters_for(context)
         noise = torch.randn(*batch, self.features, generator=generator, dtype=own.dtype, device=own.device)
@@ -184,7 +188,7 @@ class GaussianMixture(Flow):
 
 def _precision_factor(covariance: Tensor) -> Tensor:
     """Lower triangles L (K, D, D) with ``L L^T`` the inverses of ``covariance`` (K, D, D)."""
-    # The inverse of an upper factor of the covariance, whose rows and columns are in reverse: nothing is squared.
+    # This is the inverse of an upper factor of the covariance, from its reversed rows and columns. Nothing is squared.
     upper = cholesky(covariance.flip(-1, -2)).flip(-1, -2)
     one = torch.eye(covariance.shape[-1]).to(covariance)
     factor: Tensor = torch.linalg.solve_triangular(upper, one, upper=True).mT

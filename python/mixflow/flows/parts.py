@@ -4,13 +4,13 @@ A part is described by the name of its class and the arguments of its constructo
 
     {"part": "MixtureCDF", "arguments": {"features": 3, "components": 8, "family": "logistic", ...}}
 
-An argument may be a part itself, or a list of parts. A part that occurs again is described by the place where it
-occurred first, ``{"same": "data_to_base.transforms.0"}``: both occurrences are then one object, with one set of
-weights. Places are written as in the names of the weights. An argument whose value is among the weights of its part,
-under the same name, is left out.
+An argument may be a part itself, or a list of parts. If a part occurs again, its description is the place where it
+occurred first, ``{"same": "data_to_base.transforms.0"}``. Both occurrences are then one object, with one set of
+weights. Places are written as in the names of the weights. An argument is left out if its value is among the weights of
+its part, under the same name.
 
-A description may come from a forged file. Only the classes that :mod:`mixflow.transforms` and :mod:`mixflow.networks`
-export can be named in it, and what it can make this module allocate or do is bounded by the size of the file.
+A description may come from a forged file. It can only name classes that :mod:`mixflow.transforms` and
+:mod:`mixflow.networks` export. The size of the file bounds the memory and the work that a description can cause.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from ..transforms import Transform
 __all__ = ["Builder", "describe", "describe_arguments", "own_weights", "plain", "sizes", "unsavable"]
 
 LEVELS = 128  # lists and parts within each other; more would come close to Python's limit of recursion
-PARTS = 10_000  # a part that occurs several times counts as often
-FREE_SIZE = 2**20  # a size that needs no weights to account for it, such as the features of a sigmoid
-FREE_BYTES = 2**26  # of buffers that are no weights, such as masks, beyond what the weights account for
+PARTS = 10_000  # the most parts; one that occurs several times counts each time
+FREE_SIZE = 2**20  # the largest size that the file needs no weights for, such as the features of a sigmoid
+FREE_BYTES = 2**26  # the most bytes of buffers that are not weights, such as masks, without weights in the file
 
 _NOT_SIZES = ("support", "loc", "scale", "levels")  # arguments in which an integer is a value
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON gives it back: numbers of numpy and torch as Python's own, sequences as lists, no infinity.
+    """``value`` as JSON returns it: numbers of numpy and torch become Python's, sequences lists, and infinity None.
 
     Example:
         >>> import torch
@@ -56,7 +56,7 @@ def plain(value: Any) -> Any:
 
 
 def own_weights(module: nn.Module) -> dict[str, Tensor]:
-    """What ``module`` itself, without its submodules, adds to a ``state_dict``."""
+    """The entries that ``module`` itself, without its submodules, adds to a ``state_dict``."""
     own = {**module._parameters, **module._buffers}
     return {
         name: value
@@ -101,7 +101,7 @@ def describe_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 class _Describer:
     def __init__(self) -> None:
-        self.places: dict[int, str] = {}  # where a part, known by its id, occurred first
+        self.places: dict[int, str] = {}  # where the part with an id occurred first
 
     def part(self, part: Any, name: str, level: int) -> dict[str, Any]:
         if id(part) in self.places:
@@ -130,7 +130,7 @@ class _Describer:
 
 
 def _live(part: Any, key: str, value: Any) -> Any:
-    """The argument ``key`` of ``part``: transforms as they are now, since one may have been exchanged for another."""
+    """The argument ``key`` of ``part``. A transform is taken as it is now, because the user may have replaced it."""
     child = getattr(part, key, None)
     if isinstance(child, nn.ModuleList):
         return list(child)
@@ -202,10 +202,10 @@ class Builder:
         return part
 
     def call(self, build: Callable[..., Any], arguments: Mapping[str, Any], name: str, level: int = 0) -> Any:
-        """What ``build``, a class or a recipe, returns for described ``arguments``.
+        """The result of ``build``, a class or a recipe, for described ``arguments``.
 
         Raises:
-            ValueError: it takes other arguments, or what it returns is too large for the file.
+            ValueError: ``build`` takes other arguments, or its result is too large for the file.
 
         """
         values = {key: self._value(value, f"{name}.{key}", level + 1) for key, value in arguments.items()}
@@ -237,14 +237,14 @@ class Builder:
             raise ValueError(f"{name}: expected at most {self._largest} for a file of this size, got {size}")
 
     def _same(self, place: str, name: str) -> Any:
-        if place not in self._made:  # nor is a part that this one belongs to, which is not built yet
+        if place not in self._made:  # a part that contains this one is not built yet, so it is not there either
             raise ValueError(f"{name}: expected the place of an earlier part, got {place[:80]!r}")
         part, parts = self._made[place]
         self._count(parts)
         return part
 
     def _count(self, parts: int) -> None:
-        # Checked before anything is built of so many: torch goes through a part as often as it occurs.
+        # This is checked before so many parts are put together: torch visits a part each time that it occurs.
         self._parts += parts
         if self._parts > PARTS:
             raise ValueError(f"transforms: expected at most {PARTS} parts, got more")

@@ -1,4 +1,4 @@
-"""The recipes: functions that build a flow and that model files and the command line know by name."""
+"""The recipes: functions that build a flow. Model files and the command line refer to them by name."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def univariate(
     embedding: nn.Module | None = None,
     seed: int | None = None,
 ) -> Flow:
-    """Flow for one variable: standardise, then a mixture CDF. Its density is a mixture of ``family``.
+    """Flow for one variable: a standardisation and a mixture CDF. Its density is a mixture of ``family``.
 
     Args:
         components: the number of mixture components.
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
-        context: size of the context that the density is conditioned on; 0 for none.
+        context: the size of the context that the density depends on; 0 for none.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
         network: builds the network of the context in place of a multilayer perceptron: ``network(inputs, outputs)``
             returns a module that maps (N, inputs) to (N, outputs).
-        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
-        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it as well.
+        seed: for the networks' weights at the start. torch's global generator is then neither read nor changed.
 
     Raises:
-        ValueError: a size is out of range, the family or base is unknown, or the support is none.
+        ValueError: a size is out of range, the family or base is unknown, or the support is invalid.
 
     Example:
         >>> import torch
@@ -88,11 +88,11 @@ def gaussianization(
 ) -> Flow:
     """Flow of marginal mixture CDFs and rotations in turn, which make any data normal step by step.
 
-    Chen and Gopinath, "Gaussianization" (2000); trained as in Meng et al., "Gaussianization Flows" (2020,
-    arXiv:2003.01941). ``initialize``, which ``fit`` calls first, sets each layer in closed form from what the ones
-    before it make of the data: the rotation by :func:`~mixflow.start.directions.interesting_directions`, the marginals
-    from quantiles. That alone is a density already; maximum likelihood then improves all layers together. Both
-    directions are fast, and nothing in it is a network but for a context.
+    The method is that of Chen and Gopinath, "Gaussianization" (2000), trained as in Meng et al., "Gaussianization
+    Flows" (2020, arXiv:2003.01941). ``fit`` first calls ``initialize``, which sets one layer after the other from the
+    data as the layers before it return them: marginals from quantiles, rotations by
+    :func:`~mixflow.start.directions.interesting_directions`. That alone is already a density. Maximum likelihood then
+    improves all layers together. Both directions are fast. Without a context there is no network.
 
     Args:
         features: D.
@@ -100,16 +100,16 @@ def gaussianization(
         components: the number of components of each marginal mixture.
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
-        context: size of the context that the density is conditioned on; 0 for none.
+        context: the size of the context that the density depends on; 0 for none.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
         network: builds the network of the context in place of a multilayer perceptron: ``network(inputs, outputs)``
             returns a module that maps (N, inputs) to (N, outputs).
-        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
-        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it as well.
+        seed: for the networks' weights at the start. torch's global generator is then neither read nor changed.
 
     Raises:
-        ValueError: a size is out of range, the family or base is unknown, or the support is none.
+        ValueError: a size is out of range, the family or base is unknown, or the support is invalid.
 
     Example:
         >>> import torch
@@ -145,11 +145,11 @@ def coupling(
     embedding: nn.Module | None = None,
     seed: int | None = None,
 ) -> Flow:
-    """Flow of mixture-CDF couplings, as in Ho et al., "Flow++" (2019, arXiv:1902.00275): fast in both directions.
+    """Flow of mixture-CDF couplings, as in Ho et al., "Flow++" (2019, arXiv:1902.00275). Both directions are fast.
 
-    The halves are the features whose index has a certain binary digit, with the digit and its value changing from
-    layer to layer, so that any two features are on different sides in some layer. Before the first comes a marginal
-    mixture CDF, which ``initialize`` sets from the data.
+    A coupling splits the features by a binary digit of their index. The digit and its value change from layer to layer,
+    so that any two features are in different halves in some layer. A marginal mixture CDF comes before the couplings;
+    ``initialize`` sets it from the data.
 
     Args:
         features: D, at least 2.
@@ -158,20 +158,20 @@ def coupling(
         hidden: widths of the hidden layers of each coupling's network, by default (64, 64).
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
-        context: size of the context that the density is conditioned on; 0 for none.
+        context: the size of the context that the density depends on; 0 for none.
         marginal_components: the number of components of the marginal mixtures. By default ``fit`` takes as many as
-            rows left out support, at most one for 30 rows and 256 in all.
+            left-out rows support: at most one for 30 rows, and at most 256.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
         network: builds each layer's network in place of the one that ``hidden`` describes: ``network(inputs, outputs)``
             returns a module that maps (N, inputs) to (N, outputs).
-        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
-        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it as well.
+        seed: for the networks' weights at the start. torch's global generator is then neither read nor changed.
 
     Raises:
-        TypeError: ``network`` does not build a module, or the embedding is none.
-        ValueError: a size is out of range, the family or base is unknown, the support is none, or both ``hidden`` and
-            ``network`` are given.
+        TypeError: ``network`` does not build a module, or the embedding is not a module.
+        ValueError: a size is out of range, the family or base is unknown, the support is invalid, or both ``hidden``
+            and ``network`` are given.
 
     Example:
         >>> from mixflow import flows
@@ -203,11 +203,11 @@ def autoregressive(
     embedding: nn.Module | None = None,
     seed: int | None = None,
 ) -> Flow:
-    """Flow of autoregressive mixture CDFs, the order reversed from layer to layer.
+    """Flow of autoregressive mixture CDFs. The order of the features is reversed from layer to layer.
 
-    Huang et al., "Neural Autoregressive Flows" (2018, arXiv:1804.00779). log_prob takes one pass of each network;
-    samples take the work of one, in D parts. Before the first comes a marginal mixture CDF, which ``initialize`` sets
-    from the data.
+    The method is that of Huang et al., "Neural Autoregressive Flows" (2018, arXiv:1804.00779). ``log_prob`` takes one
+    pass of each network. Samples take the same work, in D parts. A marginal mixture CDF comes before the layers;
+    ``initialize`` sets it from the data.
 
     Args:
         features: D.
@@ -216,20 +216,20 @@ def autoregressive(
         hidden: widths of the hidden layers of each transform's network, by default (64, 64).
         family: the components' distribution, one of ``mixflow.FAMILIES``.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
-        context: size of the context that the density is conditioned on; 0 for none.
+        context: the size of the context that the density depends on; 0 for none.
         marginal_components: the number of components of the marginal mixtures. By default ``fit`` takes as many as
-            rows left out support, at most one for 30 rows and 256 in all.
+            left-out rows support: at most one for 30 rows, and at most 256.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
         network: builds each layer's network in place of the one that ``hidden`` describes: ``network(inputs, outputs)``
             returns a module that maps (N, inputs) to (N, outputs).
-        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
-        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it as well.
+        seed: for the networks' weights at the start. torch's global generator is then neither read nor changed.
 
     Raises:
-        TypeError: ``network`` does not build a module, or the embedding is none.
-        ValueError: a size is out of range, the family or base is unknown, the support is none, or both ``hidden`` and
-            ``network`` are given.
+        TypeError: ``network`` does not build a module, or the embedding is not a module.
+        ValueError: a size is out of range, the family or base is unknown, the support is invalid, or both ``hidden``
+            and ``network`` are given.
 
     Example:
         >>> from mixflow import flows
@@ -247,12 +247,12 @@ def autoregressive(
 
 
 def _check_layers(layers: int) -> int:
-    # Bounded, lest a forged model file keep the loader busy for ever.
+    # The bound keeps a forged model file from making the loader work for ever.
     return check_integer("layers", layers, 1, 1000)
 
 
 def _standardised(features: int, support: str | Sequence[Any] | None) -> list[Transform]:
-    """The way from the data's support to the real line, if that is not where they are, and the standardisation."""
+    """A map from the data's support to the real line, if there is a support, and the standardisation."""
     standardise = Affine(features, trainable=False)
     return [standardise] if support is None else [Support(features, support), standardise]
 
@@ -260,9 +260,9 @@ def _standardised(features: int, support: str | Sequence[Any] | None) -> list[Tr
 def _marginals(features: int, components: int | None, support: str | Sequence[Any] | None) -> list[Transform]:
     """Standardisation, marginal mixture CDFs and a whitening; :mod:`mixflow.flows.initialize` sets them from the data.
 
-    Edges and peaks are there before any training. The number of components may be left to ``fit``. They are Gaussian,
-    as the base is: a single one is then an affine map, which leaves linear dependence between features exactly as it
-    is.
+    So edges and peaks of the density are there before any training. ``fit`` may choose the number of components. The
+    components are Gaussian, like the base: a single component is then an affine map, which does not change linear
+    dependence between features.
     """
     count = 32 if components is None else check_integer("marginal_components", components, 1)
     marginals = MixtureCDF(features, count)
@@ -271,7 +271,7 @@ def _marginals(features: int, components: int | None, support: str | Sequence[An
 
 
 def _from_normal(parts: list[Transform], base: str, embedding: nn.Module | None) -> Flow:
-    """The flow of ``parts``, trained towards the normal, with ``base`` for its base: the density is the same."""
+    """The flow of ``parts``, which map to the normal, with another ``base``. The density does not depend on it."""
     if check_name("base", base, BASES) != "normal":
         parts = [*parts, Rebase(parts[0].features, "normal", base)]
     return Flow(Compose(*parts), base, embedding)
@@ -287,18 +287,18 @@ def gaussian_mixture(
     embedding: nn.Module | None = None,
     seed: int | None = None,
 ) -> Flow:
-    """The full-covariance Gaussian mixture, the baseline: expectation-maximisation, then training as of any flow.
+    """The Gaussian mixture with full covariances, as a baseline: expectation maximisation, then training as usual.
 
     Args:
         features: D.
         components: the number of components.
-        context: size of the context that the density is conditioned on; 0 for none.
+        context: the size of the context that the density depends on; 0 for none.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
             feature. The density is zero outside and at the ends.
         network: builds the network of the context in place of a multilayer perceptron: ``network(inputs, outputs)``
             returns a module that maps (N, inputs) to (N, outputs).
-        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it along.
-        seed: of the networks' weights at the start. The global generator is then neither read nor changed.
+        embedding: a module that the context passes first, (..., anything) to (..., context); ``fit`` trains it as well.
+        seed: for the networks' weights at the start. torch's global generator is then neither read nor changed.
 
     Raises:
         ValueError: a size is out of range.

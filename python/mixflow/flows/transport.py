@@ -14,20 +14,21 @@ def transport(source: Flow, target: Flow) -> Transform:
 
     .. math:: y = T_{target}^{-1}(R(T_{source}(x)))
 
-    R goes from the one base to the other where they differ, by way of the probabilities that both give
-    (:class:`~mixflow.transforms.Rebase`), and there is none where they agree. With one feature this is the increasing
-    map :math:`F_{target}^{-1}(F_{source}(x))`, the optimal transport for every convex cost.
+    If the two flows have different bases, R maps one base to the other with equal probabilities
+    (:class:`~mixflow.transforms.Rebase`). Otherwise R is the identity and left out. With one feature this is the
+    increasing map :math:`F_{target}^{-1}(F_{source}(x))`, the optimal transport for every convex cost.
 
     Args:
         source: a flow with a map to one of ``mixflow.BASES``.
-        target: another, of as many features.
+        target: another such flow, with as many features.
 
     Returns:
         A transform that shares its parameters with both flows; ``ladj`` is ``log |det dy/dx|``.
 
     Raises:
-        TypeError: not a Flow.
-        ValueError: features or contexts disagree, or a flow has no map to one of ``mixflow.BASES``, or an embedding.
+        TypeError: an argument is not a Flow.
+        ValueError: features or contexts disagree, a flow has no map to one of ``mixflow.BASES``, or it has an
+            embedding.
 
     Example:
         >>> import torch

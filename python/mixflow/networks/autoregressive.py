@@ -128,12 +128,12 @@ class MaskedMLP(nn.Module):
 
 
 class FeatureByFeature(nn.Module):
-    """Any network as an autoregressive one: P values for each of D features, from the features before it alone.
+    """Any network, made autoregressive: P values for each of D features, from the features before it alone.
 
-    The network is called for each feature of each row by itself. It is given D numbers, the features before this one
-    and 0 in the place of the others; D more, of which the one at this feature's place is 1 and the others are 0; and
-    the context. Whatever it computes of them, the result is autoregressive. It takes D times the rows of a masked
-    network.
+    The network is called for each feature of each row by itself. Its inputs are D numbers, which are the features
+    before this one and 0 in the place of the others; D more numbers, which are 1 at the place of this feature and 0
+    elsewhere; and the context. So the result is autoregressive, whatever the network computes. The network gets D times
+    as many rows as a masked network.
 
     Args:
         network: from the numbers of inputs, 2 D + C, and of outputs, P, to a module.
@@ -167,7 +167,7 @@ class FeatureByFeature(nn.Module):
         self.register_buffer("before", before, persistent=False)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Standardise the inputs as those of ``x`` (..., D) and ``context`` (..., C)."""
+        """Set the standardisation from the inputs ``x`` (..., D) and ``context`` (..., C)."""
         self.inputs.initialize(join(x, context))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -175,7 +175,7 @@ class FeatureByFeature(nn.Module):
         return self._values(x, context, slice(None))
 
     def one_by_one(self, like: Tensor, context: Tensor | None = None) -> Callable[[Sequence[Tensor]], Tensor]:
-        """As that of :class:`MaskedMLP`: a function from the features known so far to the values of the next one."""
+        """As for :class:`MaskedMLP`: a function from the first features to the values of the next one."""
         unknown = torch.zeros_like(like)
 
         def values(features: Sequence[Tensor]) -> Tensor:

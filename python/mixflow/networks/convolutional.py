@@ -19,8 +19,8 @@ __all__ = ["ConvNet"]
 class ConvNet:
     """A small residual convolutional network (N, inputs, H, W) -> (N, outputs, H, W), of gated blocks.
 
-    A convolution leads to ``channels`` channels. Each of the ``blocks`` then applies SiLU, a convolution, SiLU, dropout,
-    a 1 x 1 convolution, and a gate ``a sigmoid(b)``; it adds the result to its input and normalises all channels of an
+    A convolution leads to ``channels`` channels. Each of the ``blocks`` applies SiLU, a convolution, SiLU, dropout, a
+    1 x 1 convolution, and a gate ``a sigmoid(b)``; it adds the result to its input and normalises all channels of an
     image together. A last 1 x 1 convolution gives the outputs. The blocks are those of Ho et al., "Flow++" (2019,
     arXiv:1902.00275), without attention. Images are padded with zeros, so outputs may depend on the distance from the
     edges.

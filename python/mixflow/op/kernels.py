@@ -28,7 +28,7 @@ PARAMETERS: Names = ("logits", "loc", "log_scale")
 
 
 class _Limit(threading.local):
-    """How many threads the core may use in this thread of Python; 0 stands for as many as torch uses."""
+    """How many threads the core may use for calls from the current thread; 0 stands for as many as torch uses."""
 
     threads = 0
 
@@ -40,7 +40,7 @@ def run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Sequence
     """Call a kernel of the core on the device of ``tensors[0]``.
 
     Args:
-        kernel: Of ``mixflow._core``.
+        kernel: A function of ``mixflow._core``.
         indices: The first arguments of the kernel: what to compute, as numbers.
         tensors: The operands. One that is a tuple, (address, shape, strides), goes to the core as it is.
         extra: The last arguments of the kernel.
@@ -89,7 +89,7 @@ class Op:
     are the only statement of the order of operands: schemas, kernel calls and gradients follow it.
 
     Args:
-        name: Of the torch op.
+        name: The name of the torch op.
         elements: Names of the tensors that have the elements' shape.
         outputs: Names of the results, one or two.
         options: The names of the other arguments, each with its type in torch's schema language.
@@ -98,7 +98,7 @@ class Op:
             sums them for parameters that were broadcast.
         kernel: The kernel of the op.
         backward_kernel: The kernel of the gradients.
-        slopes_kernel: Optionally, a kernel of the op and of the derivatives of its outputs by its only element.
+        slopes_kernel: Optional, for an op with one element: a kernel of its outputs and of their derivatives by it.
         indices: From the options to the numbers that the kernels take first.
         written_out: From the options to a function that computes what ``backward_kernel`` computes, in differentiable
             torch operations.
@@ -122,7 +122,7 @@ class Op:
     def __post_init__(self) -> None:
         self.tensors = self.elements + self.parameters
         self.component_axes = (0,) * len(self.elements) + (1,) * len(self.parameters)
-        # Lengths that short calls need.
+        # Computed once, since short calls need them.
         self._elements, self._outputs, self._tensors = len(self.elements), len(self.outputs), len(self.tensors)
         self._inverse = list(self.options).index("inverse") if "inverse" in self.options else None
 

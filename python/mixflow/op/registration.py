@@ -2,32 +2,30 @@
 
 Each op has four implementations.
 
-========== ============ ================================================================================================
-eager      autograd.py  calls the kernels directly, and enters an autograd Function only if a gradient is asked for
-compiled   here         the torch op ``mixflow::NAME``, which graphs, traces, modes and tensor subclasses see
-functional functional   an autograd Function of that torch op, for ``torch.func``, forward mode and double backward
-written    written_out  the gradient in ordinary torch operations, which torch can differentiate again
-========== ============ ================================================================================================
+=========== =============== ============================================================================================
+eager       autograd.py     Python calls the kernels directly. An autograd Function takes part only if a gradient is
+                            asked for.
+compiled    registration.py The torch op ``mixflow::NAME``. Graphs, traces, modes and tensor subclasses see it.
+functional  functional.py   An autograd Function of that torch op, for ``torch.func``, forward mode, double backward.
+written out written_out.py  The gradient in ordinary torch operations, which torch can differentiate again.
+=========== =============== ============================================================================================
 
 Which one runs when:
 
-====================================================== ======================= =========================================
-a call                                                 its value               its gradient
-====================================================== ======================= =========================================
-eager, no gradient asked for                           kernel                  -
-eager                                                  kernel, in an eager     kernel
-                                                       Function
-torch.compile, torch.export, make_fx, torch.jit.trace  torch op                torch op ``NAME_backward``, in the graph
-fake and meta tensors, modes, subclasses               torch op                torch op ``NAME_backward``
-torch.func.vmap, grad, jvp, ...; forward mode          functional, at each     functional, of ``NAME_backward``
-                                                       level
-a gradient of a gradient (create_graph=True)           as above                functional, which differentiates what is
-                                                                               written out
-torch.onnx.export                                      the formulas of ``mixflow.export``
-====================================================== ======================= =========================================
+====================================================== ======================== ======================================
+a call                                                 the value comes from     the gradient comes from
+====================================================== ======================== ======================================
+eager, no gradient asked for                           eager                    -
+eager                                                  eager, in its Function   eager
+torch.compile, torch.export, make_fx, torch.jit.trace  compiled                 compiled: ``NAME_backward``
+fake and meta tensors, modes, subclasses               compiled                 compiled: ``NAME_backward``
+torch.func (vmap, grad, jvp, ...), forward mode        functional, per level    functional, of ``NAME_backward``
+a gradient of a gradient (create_graph=True)           as above                 functional, of what is written out
+torch.onnx.export                                      ``mixflow.export``       -
+====================================================== ======================== ======================================
 
-The torch op itself runs the kernel under the keys CPU and CUDA, and allocates without computing under the key Meta, for
-fake tensors. No key of autocast is registered: autocast leaves the dtypes of an op's arguments alone.
+For the compiled implementation, torch runs the kernels under the dispatch keys CPU and CUDA. Under the key Meta, for
+fake tensors, it only allocates. Nothing is registered for autocast, so it leaves the dtypes of an op's arguments alone.
 """
 
 from __future__ import annotations
@@ -43,13 +41,7 @@ from . import table
 from .autograd import eager_functions
 from .functional import functional_functions
 from .kernels import Op, Tensors
-from .modes import (
-    has_dispatch_mode,
-    is_transformed,
-    may_carry_tangents,
-    needs_gradient,
-    skips_dispatch,
-)
+from .modes import has_dispatch_mode, is_transformed, may_carry_tangents, needs_gradient, skips_dispatch
 from .shapes import batch_shape
 
 __all__ = ["AFFINE_TRANSFORM", "CDF_TRANSFORM", "DISCRETIZED_LOG_PROB", "Entry"]

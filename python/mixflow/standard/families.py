@@ -37,7 +37,8 @@ class Family:
         smooth: False if the density has a kink at 0.
         plain_cdf: ``C(a)`` as people write it with torch. It may round to 0 or 1.
         plain_log_cdf: ``log C(a)``, as people write it.
-        plain_pdf: ``c(a)``, as people write it.
+        plain_pdf: from ``a`` and ``C(a)`` to ``c(a)``, as people write it.
+        plain_log_pdf: from ``a`` and ``log C(-a)`` to ``log c(a)``, as people write it.
         decay: from ``t = |a|`` to an exponent and two factors, in the operators that ONNX has. The tail ``C(-t)`` is
             exp(-exponent) times the first factor, the density ``c(t)`` exp(-exponent) times the second. The factors
             neither overflow nor underflow. Without it, the family cannot be exported.
@@ -52,7 +53,8 @@ class Family:
     variance: float
     plain_cdf: Pointwise
     plain_log_cdf: Pointwise
-    plain_pdf: Pointwise
+    plain_pdf: Callable[[Tensor, Tensor], Tensor]
+    plain_log_pdf: Callable[[Tensor, Tensor], Tensor]
     base: str | None = None
     smooth: bool = True
     decay: Callable[[Tensor], tuple[Tensor, Tensor, Tensor | float]] | None = None
@@ -168,7 +170,8 @@ FAMILIES: dict[str, Family] = {
         base="normal",
         plain_cdf=torch.special.ndtr,
         plain_log_cdf=torch.special.log_ndtr,
-        plain_pdf=lambda a: torch.exp(-0.5 * a * a) / normal.SQRT_2PI,
+        plain_pdf=lambda a, C: torch.exp(-0.5 * a * a) / normal.SQRT_2PI,
+        plain_log_pdf=lambda a, log_S: normal.log_pdf(a),
         decay=_gaussian_decay,
         interval=_gaussian_interval,
     ),
@@ -180,7 +183,8 @@ FAMILIES: dict[str, Family] = {
         base="logistic",
         plain_cdf=torch.sigmoid,
         plain_log_cdf=logsigmoid,
-        plain_pdf=lambda a: torch.sigmoid(a) * (1.0 - torch.sigmoid(a)),
+        plain_pdf=lambda a, C: C * (1.0 - C),
+        plain_log_pdf=lambda a, log_S: a + 2.0 * log_S,
         decay=_logistic_decay,
         interval=_logistic_interval,
     ),
@@ -191,7 +195,8 @@ FAMILIES: dict[str, Family] = {
         variance=math.inf,
         plain_cdf=lambda a: 0.5 * (1.0 + a * torch.rsqrt(2.0 + a * a)),
         plain_log_cdf=lambda a: torch.log(0.5 * (1.0 + a * torch.rsqrt(2.0 + a * a))),
-        plain_pdf=lambda a: (2.0 + a * a) ** -1.5,
+        plain_pdf=lambda a, C: (2.0 + a * a) ** -1.5,
+        plain_log_pdf=lambda a, log_S: -1.5 * torch.log(2.0 + a * a),
         decay=_student_decay,
         interval=_student_interval,
     ),

@@ -58,9 +58,9 @@ class Reshape(Transform):
 class Squeeze(Transform):
     """Each square of ``factor`` x ``factor`` pixels becomes the channels of one pixel, with ladj 0.
 
-    ``z`` has the event shape (C f^2, H / f, W / f), with channels in the order of ``torch.nn.PixelUnshuffle``. Couplings
-    that split the channels then separate neighbours (Dinh et al., "Real NVP", 2017, arXiv:1605.08803). ``Inverse`` of it
-    is the way back.
+    ``z`` has the event shape (C f^2, H / f, W / f), and its channels have the order of ``torch.nn.PixelUnshuffle``.
+    Couplings that split the channels then separate neighbours (Dinh et al., "Real NVP", 2017, arXiv:1605.08803).
+    ``Inverse`` of it is the way back.
 
     Args:
         shape: (C, H, W).

@@ -166,8 +166,8 @@ class Softplus(Pointwise):
     image = POSITIVE
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        # torch's softplus returns x for x > 20, an error of 2e-9. The second derivative of its logsigmoid cancels in one
-        # tail. Here exp(-|x|) cannot overflow. |x| is written with `where`, whose derivative at 0 is not 0.
+        # torch's softplus returns x for x > 20, an error of 2e-9. In one tail the second derivative of its logsigmoid
+        # cancels. Here exp(-|x|) cannot overflow. |x| is written with `where`, whose derivative at 0 is not 0.
         negative = x < 0.0
         rest = torch.where(negative, x, -x).exp().log1p()
         ladj = torch.where(negative, x - rest, -rest)

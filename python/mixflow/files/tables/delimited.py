@@ -1,4 +1,4 @@
-"""Tables as text: .csv and .tsv, plain or packed by gzip."""
+"""Tables as text: .csv and .tsv files, plain or packed by gzip."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .text import MISSING, Column
 __all__ = ["open_delimited", "packed", "plain", "write_delimited"]
 
 _BLOCK = 1 << 18  # bytes that are parsed at a time, at least
-_HEAD = 1 << 18  # bytes that the dialect is found from
-_LONGEST = 1 << 26  # bytes in a line
-_SHOWN = 40  # characters of a cell in a message
+_HEAD = 1 << 18  # bytes from which the dialect is found
+_LONGEST = 1 << 26  # the most bytes in a line
+_SHOWN = 40  # the most characters of a cell in a message
 
 _FLOAT = re.compile(r"[+-]?(inf(inity)?|\d*\.?\d*(e[+-]?\d+)?)", re.IGNORECASE)
 _LINE_END = re.compile(rb"\r\n|\r|\n")
@@ -44,7 +44,7 @@ def plain(path: Path, mode: Literal["rb", "wb"]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def packed(path: Path, mode: Literal["rb", "wb"]) -> Iterator[BinaryIO]:
-    """Open a file that gzip packs. Its header has neither name nor time: the same numbers make the same file."""
+    """Open a file packed by gzip. Its header has neither name nor time, so the same numbers make the same file."""
     with path.open(mode) as file, gzip.GzipFile("", mode, compresslevel=6, fileobj=file, mtime=0) as unpacked:
         yield cast("BinaryIO", unpacked)
 
@@ -59,11 +59,11 @@ def open_delimited(
 
     Args:
         file_of: :func:`plain` or :func:`packed`.
-        separators: what may separate the cells, the usual one first.
+        separators: the characters that may separate cells, the usual one first.
         path: the file.
-        columns: the names of the columns to read, None for all.
+        columns: the names of the columns to read; None for all.
         reading: what the caller knows about the file.
-        rows: not used; a number of bytes is parsed at a time.
+        rows: not used, because a number of bytes is parsed at a time.
 
     """
     with _errors_of(path), file_of(path, "rb") as file:
@@ -90,14 +90,14 @@ def open_delimited(
 
 
 class _Text:
-    """Turns blocks of whole rows into numbers: the columns ``chosen``."""
+    """Turns the ``chosen`` columns of blocks of whole rows into numbers."""
 
     def __init__(self, path: Path, dialect: Dialect, chosen: list[int], na: str, notes: list[str]) -> None:
         self.path, self.dialect, self.chosen, self.na = path, dialect, chosen, na
         self.columns = [Column(dialect.names[position], dialect.decimal, notes, dialect.is_open) for position in chosen]
 
     def values(self, line: int, block: bytes) -> NDArray[np.float64]:
-        """The numbers (n, D) in ``block``, which begins on ``line`` of the file; NaN for missing ones."""
+        """The numbers (n, D) in ``block``, which begins on ``line`` of the file; NaN for missing values."""
         import pyarrow
 
         cells = self._cells(line, block)
@@ -121,11 +121,11 @@ class _Text:
         return values
 
     def fault(self, row: int, index: int, value: float) -> TableError:
-        """As :class:`Opened` has it, for what :meth:`values` lets pass."""
+        """As in :class:`Opened`, for a value that :meth:`values` accepts."""
         return no_number(f"{self.path}, data row {row + 1}", self.columns[index].name, str(value), False)
 
     def _cells(self, line: int, block: bytes) -> Any:
-        """The chosen cells of ``block`` as Arrow's table of strings."""
+        """The chosen cells of ``block`` as an Arrow table of strings."""
         import pyarrow
         from pyarrow import csv as arrow
 
@@ -161,13 +161,13 @@ class _Text:
         except pyarrow.ArrowInvalid as error:
             raise self._on_ragged(line, block) if ragged else TableError(f"{self.path}: {error}") from error
 
-    # Python's own reader is slow, but it counts lines, which Arrow does not. It places what Arrow refused.
+    # Python's reader is slow, but it counts lines, which Arrow does not. It finds the line of a cell at fault.
 
     def _on_cell(self, line: int, block: bytes, row: int, index: int) -> TableError:
         lines, name = self._lines(block), self.columns[index].name
         try:
             cells = next(islice(lines, row, None))
-        except csv.Error:  # it takes no cell of more than 131,072 characters
+        except csv.Error:  # its cells have at most 131,072 characters
             return no_number(f"{self.path}, line {line + lines.line_num - 1}", name, "a very long cell", False)
         cell = cells[self.chosen[index]].strip() if cells else ""
         place = f"{self.path}, line {line + lines.line_num - 1}"
@@ -184,7 +184,7 @@ class _Text:
         return csv.reader(io.StringIO(block.decode("utf-8", "replace"), newline=""), delimiter=self.dialect.sep)
 
     def _described(self, cell: str) -> str:
-        """A cell that is no number, and what to do about it."""
+        """A cell that is not a number, and advice."""
         if not cell:
             return "a blank cell"
         found = repr(cell) if len(cell) <= _SHOWN else f"{cell[:_SHOWN]!r} and {len(cell) - _SHOWN:,} characters more"
@@ -201,8 +201,8 @@ def _blocks(path: Path, file: BinaryIO, dialect: Dialect, size: int) -> Iterator
     """The data of a file as UTF-8 in blocks of whole rows, of about ``size`` bytes, and the line that each begins on.
 
     The lines above the data are left out, and so are blank lines at the end. A line ends a row unless a quote is open
-    there. Blocks are cut here and not by Arrow, which would read ahead: a thread of its own that calls Python can
-    neither be interrupted nor survive the end of the process.
+    there. Blocks are cut here, because Arrow would read ahead in a thread of its own. That thread calls Python; it can
+    not be interrupted, and it fails if the process ends.
     """
     line, rest = dialect.skip + 1, b""
     for text in _pieces(file, dialect, size):
@@ -222,14 +222,14 @@ def _blocks(path: Path, file: BinaryIO, dialect: Dialect, size: int) -> Iterator
 
 
 def _end_of_rows(path: Path, text: bytes, line: int, sep: str, is_last: bool = False) -> int:
-    """The length of the whole rows that ``text`` begins with; it begins on ``line`` of the file.
+    """The length of the whole rows at the beginning of ``text``, which begins on ``line`` of the file.
 
-    Unless ``text`` ends the file (``is_last``), a quote may be closed in what follows.
+    Unless ``text`` ends the file (``is_last``), an open quote may be closed later in the file.
     """
     end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
     if b'"' not in text or not any(part.count(b'"') % 2 for part in _LINE_END.split(text[:end])):
         return end
-    # A quoted cell goes over several lines, or a quote is out of place. Python's own reader distinguishes the two.
+    # Either a quoted cell extends over several lines, or a quote is out of place. Python's reader distinguishes these.
     lines = list(io.StringIO(text[:end].decode("utf-8", "surrogateescape"), newline=""))
     reader = csv.reader(lines, delimiter=sep, strict=True)
     whole = 0
@@ -248,7 +248,7 @@ def _pieces(file: BinaryIO, dialect: Dialect, size: int) -> Iterator[bytes]:
     """The bytes of a file as UTF-8, from the first row of data to the last, none of them empty."""
     decoder = codecs.getincrementaldecoder(dialect.encoding)("replace") if dialect.encoding != "utf-8" else None
     blank = b" \t\r\n" if dialect.sep == " " else b"\r\n"
-    held, skip, raw = b"", dialect.skip, b"more"  # held: blank space that may be the last
+    held, skip, raw = b"", dialect.skip, b"more"  # held: blank space, which is dropped at the end of the file
     is_first = True
     while raw:
         raw = file.read(size)
@@ -257,7 +257,7 @@ def _pieces(file: BinaryIO, dialect: Dialect, size: int) -> Iterator[bytes]:
             text, is_first = squeezed(text.lstrip() if is_first else text), False
         ready = text.rstrip(blank)
         held = text[len(ready) :]
-        while skip and ready:  # "\r\n" is in one piece, as line ends at the end of ready are held back
+        while skip and ready:  # "\r\n" is never cut, because line ends at the end of ready are held back
             _, end, ready = re.split(rb"(\r\n|\r|\n|$)", ready, maxsplit=1)
             skip -= bool(end)
         if ready:
@@ -265,7 +265,7 @@ def _pieces(file: BinaryIO, dialect: Dialect, size: int) -> Iterator[bytes]:
 
 
 def _head(path: Path, file: BinaryIO) -> tuple[bytes, bool]:
-    """The first bytes of a file, with the end of a line among them, and whether they are all of it."""
+    """The first bytes of a file, at least one line, and whether they are the whole file."""
     head, part = bytearray(), file.read(_HEAD)
     while more := file.read(_HEAD):
         head += part
@@ -290,13 +290,14 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 @contextmanager
 def write_delimited(file_of: FileOf, separators: str, path: Path, columns: list[str]) -> Iterator[Append]:
-    """Write a table of floating-point numbers, with as many digits as their dtype needs to be read back unchanged."""
+    """Write a table of floating-point numbers. Their digits are enough to read the same numbers back."""
     import pyarrow
     from pyarrow import csv as arrow
 
     with file_of(path, "wb") as file:
         header = io.StringIO()
-        # Names that could be numbers or begin a comment are quoted, and a first line of quotes above none is a header.
+        # If names look like numbers or a comment, all names are quoted. A reader takes a first line as a header if it
+        # has quotes and the second line has none.
         are_doubtful = any(is_value(name) or name.startswith("#") for name in columns)
         quoting: Literal[0, 1] = csv.QUOTE_ALL if are_doubtful else csv.QUOTE_MINIMAL
         csv.writer(header, delimiter=separators[0], lineterminator="\n", quoting=quoting).writerow(columns)

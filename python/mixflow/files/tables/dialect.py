@@ -1,4 +1,4 @@
-"""How a text file writes its table: encoding, separator, decimal mark, header; found from its first lines."""
+"""The dialect of a text file: encoding, separator, decimal mark and header, found from its first lines."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _BINARY = {
     b"PK": "a zip archive, as Excel's workbooks are; save the table as .csv",
     b"PAR1": "a parquet file, whose name ends in .parquet",
 }
-_ROWS, _CELLS = 1000, 50_000  # that are looked at
+_ROWS, _CELLS = 1000, 50_000  # the most rows and cells from which the dialect is found
 
 _PLAIN = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.IGNORECASE)
 _WITH_COMMA = re.compile(r"[+-]?(?:\d+,\d*|,\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 _GROUPED = {mark: re.compile(grouped(mark)) for mark in ".,"}
-# A blank line, a comment (but none of Excel's errors, such as #N/A), or Excel's own line on the separator.
+# A blank line, a comment (but not one of Excel's errors, such as #N/A), or the line in which Excel gives the separator.
 _ABOVE = re.compile(r"(?:[ \t]*|#(?!N/A|[A-Z/0]+[!?])([^\r\n]*)|\"?(?i:sep)=(.)\"?)(?:\r\n|\r|\n)")
 _INTEGER = re.compile(r"[+-]?\d+")
 _VALUE = re.compile(
@@ -51,16 +51,17 @@ class Dialect:
     """How one file writes its table.
 
     Attributes:
-        encoding: a codec of Python's.
-        sep: the separator of cells; a space stands for any number of spaces and tabs.
+        encoding: the name of a Python codec.
+        sep: the separator of cells. A space stands for any number of spaces and tabs.
         decimal: the decimal mark.
-        is_open: whether no number told the decimal mark.
-        skip: lines above the first row of data.
-        names: of all columns, by :func:`default_names` where the file has none.
-        named: whether the names are the file's own.
-        left_out: by position, what is said of columns that hold no data of their own, such as the numbers of the rows.
-        doubts: a cell such as 1,234 by its column's position, where nothing tells a decimal comma from thousands.
-        notes: what was assumed, a phrase each.
+        is_open: whether no number shows what the decimal mark is.
+        skip: the number of lines above the first row of data.
+        names: the names of all columns; those of :func:`default_names` if the file has none.
+        named: whether the names come from the file.
+        left_out: notes on columns without data of their own, such as row numbers, by position.
+        doubts: by position, a cell such as 1,234 of a column in which the comma may be a decimal mark or separate
+            thousands.
+        notes: phrases on what was assumed.
 
     """
 
@@ -88,14 +89,14 @@ def find(
 
     Args:
         path: the file, for messages.
-        head: the first bytes, a whole line at least.
+        head: the first bytes, at least one whole line.
         is_whole: whether these are all bytes of the file.
-        separators: what may separate cells, the usual one of such files first.
+        separators: the characters that may separate cells, the usual one for such files first.
         reading: what the caller knows.
-        columns: names that the caller looks for; None for all.
+        columns: the names of the columns to read; None for all.
 
     Raises:
-        TableError: no text, or no rows.
+        TableError: the file holds no text, or no rows.
 
     """
     encoding = _encoding(path, head, is_whole)
@@ -133,7 +134,7 @@ def find(
 
 
 def squeezed(text: bytes) -> bytes:
-    """``text`` with one space in place of each run of spaces and tabs, and none beside the ends of lines."""
+    """``text`` with each run of spaces and tabs replaced by one space, and without spaces at the ends of lines."""
     return re.sub(rb" ?([\r\n]) ?", rb"\1", re.sub(rb"[ \t]+", b" ", text))
 
 
@@ -146,7 +147,7 @@ def _encoding(path: Path, head: bytes, is_whole: bool) -> str:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     if b"\0" in head:
-        # Digits and separators have a zero byte in UTF-16, all of them on the same side.
+        # In UTF-16, digits and separators have one zero byte, always the first or always the second.
         for side, name in ((1, "utf-16-le"), (0, "utf-16-be")):
             if head[side::2].count(0) > 0.45 * len(head) and 0 not in head[1 - side :: 2]:
                 return name
@@ -166,7 +167,7 @@ def _lines(head: bytes, is_whole: bool, encoding: str) -> str:
 
 
 def _preamble(text: str) -> tuple[str, int, str | None, str | None]:
-    """The text below blank lines, comments and Excel's ``sep=;``; the number of such lines; the last comment; sep."""
+    """The text below blank lines, comments and Excel's ``sep=;``; the number of these lines; the last comment; sep."""
     above, comment, sep = 0, None, None
     while line := _ABOVE.match(text):
         text, above = text[line.end() :], above + 1
@@ -175,7 +176,7 @@ def _preamble(text: str) -> tuple[str, int, str | None, str | None]:
 
 
 def _rows(text: str, sep: str, is_whole: bool, most: int = _ROWS) -> tuple[Rows, int]:
-    """The first rows, without blank lines, and the number of lines that the first of them takes."""
+    """The first rows, without blank lines, and the number of lines of the first row."""
     if sep == " ":
         text = squeezed(text.encode()).decode().strip(" ")
     rows: Rows = []
@@ -191,21 +192,21 @@ def _rows(text: str, sep: str, is_whole: bool, most: int = _ROWS) -> tuple[Rows,
                 return rows, lines
     except csv.Error:  # a cell of more than 131,072 characters, for example behind a quote that is never closed
         return rows, lines
-    return rows if is_whole or len(rows) < 3 else rows[:-1], lines  # the last may end within a quoted cell
+    return rows if is_whole or len(rows) < 3 else rows[:-1], lines  # the text may end in a quoted cell of the last row
 
 
 # -- separator and decimal mark ------------------------------------------------------------------------------
 
 
 def _separator(text: str, is_whole: bool, candidates: str, decimal: str | None) -> str:
-    """The separator that cuts all rows into equally many cells, of which the most columns are numbers or dates."""
+    """The separator that cuts all rows into the same number of cells, with the fewest columns of words."""
     ranks, fitting = {}, {candidates[0]: 0}
     for order, sep in enumerate(candidates):
         rows, _ = _rows(text, sep, is_whole, 100)
         if sep == decimal or not rows:
             continue
         if sep == " " and any(cell.endswith((",", ";")) for cell in rows[0][:-1]):
-            continue  # of a, b the comma is the separator, even where "1," could be a number
+            continue  # in "a, b" the comma is the separator, although "1," could be a number
         body = rows[1:] or rows
         width = len(rows[0]) + _lacks_a_name(rows, sep)
         if width > 1:
@@ -216,8 +217,8 @@ def _separator(text: str, is_whole: bool, candidates: str, decimal: str | None) 
         words = sum(not all(map(is_value, column)) for column in columns)
         others = [other for other in candidates if other not in (sep, " ")]
         uncut = sum(any(map(cell.__contains__, others)) for row in body for cell in row if not is_value(cell))
-        # Any character can be said to separate the cells of one column. But where its numbers have decimal commas, the
-        # comma does not, and cuts them.
+        # A table of one column has no separator, so any character is possible. But if its numbers have decimal commas,
+        # the comma is not the separator, because it would cut them.
         is_cut = candidates[0] in rows[0][0] and not is_value(rows[0][0])
         if width == 1 and order > 0 and (words or is_cut):
             continue
@@ -226,12 +227,12 @@ def _separator(text: str, is_whole: bool, candidates: str, decimal: str | None) 
 
 
 def _lacks_a_name(rows: Rows, sep: str) -> bool:
-    """Whether all rows have one cell more than the first: R's write.table gives the column of row names no name."""
+    """Whether all rows have one cell more than the first, as in R's write.table, which names no column of row names."""
     return sep in " \t" and len(rows[0]) > 1 and len(rows) > 1 and all(len(row) == len(rows[0]) + 1 for row in rows[1:])
 
 
 def _decimal(body: Rows) -> tuple[str, bool, dict[int, str]]:
-    """The decimal mark of all numbers, and the cells that leave it open."""
+    """The decimal mark, whether it is open, and by position the cells that can be read in two ways."""
     has_comma = has_point = False
     doubts: dict[int, str] = {}
     for position, column in enumerate(zip(*body, strict=True)):
@@ -244,7 +245,7 @@ def _decimal(body: Rows) -> tuple[str, bool, dict[int, str]]:
             if with_point and cell.count(",") == 1 and "." not in cell:
                 doubts.setdefault(position, cell)
             elif with_comma and cell.count(".") == 1 and "," not in cell:
-                continue  # 1.234 with nothing else to go by is read as most people mean it
+                continue  # without other signs, the point in 1.234 is a decimal mark, as for most people
             else:
                 has_comma |= with_comma or bool(_WITH_COMMA.fullmatch(cell))
                 has_point |= with_point or bool(_PLAIN.fullmatch(cell))
@@ -257,13 +258,13 @@ def _decimal(body: Rows) -> tuple[str, bool, dict[int, str]]:
 
 
 def is_value(cell: str) -> bool:
-    """Whether a cell can be a number, a boolean or a date, or stands for a missing one."""
+    """Whether a cell can be a number, a boolean or a date, or stands for a missing value."""
     cell = cell.strip()
     return bool(_VALUE.fullmatch(cell)) or cell in MISSING or cell in TRUTHS
 
 
 def _names_in(comment: str, sep: str, rows: Rows) -> list[str] | None:
-    """The names in a comment above ``rows``, if it has one for each column and the first row has none."""
+    """The names in a comment above ``rows``, if it has one for each column and the first row holds no names."""
     first = rows[0]
     if not all(map(is_value, first)) and _is_header(first, [row for row in rows[1:] if len(row) == len(first)]):
         return None
@@ -272,7 +273,7 @@ def _names_in(comment: str, sep: str, rows: Rows) -> list[str] | None:
 
 
 def _is_quoted(text: str, sep: str) -> bool:
-    """Whether all cells of the first line are quoted and not all of the second: so names are told from numbers."""
+    """Whether all cells of the first line are quoted, but not all of the second. The first line then holds names."""
     quoted = re.compile(rf'[ \t]*"[^"\r\n]*"(?:{re.escape(sep)}"[^"\r\n]*")*[ \t]*')
     lines = re.split(r"\r\n|\r|\n", text, maxsplit=2)
     return len(lines) > 1 and bool(quoted.fullmatch(lines[0])) and not quoted.fullmatch(lines[1])
@@ -284,7 +285,7 @@ def _is_header(first: Sequence[str], body: Rows) -> bool:
     words = [not is_value(cell) for cell in first]
     if any(word and values for word, values in zip(words, are_values, strict=True)):
         return True
-    if any(words):  # above words alone: a word that comes again is no name, nor is a fraction above numbers
+    if any(words):  # all columns hold words; a word that occurs again is no name, and a fraction above numbers neither
         fractions = ["." in cell and bool(_PLAIN.fullmatch(cell.strip())) for cell in first]
         again = any(word and cell.strip() in column for word, cell, column in zip(words, first, columns, strict=True))
         return not again and not any(part and values for part, values in zip(fractions, are_values, strict=True))
@@ -293,7 +294,7 @@ def _is_header(first: Sequence[str], body: Rows) -> bool:
 
 
 def _are_names(first: Sequence[str], columns: Sequence[Sequence[str]], has_index: bool) -> bool:
-    """Whether the whole numbers ``first`` name the columns below: years, or 0, 1, 2, ... above long fractions."""
+    """Whether the whole numbers ``first`` are names of columns: years, or 0, 1, 2, ... above long fractions."""
     cells = [cell for column in columns for cell in column if cell not in MISSING]
     if not cells or not all(map(_INTEGER.fullmatch, first)):
         return False
@@ -304,7 +305,7 @@ def _are_names(first: Sequence[str], columns: Sequence[Sequence[str]], has_index
         are_even = len(steps) == 1 and 0 not in steps
         return (are_even or (len(numbers) == 1 and are_fractions)) and all(map(_is_outside, numbers, columns))
     counts = numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    # A program that writes so many digits writes 0 as 0.0. Two numbers may still be where a simulation begins.
+    # A program that writes so many digits writes 0 as 0.0. But two numbers may be the initial values of a simulation.
     return counts and (len(numbers) > 2 or has_index) and are_fractions and median(map(len, cells)) >= 9
 
 
@@ -314,7 +315,7 @@ def _is_outside(number: int, column: Sequence[str]) -> bool:
 
 
 def _is_count(column: Sequence[str]) -> bool:
-    """Whether the cells are different whole numbers, as those of rows are, sorted or not."""
+    """Whether the cells are whole numbers, all different, as row numbers are, sorted or not."""
     return all(map(_INTEGER.fullmatch, column)) and len(set(column)) == len(column)
 
 
@@ -332,7 +333,7 @@ def _left_out(names: Sequence[str], body: Rows) -> dict[int, str]:
     left_out: dict[int, str] = {}
     if len(names) < 2 or not columns:
         return left_out
-    if names[0] in ("", "Unnamed: 0"):  # pandas writes the second name when it writes what it read as the first
+    if names[0] in ("", "Unnamed: 0"):  # pandas reads a missing name as the second of these, and writes it
         words = not any(map(is_value, columns[0]))
         if words or _is_count(columns[0]):
             left_out[0] = f"without the first column, which {'names' if words else 'counts'} the rows"

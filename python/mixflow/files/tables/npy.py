@@ -1,4 +1,4 @@
-"""Tables in numpy's own .npy files, which keep no names."""
+"""Tables in numpy's .npy files, which have no names of columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["map_columns", "open_npy", "write_npy"]
 
 
 def map_columns(path: Path, columns: Sequence[str] | None) -> NDArray[Any] | None:
-    """The columns of an array (N, D), mapped: values are read where they are used. None where no view has just them."""
+    """The columns of an array (N, D) as a memory map; None if they are no view of the array."""
     values = _map(path)
     evenly = _evenly_spaced(choose(path, default_names(values.shape[1]), False, columns))
     if evenly is None or values.dtype.kind == "b" or values.size == 0:
@@ -27,7 +27,7 @@ def map_columns(path: Path, columns: Sequence[str] | None) -> NDArray[Any] | Non
 def _map(path: Path) -> NDArray[Any]:
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # of many kinds: numpy hands the header to Python's own tokenizer and parser
+    except Exception as error:  # many kinds are possible, because numpy passes the header to Python's parser
         raise TableError(f"{path}: truncated, damaged or not a npy file of numbers ({error})") from error
     if array.dtype.kind not in "iufb":
         raise TableError(f"{path}: expected an array of real numbers, got {array.dtype}")
@@ -52,7 +52,8 @@ def open_npy(path: Path, columns: Sequence[str] | None, reading: Reading, rows: 
 
     def chunks() -> Iterator[NDArray[np.float64]]:
         for start in range(0, count, rows):
-            # Mapped anew for each chunk, or all pages read so far would count as this process's memory.
+            # The file is mapped anew for each chunk. Otherwise all pages read so far would count as this process's
+            # memory.
             yield _map(path)[start : start + rows, taken].astype(np.float64)
 
     def fault(row: int, index: int, value: float) -> TableError:
@@ -64,7 +65,7 @@ def open_npy(path: Path, columns: Sequence[str] | None, reading: Reading, rows: 
 
 @contextmanager
 def write_npy(path: Path, columns: list[str]) -> Iterator[Append]:
-    """Write an array of the dtype of its first rows."""
+    """Write an array; the first rows decide on its dtype."""
     rows, dtype = 0, np.dtype(np.float64)
 
     def header() -> dict[str, Any]:

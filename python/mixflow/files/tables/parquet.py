@@ -17,12 +17,12 @@ __all__ = ["open_parquet", "write_parquet"]
 
 
 def open_parquet(path: Path, columns: Sequence[str] | None, reading: Reading, rows: int) -> Opened:
-    """Open a file for reading. The index of a data frame that pandas wrote is no column, unless it is asked for."""
+    """Open a file for reading. The index of a pandas data frame is read only if ``columns`` names it."""
     import pyarrow
     import pyarrow.parquet
 
     with _errors_of(path):
-        # A buffer of its own for each column: otherwise whole row groups are held.
+        # Each column gets a buffer of its own. Otherwise whole row groups would be in memory.
         file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     schema, notes = file.schema_arrow, []
     index = _index(schema) if columns is None else []
@@ -51,12 +51,12 @@ def _index(schema: Any) -> list[int]:
     try:
         index = json.loads(schema.metadata[b"pandas"])["index_columns"]
         return [schema.names.index(name) for name in index if isinstance(name, str)]
-    except (TypeError, KeyError, ValueError):  # no metadata, or not as pandas writes them
+    except (TypeError, KeyError, ValueError):  # there are no metadata, or not those that pandas writes
         return []
 
 
 def _note_on(path: Path, name: str, kind: Any) -> str:
-    """What becomes of values that are no plain numbers; TableError if nothing can."""
+    """How values of another type become numbers, as a phrase, "" for numbers; TableError if they cannot."""
     from pyarrow import types
 
     if types.is_dictionary(kind):
@@ -104,7 +104,7 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 @contextmanager
 def write_parquet(path: Path, columns: list[str]) -> Iterator[Append]:
-    """Write a file; ValueError for two columns of one name, which no reader could tell apart."""
+    """Write a file; ValueError for two columns with the same name, which no reader could distinguish."""
     import pyarrow
     import pyarrow.parquet
 
@@ -118,8 +118,8 @@ def write_parquet(path: Path, columns: list[str]) -> Iterator[Append]:
             nonlocal writer
             table = pyarrow.table([pyarrow.array(column) for column in values.T], names=columns)
             if writer is None:
-                # A dictionary helps columns of few different numbers. Samples and densities are all different: with one
-                # the file is half as large again, and takes seven times as long to write.
+                # A dictionary helps if a column has few different numbers. Samples and densities are all different.
+                # With a dictionary, the file would be half as large again and take seven times as long to write.
                 file = pyarrow.parquet.ParquetWriter(path, table.schema, use_dictionary=False)
                 writer = opened.enter_context(file)
             writer.write_table(table)

@@ -21,38 +21,38 @@ _AS_IT_IS = Reading()
 
 
 def columns_of(path: PathLike, reading: Reading = _AS_IT_IS) -> list[str]:
-    """The names of the columns that :func:`iter_table` reads without a choice; errors are those documented there."""
+    """The names of the columns that :func:`iter_table` reads by default; errors are those documented there."""
     return _open(path, None, reading).columns
 
 
 def iter_table(
     path: PathLike, columns: Sequence[str] | None = None, rows: int = ROWS, reading: Reading = _AS_IT_IS
 ) -> Iterator[Table]:
-    r"""Read the numbers in a file in chunks, one after the other, never two at once.
+    r"""Read the numbers in a file in chunks, one chunk at a time.
 
-    What a .csv or .tsv file does not say itself is found from its first lines: encoding (UTF-8, UTF-16, Windows-1252),
-    separator (comma, semicolon, tab, bar, spaces), decimal mark, and whether the first line holds names. What was
-    assumed is in the notes. A .npy file holds one array of shape (N,) or (N, D).
+    The first lines of a .csv or .tsv file show how it is written: encoding (UTF-8, UTF-16, Windows-1252), separator
+    (comma, semicolon, tab, bar, spaces), decimal mark, and whether the first line holds names. The notes list what was
+    assumed. A .npy file holds one array of shape (N,) or (N, D).
 
-    Cells may have quotes and separators of thousands. Booleans are read as 0 and 1, dates (ISO 8601) as seconds since
-    1970-01-01. By default, columns that hold no data of their own are left out: the index that pandas keeps in a
-    .parquet file, and a first column without a name that counts or names the rows.
+    Cells may have quotes and thousands separators. Booleans are read as 0 and 1, and dates (ISO 8601) as seconds since
+    1970-01-01. By default, columns without data of their own are left out: the index that pandas keeps in a .parquet
+    file, and a first column without a name that counts or names the rows.
 
     Args:
         path: the file.
-        columns: the names of the columns to read, in this order; the others may hold anything. By default,
-            all. The columns of a file without names are x1, x2, ...; if it has other ones than these, but as many, it
-            is taken to hold these.
-        rows: the number of rows in a chunk, at most.
-        reading: what is known about the file, and what happens to missing values.
+        columns: the names of the columns to read, in this order. The other columns may hold anything. By default all
+            are read. The columns of a file without names are called x1, x2, .... If ``columns`` holds other names, but
+            as many as the file has columns, they are taken as the names of the file's columns.
+        rows: the most rows in a chunk.
+        reading: what the caller knows about the file, and what happens to missing values.
 
     Yields:
         A :class:`Table` of some rows each, at least one.
 
     Raises:
         TableError: the file is missing, empty, ragged, of an unknown kind, or changes while it is read; it lacks a
-            column, or has columns of equal names or of none; or it holds something other than finite numbers: the first
-            that is met.
+            column, or has columns with equal names or without one; or a cell is not a finite number. The error is about
+            the first such cell.
 
     Example:
         >>> import pathlib, tempfile
@@ -114,12 +114,12 @@ def read_table(path: PathLike, columns: Sequence[str] | None = None, reading: Re
 def map_table(path: PathLike, columns: Sequence[str] | None = None, reading: Reading = _AS_IT_IS) -> Table:
     """Open the numbers in a file for reading row by row, in any order, without holding them in memory.
 
-    A .npy file is mapped as it is, and its values keep their dtype. Other files are copied in chunks to a temporary
-    file of float64, in the folder that ``TMPDIR`` names; it has no name and goes with the last use of the values. So is
-    a .npy file where no view has just the rows and columns that are wanted: booleans, columns that are not evenly
-    spaced, rows left out.
+    A .npy file is mapped, and its values keep their dtype. Other files are copied in chunks to a temporary file of
+    float64 in the folder of ``TMPDIR``. It has no name, and the system deletes it after the last use of the values. A
+    .npy file is copied as well if the wanted rows and columns are no view of it: if it holds booleans, if the columns
+    are not evenly spaced, or if rows are left out.
 
-    Arguments and errors are those of :func:`iter_table`; an OSError where there is no room for the copy.
+    Arguments and errors are those of :func:`iter_table`. If there is no room for the copy, OSError is raised.
 
     Example:
         >>> import pathlib, tempfile
@@ -156,7 +156,7 @@ def map_table(path: PathLike, columns: Sequence[str] | None = None, reading: Rea
 
 
 def count_rows(path: PathLike) -> int | None:
-    """The number of rows in a .npy or .parquet file; None for text, which does not tell."""
+    """The number of rows in a .npy or .parquet file; None for a text file, which does not hold it."""
     name = Path(path).name.lower()
     return _open(path, [], _AS_IT_IS).count if name.endswith((".npy", ".parquet")) else None
 
@@ -189,7 +189,7 @@ def _joined(chunks: Iterator[NDArray[np.float64]], rows: int) -> Iterator[NDArra
 
 
 def _state(path: PathLike) -> tuple[int, int]:
-    """What changes when a file is written to."""
+    """The size and the time of the last change of a file, which differ after it was written to."""
     try:
         status = Path(path).stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a table is, how it is to be read, and what every kind of file has to provide."""
+"""Tables, how they are to be read, and the interface of every kind of file."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ __all__ = [
 
 Append: TypeAlias = Callable[[NDArray[Any]], None]  # writes one chunk of rows (n, D)
 
-SHOWN = 10  # names in a message
+SHOWN = 10  # the most names in a message
 
 
 class TableError(ValueError):
-    """A file that does not hold a table of finite numbers; the message says where and what was found."""
+    """A file does not hold a table of finite numbers. The message names the place and what was found there."""
 
 
 class NoColumn(TableError):
-    """A column that is asked for and is not in the file."""
+    """The file lacks a column that the caller has named."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a table is read. What is None is found from the file, where that is safe.
+    """How a table is read. Where a value is None, the file decides, if that is safe.
 
     Attributes:
         sep: the character between the cells of a .csv or .tsv file.
@@ -48,7 +48,7 @@ class Reading:
             gives NaN in the value's place.
 
     Raises:
-        ValueError: a value that is none of these.
+        ValueError: a value is none of these.
 
     """
 
@@ -58,7 +58,7 @@ class Reading:
     na: Literal["error", "drop", "keep"] = "error"
 
     def __post_init__(self) -> None:
-        """Refuse values that no table can be read by."""
+        """Raise ValueError for values with which no table can be read."""
         if self.sep is not None and (len(self.sep) != 1 or not self.sep.isascii() or self.sep in '\0\r\n"'):
             raise ValueError(f"sep: expected one ASCII character, neither a quote nor a line end, got {self.sep!r}")
         if self.decimal not in (None, ".", ","):
@@ -74,11 +74,11 @@ class Table:
     """Columns of numbers.
 
     Attributes:
-        columns: their names; ``x1``, ``x2``, ... where the file has none.
-        values: shape (N, D); float64 and all finite, except as :func:`map_table` and ``Reading.na`` say.
-        named: whether the names are the file's own.
-        notes: what was assumed about the file and what was left out of it, a phrase each. The chunks of one file share
-            the list, which is complete after the last of them.
+        columns: the names of the columns; ``x1``, ``x2``, ... if the file has none.
+        values: the numbers (N, D), float64 and finite; see :func:`map_table` and ``Reading.na`` for exceptions.
+        named: whether the names come from the file.
+        notes: phrases on what was assumed about the file and what was left out of it. The chunks of one file share the
+            list, which is complete after the last chunk.
 
     """
 
@@ -90,15 +90,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Opened:
-    """A file about to be read.
+    """A file that is open for reading.
 
     Attributes:
         columns: the names of the columns that are read.
-        named: whether the names are the file's own.
-        count: the number of rows in the file, if that is known.
+        named: whether the names come from the file.
+        count: the number of rows in the file; None if only reading can tell.
         chunks: the rows (n, D), float64, with NaN in place of missing values.
-        notes: what was assumed, see :class:`Table`; reading may add to it.
-        fault: the error for a row and one of ``columns``, both counted from 0, with a value there that is not finite.
+        notes: what was assumed, as in :class:`Table`; reading may add to it.
+        fault: a function from a row and a column, counted from 0, and a value there that is not finite, to an error.
 
     """
 
@@ -113,15 +113,15 @@ class Opened:
 def choose(
     path: Path, names: Sequence[str], named: bool, columns: Sequence[str] | None, left_out: Sequence[int] = ()
 ) -> list[int]:
-    """The positions of the columns to read, which must be distinct and have names.
+    """The positions of the columns to read, which must have names, all different.
 
     Args:
         path: the file, for messages.
-        names: of all columns in the file; by :func:`default_names` where the file has none.
-        named: whether the names are the file's own.
-        columns: the names that the caller wants, in this order; None for all but ``left_out``. A file without names
-            that has other columns than these, but as many, is taken to hold these.
-        left_out: the positions of columns that are read only if they are asked for.
+        names: the names of all columns in the file; those of :func:`default_names` if the file has none.
+        named: whether the names come from the file.
+        columns: the names of the columns to read, in this order; None for all except ``left_out``. For a file without
+            names, as many other names are taken as the names of its columns.
+        left_out: the positions of columns that are read only if ``columns`` names them.
 
     """
     if columns is None:
@@ -157,11 +157,11 @@ def no_number(place: str, name: str, found: str, is_missing: bool) -> TableError
 
 
 def default_names(count: int, letter: str = "x") -> list[str]:
-    """The names of columns that have none: x1, x2, ..."""
+    """Names for columns that have none: x1, x2, ..."""
     return [f"{letter}{number}" for number in range(1, count + 1)]
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message: the first few of many."""
+    """Names in a message; of many, the first few and the number of the others."""
     more = len(names) - SHOWN
     return ", ".join(map(str, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 __all__ = ["DATE", "MISSING", "TRUTHS", "Column", "grouped"]
 
-# What stands for a missing value in files of Excel, R, SAS, SQL, pandas and the UCI repository.
+# Texts for a missing value in files of Excel, R, SAS, SQL, pandas and the UCI repository.
 MISSING = (
     *("", "?", "-", ".", "NA", "N/A", "n/a", "#N/A", "<NA>"),
     *("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!"),
     *("NaN", "nan", "NAN", "-nan", "NULL", "Null", "null", "None", "none"),
 )
 TRUTHS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-# A day of ISO 8601, and maybe a time of it and a time zone.
+# A date of ISO 8601, optionally with a time of day and a time zone.
 _ZONE = r"(?:Z|[+-]\d\d(?::?\d\d)?)"
 DATE = rf"\d{{4}}-\d\d-\d\d(?:[ T]\d\d(?::\d\d(?::\d\d(?:\.\d{{1,9}})?)?)?{_ZONE}?)?"
 
-_SPACES = "'\u2019 \u00a0\u2009\u202f"  # they may separate thousands, and so may the mark that is not the decimal one
+_SPACES = "'\u2019 \u00a0\u2009\u202f"  # thousands separators, besides the mark that is not the decimal mark
 _MINUS = "\u2212"
 
 
 def grouped(decimal: str) -> str:
-    """A regular expression for numbers whose thousands are separated, by characters other than ``decimal``."""
+    """A regular expression for numbers with thousands separators, which are characters other than ``decimal``."""
     other = "," if decimal == "." else "."
     groups = "|".join(rf"(?:{re.escape(mark)}\d{{3}})+" for mark in other + _SPACES)  # one mark in the whole number
     return rf"[+-]?[1-9]\d{{0,2}}(?:{groups})(?:{re.escape(decimal)}\d*)?"
@@ -35,13 +35,13 @@ def grouped(decimal: str) -> str:
 class Column:
     """Turns the cells of one column into numbers, chunk after chunk.
 
-    A column holds numbers, booleans or dates: the first cell that is not missing decides which.
+    A column holds numbers, booleans or dates. The first cell that is not missing decides which.
 
     Args:
-        name: the column's, for notes.
+        name: the name of the column, for notes.
         decimal: the decimal mark, "." or ",".
-        notes: the list in which the column notes what it does to its cells.
-        is_open: whether nothing told the decimal mark; a number such as 1,234 is then refused.
+        notes: the list to which the column adds how it converts its cells.
+        is_open: whether the first lines left the decimal mark open. A number such as 1,234 is then an error.
 
     """
 
@@ -50,15 +50,15 @@ class Column:
         self._kind: str | None = None
 
     def values(self, cells: Any) -> NDArray[np.float64]:
-        """The numbers in an Arrow array of strings (n,), with NaN for null and for what stands for a missing value.
+        """The numbers in an Arrow array of strings (n,), with NaN for null and for texts of a missing value.
 
         Raises:
-            pyarrow.ArrowInvalid: a cell is no number, or not of the column's kind.
+            pyarrow.ArrowInvalid: a cell is not a number, or not of the column's kind.
 
         """
         import pyarrow
 
-        try:  # cells as most files have them
+        try:  # most files hold plain numbers
             if self._kind not in (None, "number"):
                 raise pyarrow.ArrowInvalid
             values = _floats(cells, self.decimal)
@@ -69,10 +69,10 @@ class Column:
         return values
 
     def first_fault(self, cells: Any) -> int:
-        """The position of the first of ``cells`` that :meth:`values` refuses."""
+        """The position of the first of ``cells`` for which :meth:`values` raises."""
         import pyarrow
 
-        good, bad = 0, len(cells)  # the first `good` cells are taken, the first `bad` are not
+        good, bad = 0, len(cells)  # the first `good` cells convert, the first `bad` cells do not
         while bad - good > 1:
             middle = (good + bad) // 2
             try:
@@ -131,7 +131,7 @@ class Column:
         import pyarrow
         from pyarrow import compute
 
-        cells = compute.replace_substring_regex(cells, r"(\.\d{6})\d+", r"\1")  # float64 has no more
+        cells = compute.replace_substring_regex(cells, r"(\.\d{6})\d+", r"\1")  # float64 has no digits left for more
         null = pyarrow.scalar(None, cells.type)
         has_zone = compute.match_substring_regex(cells, f"[ T].*{_ZONE}$")
         here = compute.cast(compute.if_else(has_zone, null, cells), pyarrow.timestamp("us"))
@@ -158,5 +158,5 @@ def _floats(cells: Any, decimal: str) -> NDArray[np.float64]:
 
 
 def _array(values: Any) -> NDArray[np.float64]:
-    """An Arrow array of float64 as numpy's, with NaN for null."""
+    """An Arrow array of float64 as a numpy array, with NaN for null."""
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)

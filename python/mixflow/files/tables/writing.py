@@ -17,16 +17,16 @@ __all__ = ["check_extension", "table_writer", "write_table"]
 
 @contextmanager
 def table_writer(path: PathLike, columns: Sequence[str]) -> Iterator[Callable[[NDArray[Any]], None]]:
-    r"""Write numbers in chunks to a file; .npy keeps no names.
+    r"""Write numbers in chunks to a file. A .npy file does not keep names.
 
-    Numbers in text are written with as many digits as their dtype needs to be read back unchanged.
+    In text, numbers get as many digits as their dtype needs to be read back unchanged.
 
     Args:
-        path: the file; it appears whole or not at all, at the end.
+        path: the file. It appears at the end, whole or not at all.
         columns: D names, all different for a .parquet file.
 
     Yields:
-        A function to call with each chunk: floating-point numbers of one dtype, shape (n, D).
+        A function that writes a chunk: floating-point numbers (n, D), of the same dtype in all chunks.
 
     Raises:
         TableError: unknown kind of file.
@@ -72,5 +72,5 @@ def write_table(path: PathLike, columns: Sequence[str], values: NDArray[Any]) ->
 
 
 def check_extension(path: PathLike) -> None:
-    """Raise now what :func:`table_writer` would raise for this kind of file."""
+    """Raise the error that :func:`table_writer` would raise for this kind of file."""
     kind_of(path)

@@ -19,7 +19,7 @@ __all__ = ["Loader", "is_loader"]
 
 
 def is_loader(data: object) -> bool:
-    """Whether ``data`` is a stream of batches: a DataLoader, an IterableDataset or another iterable that is no array.
+    """Whether ``data`` is a stream of batches: a DataLoader, an IterableDataset or an iterable that is not an array.
 
     Example:
         >>> from mixflow.fitting.sources import is_loader
@@ -36,31 +36,31 @@ def is_loader(data: object) -> bool:
 
 @dataclass
 class Loader:
-    """Batches that an iterable makes, anew for each epoch or without an end.
+    """Batches from an iterable, which starts anew for each epoch or has no end.
 
-    A batch is ``x``, ``(x,)``, ``(x, context)``, ``(x, context, weight)``, or a mapping with the key "x" and, where
-    wanted, "context" and "weight". The context is None for a flow without; a list counts as a tuple. The shapes are
-    (n, D), (n, C) and (n,) or (n, 1). Weights come with every batch or with none.
+    A batch is ``x``, ``(x,)``, ``(x, context)``, ``(x, context, weight)``, or a mapping with the key "x" and optionally
+    "context" and "weight". The context is None for a flow without one. A list counts as a tuple. The shapes are (n, D),
+    (n, C) and (n,) or (n, 1). All batches have weights, or none has.
 
-    With several processes, each brings its own: the loader's sampler, such as a ``DistributedSampler``, gives each its
-    shard. Before each epoch ``set_epoch`` is called on the sampler if it has such a method.
+    With several processes, each process brings its own batches: the loader's sampler, such as a ``DistributedSampler``,
+    gives each process its shard. Before each epoch ``set_epoch`` is called on the sampler, if it has this method.
 
-    With ``steps_per_epoch`` an epoch goes on where the last one ended. A loader that runs out, in the middle of an
-    epoch or not, is started anew, and its sampler is told the epoch then. A run that is resumed in a later epoch starts
-    the loader, too: how far an iterable had got cannot be restored.
+    With ``steps_per_epoch``, an epoch goes on where the last one ended. If the loader runs out of batches, it starts
+    anew, even in the middle of an epoch, and ``set_epoch`` is called then. A run that is resumed in a later epoch also
+    starts the loader anew, because the position in an iterable cannot be restored.
 
     Attributes:
-        name: what errors call the batches.
+        name: the name of the batches in errors.
         batches_of: the iterable.
         features: D; or the shape of an event of ``x``, whose numbers are then the columns of the batches.
-        context: C; or the shape of a context, None for any; 0 for a flow without.
-        like: a tensor on the device that rows are wanted on; its dtype does not matter.
-        steps_per_epoch: the number of batches in an epoch, on each process; None for all that the iterable has.
+        context: C; or the shape of a context, None for any shape; 0 for a flow without a context.
+        like: a tensor on the device where rows are to be; its dtype does not matter.
+        steps_per_epoch: the number of batches in an epoch, on each process; None for all batches of the iterable.
 
     Raises:
-        TypeError: on the way, for a batch that is not of real numbers; see :class:`Rows`.
-        ValueError: on the way, for a batch of another form or shape, a number that is not finite, a negative weight, or
-            weights in some batches only.
+        TypeError: while batches are read, for a batch that does not hold real numbers; see :class:`Rows`.
+        ValueError: while batches are read, for a batch of another form or shape, a number that is not finite, a
+            negative weight, or weights in some batches only.
 
     Example:
         >>> import torch
@@ -82,15 +82,15 @@ class Loader:
     like: Tensor
     steps_per_epoch: int | None = None
     _ahead: Iterator[Part] | None = field(default=None, init=False, repr=False)  # a stream that cannot start anew
-    _stream: Iterator[Part] | None = field(default=None, init=False, repr=False)  # that the next epoch goes on with
-    _starts: int = field(default=-1, init=False, repr=False)  # what samplers were last told
+    _stream: Iterator[Part] | None = field(default=None, init=False, repr=False)  # the next epoch goes on with it
+    _starts: int = field(default=-1, init=False, repr=False)  # the last argument of set_epoch
     _weighted: bool | None = field(default=None, init=False, repr=False)  # None before the first batch
 
     def first(self, count: int, group: Group) -> Part:
-        """``(x, context, weight)`` of the first batches of all processes together, about ``count`` rows if there are.
+        """``(x, context, weight)`` of the first batches of all processes together, about ``count`` rows or all.
 
-        They are on the device of ``like``. From an iterator, which would not give these batches again, they are kept
-        for the first epoch.
+        They are on the device of ``like``. An iterator would not return these batches again, so they are kept for the
+        first epoch.
         """
         stream = iter(self.batches_of)
         each = self._each(stream)
@@ -114,14 +114,15 @@ class Loader:
     def batches(self, size: int, group: Group, epoch: int | None = None) -> Iterator[Batch]:
         """The loader's batches: those of ``epoch``, or all of them if that is None.
 
-        ``size`` is the loader's own affair. A process that runs out of batches waits with empty ones.
+        The loader decides on their size, and ``size`` is ignored. A process that runs out of batches goes on with empty
+        ones until all processes have.
         """
         each = self._epoch(epoch)
         columns = self.features if isinstance(self.features, int) else self.features.numel()
         nothing = self.like.new_empty(0, columns), None if self.context == 0 else self.like.new_empty(0, 1)
         while True:
             x, context, weight = next(each, (*nothing, None))
-            # A process alone knows how many rows there are, and need not wait for the device to be told.
+            # The counts of a single process stay on the CPU, so that reading them does not wait for the device.
             device = self.like.device if group.size > 1 or weight is not None else torch.device("cpu")
             counts = torch.tensor([len(x), 0, 0], dtype=torch.float64, device=device)
             if weight is not None:
@@ -135,7 +136,7 @@ class Loader:
             yield Batch(x, context, weight, int(rows), total if weighted else rows)
 
     def steps(self, size: int) -> int | None:
-        """The number of batches in an epoch, None if the loader does not know."""
+        """The number of batches in an epoch; None if the iterable has no length."""
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
         try:
@@ -157,11 +158,11 @@ class Loader:
         return self._each(iter(self.batches_of)) if ahead is None else ahead
 
     def _go_on(self, epoch: int, steps: int) -> Iterator[Part]:
-        """The next ``steps`` batches; fewer only where starting anew gives none."""
+        """The next ``steps`` batches; fewer only if the iterable has none after it starts anew."""
         for _ in range(steps):
             part = None if self._stream is None else next(self._stream, None)
             if part is None:
-                self._starts = max(epoch, self._starts + 1)  # never the same order twice, however short the loader
+                self._starts = max(epoch, self._starts + 1)  # a short loader may start twice in an epoch
                 self._stream = self._start(self._starts)
                 part = next(self._stream, None)
             if part is None:
@@ -189,7 +190,7 @@ class Loader:
             yield x, context, weight
 
     def _unpack(self, item: Any, where: str) -> tuple[Any, Any, Any]:
-        """The x, context and weight in a batch, None for what it lacks."""
+        """The x, context and weight of a batch; None for a missing context or weight."""
         if isinstance(item, Mapping):
             keys = ("x", "context", "weight")
             unknown = [key for key in item if key not in keys]
@@ -220,7 +221,7 @@ class Loader:
         return rows
 
     def _require_alike(self, weighted: float, number: float) -> None:
-        """ValueError unless none of a ``number`` of batches or rows is weighted, or all are."""
+        """ValueError if some of a ``number`` of batches or rows are ``weighted``, but not all."""
         if 0 < weighted < number:
             raise ValueError(f"{self.name}: expected weights with every batch or with none, got them with some")
 

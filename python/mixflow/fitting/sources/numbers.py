@@ -1,7 +1,7 @@
 """Which values count as numbers, and the tensors that they become.
 
-Rows keep the precision of the data, whatever that of the flow: float32 stays float32 and float64 stays float64. Halves
-become float32, which holds them all, and every other kind of number becomes float64.
+Rows keep the precision of the data, whatever the precision of the flow: float32 stays float32, and float64 stays
+float64. Half precision becomes float32, which holds all its numbers. Every other kind of number becomes float64.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 Array: TypeAlias = NDArray[Any]
 Data: TypeAlias = Tensor | ArrayLike | PathLike | Iterable[Any]
 
-# Of torch's integers, those that can be converted; there are others, of a few bits, that cannot.
+# The integer dtypes of torch that can be converted. Others, of a few bits, cannot.
 INTEGERS = tuple(
     getattr(torch, name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 )
@@ -79,7 +79,7 @@ def _as_array(name: str, values: Any) -> Array:
     if isinstance(values, np.ndarray) and not isinstance(values, np.ma.MaskedArray):
         return values
     try:
-        # numpy drops the mask without a word, so that what lies below it would be taken for data.
+        # numpy drops the mask silently, and masked values would then count as data.
         masked = _holds_masked(values)
         array = None if masked else np.asarray(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch raises RuntimeErrors, numpy the rest
@@ -95,7 +95,7 @@ def _holds_masked(values: Any) -> bool:
     """Whether ``values`` is a masked array, or a list or tuple, however deep, that contains one."""
     if not isinstance(values, (list, tuple)):
         return isinstance(values, np.ma.MaskedArray)
-    kinds = set(map(type, values))  # one look at each type: most lists are long and hold one or two
+    kinds = set(map(type, values))  # each type is checked once, because long lists hold few types
     if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
         return True
     nested = any(issubclass(kind, (list, tuple)) for kind in kinds)
@@ -103,9 +103,9 @@ def _holds_masked(values: Any) -> bool:
 
 
 def _describe(values: Any, array: Array) -> str:
-    """What the TypeError about ``array``, made from ``values`` and not of numbers, says that it got."""
+    """The end of the TypeError for ``array``, which was made from ``values`` and does not hold numbers."""
     dtype, where = array.dtype, ""
-    # A table of columns of several kinds becomes an array of objects, which says nothing of the column at fault.
+    # A table with columns of several kinds becomes an array of objects. The column at fault is found in the table.
     if dtype.kind == "O" and hasattr(values, "columns") and hasattr(values, "dtypes"):
         columns = [pair for pair in zip(values.columns, values.dtypes, strict=True) if _kind(pair[1]) not in "iuf"]
         if columns:
@@ -123,34 +123,34 @@ def _describe(values: Any, array: Array) -> str:
 
 
 def _kind(dtype: Any) -> str:
-    """The letter that numpy has for the kind of a dtype, and pandas for its own."""
+    """The letter for the kind of a dtype, in numpy and in pandas."""
     return str(getattr(dtype, "kind", "O"))
 
 
 def is_sparse(values: object) -> bool:
-    """Whether ``values`` is a sparse matrix as scipy and cupy have them; some can be iterated, but are no stream."""
+    """Whether ``values`` is a sparse matrix of scipy or cupy. Some can be iterated, but are no stream of batches."""
     return hasattr(values, "tocoo") and hasattr(values, "toarray")
 
 
 def to_tensor(values: Tensor | Array, device: torch.device, keeps_integers: bool = False) -> Tensor:
-    """``values`` on ``device``, as torch.float32 where that holds them all, else as torch.float64.
+    """``values`` on ``device``, as torch.float32 if that holds them all, otherwise as torch.float64.
 
-    With ``keeps_integers``, integers become torch.int64: an embedding may take labels.
+    With ``keeps_integers``, integers become torch.int64, because an embedding may take labels.
     """
     if keeps_integers and not (values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"):
         whole = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.int64))
         return whole.to(device, torch.int64)
     if not isinstance(values, Tensor):
         single = values.dtype.kind == "f" and values.dtype.itemsize <= 4
-        with np.errstate(over="ignore"):  # of a long double; what becomes infinite is refused later, with its place
-            # A copy: torch would otherwise share, and warn about, memory that may be read-only.
+        with np.errstate(over="ignore"):  # a long double may become infinite; it is refused later, with its place
+            # This is a copy. Without it, torch would share memory that may be read-only, and warn about it.
             values = torch.from_numpy(np.array(values, dtype=np.float32 if single else np.float64, subok=False))
     single = values.is_floating_point() and values.dtype != torch.float64
     return values.to(device, torch.float32 if single else torch.float64)
 
 
 def require_shape(name: str, values: Tensor | Array, columns: int | torch.Size | None) -> Tensor | Array:
-    """``values`` of shape (N, columns), as which (N,) counts where ``columns`` is 1; or of another shape of rows."""
+    """``values`` in the shape (N, columns), or with rows of another shape; (N,) becomes (N, 1) if ``columns`` is 1."""
     shape = torch.Size([columns]) if isinstance(columns, int) else columns
     rows = values[:, None] if values.ndim == 1 and shape == (1,) else values
     if rows.ndim == 0 or (shape is not None and tuple(rows.shape[1:]) != tuple(shape)):
@@ -160,8 +160,8 @@ def require_shape(name: str, values: Tensor | Array, columns: int | torch.Size |
 
 
 def require_finite(name: str, values: Tensor, first: int = 0) -> None:
-    """ValueError for a number in ``values`` (n, D), rows from number ``first`` on, that is not finite."""
-    # Numpy looks at them in one pass and on one thread, torch in five passes, each of which waits for all threads.
+    """ValueError if a number in ``values`` (n, D) is not finite; ``first`` is the number of the first row."""
+    # Numpy takes one pass on one thread. torch takes five passes, each of which waits for all threads.
     if type(values) is Tensor and values.is_cpu and np.isfinite(values.numpy()).all():
         return
     finite = values.isfinite()
@@ -175,7 +175,7 @@ def require_finite(name: str, values: Tensor, first: int = 0) -> None:
 
 
 def require_not_negative(name: str, weights: Tensor, first: int = 0) -> None:
-    """ValueError for a number in ``weights`` (n, 1), rows from number ``first`` on, that is below zero."""
+    """ValueError if a number in ``weights`` (n, 1) is negative; ``first`` is the number of the first row."""
     negative = (weights < 0).nonzero()
     if len(negative):
         row = int(negative[0, 0])

@@ -15,16 +15,16 @@ __all__ = ["shuffled"]
 
 
 def shuffled(positions: NDArray[np.int64] | range, count: int, *key: int) -> NDArray[np.int64]:
-    """Where the pseudo-random permutation of ``range(count)`` that ``key`` names sends ``positions``.
+    """The images of ``positions`` under the pseudo-random permutation of ``range(count)`` that belongs to ``key``.
 
-    A Feistel network over the next power of two, walked until the result is below ``count`` (Black and Rogaway,
-    "Ciphers with Arbitrary Finite Domains", 2002; as a shuffle, Mitchell et al., 2022, arXiv:2106.06161). It needs
-    no memory beyond ``positions``, and any part of the permutation can be had alone.
+    A Feistel network permutes the range up to the next power of two. It is applied until the result is below ``count``
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002; as a shuffle, Mitchell et al., 2022,
+    arXiv:2106.06161). This needs no memory beyond ``positions``, and any part of the permutation can be computed alone.
 
     Args:
         positions: integers in ``range(count)``; a range of step 1 takes no memory.
-        count: how many integers are permuted, at most 2^62.
-        key: integers from 0 on; different ones give unrelated permutations.
+        count: the number of integers that are permuted, at most 2^62.
+        key: integers from 0 on. Different keys give unrelated permutations.
 
     Raises:
         IndexError: a position outside ``range(count)``.
@@ -36,7 +36,7 @@ def shuffled(positions: NDArray[np.int64] | range, count: int, *key: int) -> NDA
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 
     """
-    # Twelve rounds: with eight, the permutations of a handful of rows are visibly not all as likely.
+    # There are twelve rounds. With eight, some permutations of a handful of rows are visibly likelier than others.
     keys = np.random.SeedSequence(key).generate_state(12)
     rows = np.empty(len(positions), np.int64)
     if isinstance(positions, range) and positions.step == 1:

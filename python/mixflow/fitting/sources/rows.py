@@ -1,4 +1,4 @@
-"""Rows by number: of a tensor or an array in memory, or of a memory map or a file, which are read batch by batch."""
+"""Rows by number: from a tensor or an array in memory, or from a memory map or a file, which is read in batches."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from .numbers import Array, Data, require_finite, require_not_negative, require_
 
 __all__ = ["CHUNK", "Rows", "check_weights", "send"]
 
-CHUNK = 1 << 16  # rows that are in memory at a time, beside what the caller holds there
+CHUNK = 1 << 16  # rows that are in memory at a time, in addition to data of the caller's
 
 
 class Rows:
-    """Finite rows of numbers, (N, columns), by number.
+    """Rows of finite numbers, (N, columns), by number.
 
-    A tensor or an array is converted once and held. A memory map or a file is read where it is needed and
-    converted batch by batch: at no time is more of it in memory than a chunk.
+    A tensor or an array is converted once and held. A memory map or a file is read when rows are taken, and converted
+    batch by batch: at most one chunk of it is in memory at a time.
 
     Args:
-        name: what errors call the values.
-        values: (N, columns), or (N,) for one column; or the path of a table. One that is no .npy file is first
-            copied, in chunks, to a nameless temporary file that can be mapped.
-        columns: how many columns there must be; or the shape of each row, such as that of an image, whose numbers are
-            then the columns; None for any shape.
-        like: a tensor on the device that rows are wanted on; its dtype does not matter.
-        names: the columns to read from a file that names them.
+        name: the name of the values in errors.
+        values: (N, columns), or (N,) for one column; or the path of a table. A file that is no .npy file is first
+            copied, in chunks, to a temporary file without a name, which can be mapped.
+        columns: the number of columns; or the shape of each row, such as that of an image, whose numbers are then the
+            columns; None for any shape.
+        like: a tensor on the device where rows are to be; its dtype does not matter.
+        names: the columns to read, if a file names its columns.
 
     Attributes:
-        shape: of each row.
+        shape: the shape of each row.
         digest: the SHA-256 of all values, in the precision in which rows are taken.
 
     Raises:
-        TypeError: not real numbers, or numbers that are masked, sparse, nested, quantized or without storage.
-        ValueError: the wrong shape, no rows, or a value that is not finite.
+        TypeError: the values are not real numbers, or they are masked, sparse, nested, quantized or without storage.
+        ValueError: the shape is wrong, there are no rows, or a value is not finite.
 
     Example:
         >>> import numpy as np, torch
@@ -74,7 +74,7 @@ class Rows:
         if len(held) == 0:
             raise ValueError(f"{name}: expected at least one row, got none")
         self.shape = torch.Size(held.shape[1:])
-        self.keeps_integers = columns is None  # of a context that an embedding takes
+        self.keeps_integers = columns is None  # then the values are a context, and an embedding takes them
         held = held.reshape(len(held), -1)
         self._map = _memory_map(held) if isinstance(held, np.ndarray) else None
         self.values = self._tensor(held) if self._map is None else held
@@ -88,7 +88,7 @@ class Rows:
         """The rows with the numbers ``rows``, in that order: (len(rows), columns), torch.float32 or torch.float64.
 
         Raises:
-            IndexError: a number that is no row's.
+            IndexError: there is no row with one of the numbers.
 
         """
         rows = np.ascontiguousarray(rows, np.int64)
@@ -116,7 +116,7 @@ class Rows:
             yield part if isinstance(part, Tensor) else self._tensor(part)
 
     def _check_length(self) -> None:
-        """ValueError if the mapped file was cut short: the system would end a process that reads beyond the end."""
+        """ValueError if the mapped file was cut short. Reading beyond its end would end the process."""
         if self._map is not None and self._map.size() < len(self._map):
             raise ValueError(f"{self.name}: the file was cut short while it was read; read a copy of it")
 
@@ -129,10 +129,10 @@ class Rows:
 
 
 def check_weights(weights: Rows) -> Rows:
-    """``weights``, one column, if they can weight rows.
+    """``weights``, one column, if they can be weights of rows.
 
     Raises:
-        ValueError: a negative weight, none that is positive, or a sum that float64 cannot hold.
+        ValueError: a weight is negative, none is positive, or float64 cannot hold their sum.
 
     Example:
         >>> import torch
@@ -155,7 +155,7 @@ def check_weights(weights: Rows) -> Rows:
 
 
 def _memory_map(array: Array) -> mmap.mmap | None:
-    """The map of a file that ``array`` is a view of; None for memory."""
+    """The memory map that ``array`` is a view of; None for an array in memory."""
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -163,14 +163,14 @@ def _memory_map(array: Array) -> mmap.mmap | None:
 
 
 def _as_table(values: Tensor | Array) -> Array | None:
-    """The memory of ``values`` (N, columns) if the core can take rows from it: each in one piece, on the CPU."""
+    """``values`` (N, columns) as an array, if the core can take rows from it: on the CPU, each row in one piece."""
     if type(values) is not Tensor or not values.is_cpu:
         return None
     return values.numpy() if values.stride(1) == 1 or values.shape[1] == 1 else None
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """``values``, of the CPU, on ``device``. From pinned memory a GPU fetches them while the caller goes on.
+    """``values``, which are on the CPU, on ``device``. A GPU copies them from pinned memory while the caller goes on.
 
     Example:
         >>> import torch

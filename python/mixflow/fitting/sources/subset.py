@@ -20,7 +20,7 @@ from .rows import CHUNK, Rows, send
 
 __all__ = ["Subset"]
 
-TAKEN = 1 << 17  # numbers that are taken at a time, or one batch: they are still in the L2 cache when they are used
+TAKEN = 1 << 17  # numbers that are taken at a time, at least one batch; they stay in the L2 cache until they are used
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Subset:
 
     Attributes:
         x: the data.
-        context: the context, row by row; None for a flow without.
-        weight: the weights that :func:`check_weights` has seen, row by row, on the CPU; None where all rows count the
+        context: the context, row by row; None for a flow without one.
+        weight: the weights, row by row, on the CPU, as :func:`check_weights` returns them; None if all rows count the
             same.
         start: the first position.
-        stop: one past the last.
-        seed: names the permutation that all subsets of a run share; None for the rows' own order.
+        stop: one past the last position.
+        seed: the seed of the permutation, which all subsets of a run share; None for the rows' own order.
 
     """
 
@@ -51,12 +51,12 @@ class Subset:
     def first(self, count: int, group: Group) -> Part:
         """``(x, context, weight)`` of at most ``count`` rows from the start of the subset, the same on all processes.
 
-        They are of shapes (n, D), (n, C) and (n,); the weights are torch.float64.
+        Their shapes are (n, D), (n, C) and (n,). The weights are torch.float64.
         """
         return self._take(np.arange(min(count, len(self))))
 
     def batches(self, size: int, group: Group, epoch: int | None = None) -> Iterator[Batch]:
-        """This process's shard of every batch of ``size`` rows, shuffled anew for each ``epoch`` if one is given."""
+        """This process's shard of each batch of ``size`` rows. If an ``epoch`` is given, the order is its own."""
         numbers = self.x.shape.numel() + (0 if self.context is None else self.context.shape.numel())
         step = size * max(1, min(CHUNK, TAKEN // max(1, numbers)) // size)
         for start in range(0, len(self), step):
@@ -78,9 +78,9 @@ class Subset:
         return math.ceil(len(self) / size)
 
     def total(self) -> float:
-        """The sum of the weights of the subset, its number of rows without weights.
+        """The sum of the weights of the subset; without weights, its number of rows.
 
-        It is the same whatever the number of processes: each adds all weights, in the same order.
+        It is the same for any number of processes, because each process adds all weights in the same order.
         """
         return self._total
 
@@ -93,7 +93,7 @@ class Subset:
         return sum((chunk.sum().item() for chunk in chunks), 0.0)
 
     def _positions(self, start: int, stop: int, epoch: int | None) -> NDArray[np.int64]:
-        """The positions ``start`` to ``stop`` of the subset, or of its order in ``epoch``."""
+        """The positions ``start`` to ``stop`` of the subset, in its own order or in that of ``epoch``."""
         if epoch is None:
             return np.arange(start, stop)
         assert self.seed is not None
@@ -103,7 +103,7 @@ class Subset:
         """This process's weights for each of ``batches``, and the sum of the weights of all processes."""
         if self.weight is None:
             return [None] * len(batches), [float(len(batch)) for batch in batches]
-        # Every process reads the weights of all: two processes then have the sum of one, bit for bit.
+        # Every process reads the weights of all. The sum is then the same as with one process, bit for bit.
         weights = self._weights(np.concatenate(batches)).split([len(batch) for batch in batches])
         totals: list[float] = torch.stack([weight.sum() for weight in weights]).tolist()
         return [send(weight[group.shard(len(weight))], self.x.device) for weight in weights], totals

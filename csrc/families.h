@@ -44,7 +44,9 @@
 //                   exponents, too: h = 2 log t for a tail like t^-2. NaN for NaN.
 // tail(t, e)        C(-t) = e tail, where e = exp(-h). It is within a few powers of two of 1 for every t, inf included,
 //                   or at least decreases so slowly that it is a normal number for every t below the largest number.
-// density(t, e)     c(t) = e density, with the same condition.
+// density_exponent(t), density(t, e)
+//                   c(t) = exp(-density_exponent) density, with the same conditions. An exponential family takes
+//                   exponent(t) again; a power decays by one order more than its tail.
 // score(a, e)       d log c(a) / da. Where density is 0, it is not used.
 // quantile(logit)   C^-1(sigmoid(logit)) to a few ULP, also where it is near 0; inf where it overflows.
 // Both tails keep full relative accuracy by this, and a log-sum-exp needs only the exponents.

@@ -118,11 +118,11 @@ MIXFLOW_FN Terms<V> shifted_terms(V x, const LogComponent<V>& c, const Shifts<V>
   V a = (x - c.loc) * c.inv_scale, t = abs(a), h = Family::exponent(t), e = exp_flushed(-h);
   V tail = Family::tail(t, e), bulk = fma(-e, tail, splat<V>(1));
   Mask<V> negative = a < Scalar<V>(0);
-  V decayed = c.log_weight - h;
+  V decayed = c.log_weight - h, decayed_density = c.log_weight - Family::density_exponent(t);
   V cdf = exp_flushed(select<V>(negative, decayed, c.log_weight) - shift.cdf);
   V survival = exp_flushed(select<V>(negative, c.log_weight, decayed) - shift.survival);
   // A scale below the dtype's range makes a point mass: no density beside it, though its inverse scale is inf.
-  V density = exp_flushed(decayed - shift.density) * Family::density(t, e);
+  V density = exp_flushed(decayed_density - shift.density) * Family::density(t, e);
   density = select<V>(density == Scalar<V>(0), V{}, density * c.inv_scale);
   V distance = x - c.loc, scored = density * Family::score(a, e);
   // A component without density at x may be infinitely many scales away; its share is zero all the same.
@@ -131,18 +131,19 @@ MIXFLOW_FN Terms<V> shifted_terms(V x, const LogComponent<V>& c, const Shifts<V>
           select<V>(absent, V{}, scored), select<V>(absent, V{}, distance)};
 }
 
-// The largest exponent in each sum. In a far tail the shifts of f and of the smaller of F and S are the same number,
-// so that f / min(F, S) loses nothing.
+// The largest exponent in each sum. In a far tail the shifts of f and of the smaller of F and S are the same number for
+// families that decay exponentially, so that f / min(F, S) loses nothing.
 template <class Family, class V, class Parameters>
 MIXFLOW_FN Shifts<V> largest_exponents(V x, const Parameters& parameters) {
   Shifts<V> shift{-infinity<V>(), -infinity<V>(), -infinity<V>()};
   for (int k = 0; k < parameters.components; ++k) {
     LogComponent<V> c = parameters.log_component(k);
     V a = (x - c.loc) * c.inv_scale, decayed = c.log_weight - Family::exponent(abs(a));
+    V decayed_density = c.log_weight - Family::density_exponent(abs(a));
     Mask<V> negative = a < Scalar<V>(0);
     shift.cdf = max(shift.cdf, select<V>(negative, decayed, c.log_weight));
     shift.survival = max(shift.survival, select<V>(negative, c.log_weight, decayed));
-    shift.density = max(shift.density, decayed);
+    shift.density = max(shift.density, decayed_density);
   }
   V lowest = splat<V>(-Limits<Scalar<V>>::max);  // a sum of zeros has no exponent: keep inf - inf out
   return {max(shift.cdf, lowest), max(shift.survival, lowest), max(shift.density, lowest)};

@@ -455,6 +455,7 @@ def test_copies_are_of_the_bytes_that_the_op_moves(clone, op, numbers):
 # -- flows against zuko's ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flows_are_compared_with_zuko_s(tmp_path):
     rows = np.random.default_rng(0).normal(size=(300, 2)).cumsum(axis=1)
     np.savetxt(tmp_path / "walk.csv", rows, delimiter=",", header="a,b", comments="")

@@ -40,6 +40,7 @@ def clone():
 # -- the groups of `make bench-jobs` -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_job_is_timed_against_each_of_its_baselines(clone, tmp_path, capsys):
     assert clone.ops.main([*QUICK, "jobs", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "cpu.json").read_text())["groups"]

@@ -33,6 +33,7 @@ def row(robust):
     return robust.Row("kind", "univariate", 100, 2, -1.2, references, reference="truth", target=0.25)
 
 
+@pytest.mark.slow
 def test_a_run_prints_rows_and_writes_json_and_a_table(tmp_path):
     options = ["--only", "0.1 % to 1e5", "--quick", "--jobs", "1"]
     options += ["--out", str(tmp_path / "results"), "--table", str(tmp_path / "table.md")]

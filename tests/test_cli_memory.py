@@ -42,6 +42,7 @@ def kilobytes(folder, *typed):
 
 
 @pytest.mark.parametrize("ending", ["npy", "parquet", "csv"])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(fitted, tmp_path, ending):
     model = str(fitted / "model.safetensors")
 
@@ -59,6 +60,7 @@ def test_memory_does_not_grow_with_the_file(fitted, tmp_path, ending):
 
 
 @pytest.mark.parametrize(("small", "large"), [((100_000, 1), (500_000, 1)), ((500, 100), (500, 900))])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_contexts(tmp_path, small, large):
     mixflow.save(mixflow.flows.univariate(2, context=1, seed=0), tmp_path / "m")
     peaks = []

@@ -151,8 +151,8 @@ def test_the_registered_op_has_every_derivative(name, way, device):
     ("name", "way"),
     [
         ("forward", "forward mode"),
-        ("forward", "jacfwd of jacfwd"),
-        ("inverse", "jacrev of jacrev"),
+        pytest.param("forward", "jacfwd of jacfwd", marks=pytest.mark.slow),
+        pytest.param("inverse", "jacrev of jacrev", marks=pytest.mark.slow),
         ("interval", "jvp"),
         ("affine", "jvp"),
     ],

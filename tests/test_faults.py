@@ -122,7 +122,9 @@ for number in itertools.count():
 """
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.release)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.release)]
+)
 def test_a_save_killed_at_any_moment_leaves_a_whole_model(tmp_path, kills):
     wait = random.Random(0)
     for _ in range(kills):
@@ -138,6 +140,7 @@ def test_a_save_killed_at_any_moment_leaves_a_whole_model(tmp_path, kills):
 
 @pytest.mark.parametrize("command", ["score", "sample"])
 @pytest.mark.parametrize("ending", ["csv", "npy"])
+@pytest.mark.slow
 def test_a_command_killed_while_it_writes_leaves_the_old_file(fitted, tmp_path, command, ending):
     out = tmp_path / f"out.{ending}"
     out.write_bytes(b"old")
@@ -259,7 +262,9 @@ print(refused, same)
 
 
 @limits_memory
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.release)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(100, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.release)]
+)
 def test_mutated_models_and_checkpoints_are_refused_or_harmless(tmp_path, count):
     run = subprocess.run([sys.executable, "-c", MUTATE, tmp_path, str(count)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]

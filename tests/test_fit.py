@@ -478,6 +478,7 @@ mixflow.save(flow, sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(tmp_path):
     np.save(tmp_path / "data.npy", draw(300).numpy())
     checkpoint = tmp_path / "run.checkpoint"

@@ -439,7 +439,14 @@ def test_a_million_samples_of_five_features_follow_the_density():
 @pytest.mark.parametrize(
     ("source", "target"), [(s, t) for s in RECIPES for t in ("univariate", "gaussianization", "coupling")]
 )
-@pytest.mark.parametrize("bases", [("normal", "normal"), ("normal", "logistic"), ("logistic", "uniform")])
+@pytest.mark.parametrize(
+    "bases",
+    [
+        ("normal", "normal"),
+        pytest.param(("normal", "logistic"), marks=pytest.mark.slow),
+        pytest.param(("logistic", "uniform"), marks=pytest.mark.slow),
+    ],
+)
 def test_transport_carries_one_density_to_the_other(source, target, bases, device):
     start, end = build(source, device, base=bases[0]), build(target, device, base=bases[1])
     if start.features != end.features:

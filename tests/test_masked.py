@@ -147,6 +147,7 @@ def test_in_graphs_and_functional_transforms(name, where, way, device):
 
 
 @pytest.mark.parametrize("name", OPS)
+@pytest.mark.slow
 def test_hessians(name, device):
     args = clean(name, "per row", device)
     expected = torch.autograd.functional.hessian(lambda p: loss_of(name)(*args[:-1], p), args[-1])

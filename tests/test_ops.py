@@ -172,6 +172,13 @@ def test_inverse_of_hard_mixtures(case, family, base, dtype, device):
     x, _ = mixflow.cdf_transform_inverse(z, *parameters, family=family, base=base)
     _, evaluations, _ = inverse_diagnostics(z.cpu(), *(p.cpu() for p in parameters), family=family, base=base)
     assert evaluations.max() <= (40 if case != "scales over e^+-80" else 150)
+    # The quantile of a heavy tail may lie beyond the dtype's range.
+    beyond = x.isinf()
+    exact, _ = mixflow.cdf_transform_inverse(
+        z[beyond].double(), *(p[beyond].double() for p in parameters), family=family, base=base
+    )
+    assert (exact.abs() > torch.finfo(dtype).max).all()
+    x, z, *parameters = (t[~beyond] for t in (x, z, *parameters))
     if dtype == torch.float64:  # the oracle is no more accurate: compare both after the op's own forward direction
         back, ladj = mixflow.cdf_transform(x, *parameters, family=family, base=base)
     else:
@@ -192,6 +199,21 @@ def test_mean_number_of_evaluations(family, dtype, spread, mean_evaluations):
     z = torch.randn(20000, generator=torch.Generator().manual_seed(4)).to(dtype)
     _, evaluations, _ = inverse_diagnostics(z, *parameters, family=family)
     assert evaluations.mean() <= mean_evaluations
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_quantile_beyond_the_dtype_is_infinite(dtype, device):
+    """F(x) = 1 - 1 / (2 x^2) far out: a logit of 1e4 has its quantile near exp(5000)."""
+    zero = torch.zeros(1, dtype=dtype, device=device)
+    logit = torch.tensor([-1e4, 1e4], dtype=dtype, device=device)
+    x, ladj = mixflow.cdf_transform_inverse(logit, zero, zero, zero, family="student", base="logistic")
+    assert x.tolist() == [-math.inf, math.inf]
+    assert ladj.tolist() == [math.inf, math.inf]
+    # A component so narrow that its own quantile is a number bounds that of both.
+    log_scale = torch.tensor([0.0, -5020.0], dtype=torch.float64, device=device).to(dtype)
+    none = torch.tensor([0.0, -math.inf], dtype=dtype, device=device)
+    x, _ = mixflow.cdf_transform_inverse(logit, none, zero.expand(2), log_scale, family="student", base="logistic")
+    assert x.tolist() == [-math.inf, math.inf]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

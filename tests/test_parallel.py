@@ -165,6 +165,7 @@ def test_shards_are_disjoint_even_and_whole():
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
+@pytest.mark.slow
 def test_the_command_line_under_torchrun(tmp_path):
     np.save(tmp_path / "data.npy", draw())
     fit = ["-m", "mixflow", "fit", "data.npy", "--epochs", "3", "--dtype", "float64"]
@@ -209,6 +210,7 @@ def start_forever(folder):
     return process
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_one_process_ends_all_at_the_same_step(tmp_path):
     process = start_forever(tmp_path)
     os.kill(int((tmp_path / "pid1").read_text()), signal.SIGINT)
@@ -219,6 +221,7 @@ def test_ctrl_c_on_one_process_ends_all_at_the_same_step(tmp_path):
     assert ended[0].startswith("True ")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_an_error_in_the_other(tmp_path):
     process = start_forever(tmp_path)
     os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
@@ -257,6 +260,7 @@ os._exit(0)  # gloo's threads may be alive when Python ends, and then torch abor
 """
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel_takes_a_flow(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 3))
     np.save(tmp_path / "data.npy", x)

@@ -112,7 +112,9 @@ def test_an_element_without_a_solution_leaves_the_others_gradients_alone(end):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("direction", [reference.cdf_transform, reference.cdf_transform_inverse])
+@pytest.mark.parametrize(
+    "direction", [reference.cdf_transform, pytest.param(reference.cdf_transform_inverse, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("family", "base"), CASES)
 def test_gradients_of_both_orders(direction, family, base):
     start = [0.2, 0.7] if direction is reference.cdf_transform_inverse else [-4.0, 1.1]

@@ -277,7 +277,10 @@ def usual_score(data, test):
     return max(kernel, stats.multivariate_normal(data.mean(0), covariance).logpdf(test).mean())
 
 
-@pytest.mark.parametrize(("rows", "features"), [(n, d) for n in (5, 10, 20) for d in (1, 2, 5)])
+@pytest.mark.parametrize(
+    ("rows", "features"),
+    [(n, d) for n in (5, 10) for d in (1, 2, 5)] + [pytest.param(20, d, marks=pytest.mark.slow) for d in (1, 2, 5)],
+)
 def test_few_rows_are_learned_as_well_as_the_usual_densities_do(rows, features):
     test = normal(2000, features, seed=99)
     truth = -0.5 * features * (LOG_2PI + 1.0)

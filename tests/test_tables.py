@@ -339,7 +339,9 @@ def test_a_defect_is_placed_in_the_whole_file(tmp_path, ending):
         list(iter_table(path, rows=3))
 
 
-@pytest.mark.parametrize("ending", [".csv", ".npy", ".parquet"])
+@pytest.mark.parametrize(
+    "ending", [pytest.param(".csv", marks=pytest.mark.slow), pytest.param(".npy", marks=pytest.mark.slow), ".parquet"]
+)
 def test_a_chunk_at_a_time_is_in_memory(tmp_path, ending):
     few, many = 400_000, 2_000_000
     peaks = {}

@@ -160,7 +160,7 @@ def test_a_second_derivative_of_a_graph_is_refused(direction, device):
 
 
 # opcheck reads .grad of copies of its inputs, and hides the warning in a way that pytest's filter "error" overrides.
-@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("requires_grad", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_every_registered_op_passes_opcheck(direction, requires_grad, device):
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mixflow::")}

@@ -16,8 +16,7 @@ namespace mixflow {
 namespace MIXFLOW_ARCH {
 namespace {
 
-// Memory for `count` numbers. By malloc, since the number of components is known at run time only, and without the STL
-// (see kernels.cpp).
+// Memory for `count` numbers, aligned for packs. It does not use the STL (see kernels.cpp).
 template <class T>
 struct Scratch {
   T* data;
@@ -89,9 +88,9 @@ struct PreparedSet : Common<V>, KeptNumbers<V> {
 
 // A parameter set for each lane.
 //
-// What is costly of a component is computed for all components before any sum is taken. Both the preparation of a
-// component and the sums are chains of dependent instructions; in a loop of its own each has those of other components
-// beside it, and a processor looks only so far ahead for independent instructions.
+// The costly parts of all components are computed before any sum is taken. To prepare a component, and to add its terms
+// to the sums, takes a chain of dependent instructions each. In two loops, a processor works on the chains of several
+// components at the same time. In a single loop it would have to look further ahead for them than it can.
 template <class Family, Op op, class V>
 struct PreparedSets : Common<V>, KeptNumbers<V> {
   static constexpr bool on_intervals = is_on_intervals(op);
@@ -178,7 +177,7 @@ __attribute__((noinline)) void prefetch_sets(const Problem& problem, const Walk&
       prefetch_rows<true>(sets, numbers<T>(problem.gradient(j)), kGradParameters, components, step);
 }
 
-// What the components of the sets have in common.
+// What the components of a set have in common.
 template <class V>
 MIXFLOW_FN Common<V> common_of(const Workspace<V>& space) {
   const V *logits = space.column(0), *log_scale = space.column(2);

@@ -54,6 +54,10 @@ struct Gaussian {
     return t * t * Scalar<V>(0.5);
   }
   template <class V>
+  static MIXFLOW_FN V density_exponent(V t) {
+    return exponent(t);
+  }
+  template <class V>
   static MIXFLOW_FN V tail(V t, V) {
     return scaled_normal_tail(t);
   }

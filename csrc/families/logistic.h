@@ -58,6 +58,10 @@ struct Logistic {
     return t;
   }
   template <class V>
+  static MIXFLOW_FN V density_exponent(V t) {
+    return exponent(t);
+  }
+  template <class V>
   static MIXFLOW_FN V tail(V, V e) {
     return bounded_reciprocal(Scalar<V>(1) + e);
   }

@@ -57,13 +57,14 @@ struct Student {
     return density * (inv_scale * distance) * (shares.cdf * shares.survival) * Scalar<V>(-6);
   }
 
-  // In log space the decay is a power, too: exp(-h) = 1 / r^2.
+  // In log space the decay is a power, too: 1 / r^2 for the tail, 1 / r^3 for the density.
   template <class V>
   static MIXFLOW_FN V exponent(V t) {
-    using T = Scalar<V>;
-    Mask<V> far = t > farthest<V>;
-    V logarithm = log(select<V>(far, t, fma(t, t, splat<V>(T(2)))));
-    return select<V>(far, logarithm + logarithm, logarithm);
+    return log(radius(t)) * Scalar<V>(2);
+  }
+  template <class V>
+  static MIXFLOW_FN V density_exponent(V t) {
+    return log(radius(t)) * Scalar<V>(3);
   }
   // r, to which sqrt(2) adds nothing where t^2 could overflow.
   template <class V>
@@ -76,8 +77,8 @@ struct Student {
     return quotient(splat<V>(1), sine(t, radius(t)) + Scalar<V>(1));
   }
   template <class V>
-  static MIXFLOW_FN V density(V t, V) {
-    return quotient(splat<V>(1), radius(t));
+  static MIXFLOW_FN V density(V, V) {
+    return splat<V>(1);
   }
   template <class V>
   static MIXFLOW_FN V score(V a, V) {

@@ -1,8 +1,8 @@
 // Pairs: two packs, or two pairs, side by side. Every operation is done on both.
 //
 // A chain of dependent instructions leaves the arithmetic units of a processor idle most of the time, since each one
-// waits for the result of the one before. The processor looks only so far ahead for others that it can start. A pair
-// puts independent instructions next to each other.
+// waits for the result of the one before. The processor looks only a limited number of instructions ahead for others
+// that it can start. A pair puts independent instructions next to each other.
 #pragma once
 
 #include "pack.h"

@@ -28,7 +28,7 @@ from .flows import RECIPES, Flow, like
 
 __all__ = ["FlowDensity"]
 
-# The parameters that a recipe takes, and those that mixflow.fit takes.
+# The parameters of recipes, and those of mixflow.fit.
 OF_RECIPES = ("components", "layers", "hidden", "family", "base", "marginal_components", "support")
 OF_FIT = (
     "validation",
@@ -41,28 +41,27 @@ OF_FIT = (
     "resolution",
     "device",
 )
-REPEATED = 1 << 16  # rows at most that whole weights may ask for as copies
-ROWS = 1 << 12  # that are evaluated at a time: a network's outputs take some kilobytes for each
+REPEATED = 1 << 16  # whole weights with at most this sum become copies of rows
+ROWS = 1 << 12  # rows that are evaluated at a time; a network's outputs take some kilobytes for each row
 
 
 # scikit-learn has no type stubs: its classes are Any to mypy.
 class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEstimator):  # type: ignore[misc]
     """The density of data, learned by a normalizing flow, as a scikit-learn estimator.
 
-    A flow is an invertible map that turns the data into draws from a simple base distribution. ``score_samples`` and
-    ``score`` give log densities, ``sample`` draws new rows, and ``transform`` maps rows to the base: by default the
-    standard normal, with independent columns. The estimator works with ``Pipeline``, ``GridSearchCV``,
+    A flow is an invertible map from data to draws from a simple base distribution. ``score_samples`` and ``score`` give
+    log densities, ``sample`` draws new rows, and ``transform`` maps rows to the base, which is by default the standard
+    normal, with independent columns. The estimator works with ``Pipeline``, ``GridSearchCV``,
     ``cross_val_score``, ``clone`` and ``pickle``::
 
         search = GridSearchCV(FlowDensity(random_state=0), {"components": [4, 16]}, n_jobs=2).fit(X)
         model = make_pipeline(PCA(5, whiten=True), FlowDensity(random_state=0)).fit(X)
 
-    A flow standardises its data itself, so it needs no ``StandardScaler``. Behind a scaler, ``score`` is the log
-    density of the scaled rows: the two differ by the log-determinant of the scaling.
+    A flow standardises its data itself, so it needs no ``StandardScaler``. After a scaler, ``score`` is the log density
+    of the scaled rows. It differs from that of the rows themselves by the log-determinant of the scaling.
 
-    Training runs in float32, as that of :func:`mixflow.fit`. The fitted flow is then evaluated in float64, so that the
-    score of a row does not depend on the rows beside it. The result of ``fit`` does not depend on the order of the
-    rows.
+    Training runs in float32, as in :func:`mixflow.fit`. The fitted flow is evaluated in float64, so that the score of a
+    row does not depend on the rows beside it. The result of ``fit`` does not depend on the order of the rows.
 
     Args:
         flow: the name of a recipe in :mod:`mixflow.flows`: "autoregressive", "coupling", "gaussianization",
@@ -73,14 +72,14 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
         validation, epochs, batch_size, lr, weight_decay, max_grad_norm, patience, resolution, device: options of
             :func:`mixflow.fit`, which describes them. None takes its default.
         verbose: whether to show a progress bar on stderr.
-        random_state: of the initial weights, the held-out rows and the minibatches. An integer gives the same fit each
+        random_state: for the initial weights, the held-out rows and the minibatches. An integer gives the same fit each
             time. None draws from numpy's global generator, as everywhere in scikit-learn. torch's global generator is
             neither read nor changed.
 
     Attributes:
         flow_: the fitted :class:`mixflow.flows.Flow`, in float64, on the device it was trained on.
-        history_: the :class:`mixflow.History` of the training. ``print(model.history_)`` shows what ``fit`` saw in the
-            data.
+        history_: the :class:`mixflow.History` of the training. ``print(model.history_)`` shows what ``fit`` found in
+            the data.
         n_features_in_: the number of columns of X.
         feature_names_in_: their names, if X had names.
 
@@ -149,8 +148,8 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
         Args:
             X: (N, D), finite real numbers. Each column must vary.
             y: ignored.
-            sample_weight: (N,), at least 0. Rows of weight 0 are left out. Whole numbers count copies of rows. The fit
-                is exactly that of the copies up to 65,536 of them; beyond, and for other numbers, the loss is weighted.
+            sample_weight: (N,), at least 0. Rows of weight 0 are left out. Whole numbers stand for copies of rows. The
+                fit is exactly that of up to 65,536 copies. With more copies, or other numbers, the loss is weighted.
 
         Returns:
             The estimator itself.
@@ -171,7 +170,7 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
                 flow, rows, weights=weights, seed=seed, progress=bool(self.verbose), **self._given(OF_FIT)
             )
         except ValueError as error:
-            # The data are X here. A row number would count the sorted rows.
+            # The data are called X here. A row number would be that of the sorted rows.
             message = re.sub(r"^data:", "X:", str(error))
             raise ValueError(re.sub(r" in row \d+, column", " in column", message)) from error
         if flow.fitted:
@@ -181,18 +180,18 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
         return self
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Log density of each row of ``X`` (N, D) in nats: (N,), -inf outside the flow's support."""
+        """The log density (N,) of each row of ``X`` (N, D) in nats, -inf outside the flow's support."""
         rows = self._validated(X)
         return self._evaluate(self.flow_.log_prob, rows)
 
     def score(self, X: ArrayLike, y: object = None) -> float:
-        """Mean log density of the rows of ``X`` (N, D) in nats; ``y`` is ignored. Larger is better."""
+        """The mean log density of the rows of ``X`` (N, D) in nats. Larger is better; ``y`` is ignored."""
         return float(self.score_samples(X).mean())
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
-        """Map ``X`` (N, D) to the base, by default the standard normal: (N, D) of X's dtype.
+        """Map ``X`` (N, D) to the base, by default the standard normal: (N, D), in the dtype of X.
 
-        Rows outside the flow's support become NaN, and rows at an end of it NaN or infinite.
+        Rows outside the flow's support become NaN, and rows at an end of the support NaN or infinite.
         """
         rows = self._validated(X)
         return self._evaluate(lambda x: self.flow_.transform(x)[0], rows).astype(rows.dtype, copy=False)
@@ -223,11 +222,11 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
         return tags
 
     def _given(self, names: Sequence[str]) -> dict[str, Any]:
-        """Those of the parameters ``names`` that are not left open."""
+        """The parameters among ``names`` that are not None."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _build(self, seed: int) -> Flow:
-        """The flow that the parameters describe, not fitted yet."""
+        """The flow that the parameters describe, before it is fitted."""
         if self.flow not in list(RECIPES):
             raise ValueError(f"flow: expected one of {', '.join(map(repr, RECIPES))}, got {self.flow!r}")
         features, options = self.n_features_in_, self._given(OF_RECIPES)
@@ -244,7 +243,7 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
         return RECIPES[self.flow](**options, seed=seed)
 
     def _validated(self, X: ArrayLike, reset: bool = False, **options: Any) -> NDArray[Any]:
-        """``X`` as an array of floats, checked against the X of ``fit``, or with ``reset`` recorded as that."""
+        """``X`` as an array of floats, checked against the X of ``fit``; with ``reset``, it is recorded as that X."""
         if not reset:
             check_is_fitted(self)
         checked: NDArray[Any] = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], **options)
@@ -252,9 +251,9 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
 
     @torch.no_grad()
     def _evaluate(self, function: Callable[[Tensor], Tensor], X: NDArray[Any]) -> NDArray[np.float64]:
-        """``function`` of the rows of ``X``, some at a time."""
+        """``function`` of the rows of ``X``, which are passed in parts."""
         device = like(self.flow_).device
-        # Copies, as torch warns where it shares the memory of an array that cannot be written to.
+        # The tensors are copies. torch would warn if it shared the memory of a read-only array.
         return _joined(
             function(torch.tensor(np.ascontiguousarray(X[start : start + ROWS]), device=device))
             for start in range(0, len(X), ROWS)
@@ -262,9 +261,9 @@ class FlowDensity(DensityMixin, TransformerMixin, OneToOneFeatureMixin, BaseEsti
 
 
 def _weighted_rows(X: NDArray[Any], sample_weight: ArrayLike | None) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
-    """Rows to fit to and their weights, None for no weights: the same for weighted rows as for copies of them.
+    """Rows to fit to and their weights, None for no weights; weighted rows and their copies give the same result.
 
-    They are sorted, as the copies of a row may lie anywhere; :func:`mixflow.fit` shuffles them.
+    The rows are sorted, because copies of a row may be anywhere. :func:`mixflow.fit` shuffles them.
     """
     if sample_weight is None:
         return X[np.lexsort(X.T)], None

@@ -16,8 +16,8 @@ __all__ = ["Parser", "build_parser", "report"]
 
 _COMMANDS = {"fit": fit, "sample": sample, "score": score, "plot": plot, "transport": transport}
 _EXIT = """exit status:
-  0 for success, 2 for a bad command line or input, which one line on stderr
-  says, 130 after Ctrl-C"""
+  0 for success, 2 for a bad command line or input, with one line on stderr,
+  130 after Ctrl-C"""
 _FILES = ("DATA", "FILE", "MODEL", "MODEL_A", "MODEL_B", "PNG", "VALUES|FILE")
 
 

@@ -58,7 +58,7 @@ class Roles:
 
     @classmethod
     def of_model(cls, model: Flow, path: str, weight: str | None, reading: Reading) -> Roles:
-        """The roles with which ``model`` was fitted. Without ``weight``, its column of weights counts if it is there."""
+        """The roles with which ``model`` was fitted. Without ``weight``, its column of weights counts if present."""
         remembered = model.notes.get("weight")
         if weight is None and isinstance(remembered, str) and has_column(path, remembered, reading):
             weight = remembered

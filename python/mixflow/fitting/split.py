@@ -83,18 +83,7 @@ def open_split(
         raise ValueError(f"steps_per_epoch: expected None, as data are rows, got {steps_per_epoch}")
     at_ends = 0 if isinstance(given, Loader) else _check_support(flow, given[0])
     if not isinstance(validation, (numbers.Real, type(None))):
-        parts = validation if isinstance(validation, tuple) else (validation,)
-        if not 1 <= len(parts) <= 3:
-            raise ValueError(
-                f"validation: expected data, (data, context) or (data, context, weights), got {len(parts)} parts"
-            )
-        held, held_context, held_weights = (*parts, None, None)[:3]
-        if flow.context and held_context is None and not is_loader(held):
-            raise ValueError("validation: expected a pair (data, context), as the flow takes a context, got data alone")
-        scored = _open("validation", flow, held, held_context, held_weights, own, None)
-        valid = scored if isinstance(scored, Loader) else Subset(*scored, 0, len(scored[0]), None)
-        train = given if isinstance(given, Loader) else Subset(*given, 0, _at_least_two(len(given[0]), 0), seed)
-        return Split(train, valid, train, f"{_digest(given)}, validated on {_digest(scored)}", at_ends)
+        return _with_validation(flow, given, validation, seed, own, at_ends)
     if isinstance(given, Loader):
         if validation:
             raise ValueError(f"validation: expected 0 or held-out data, as data are batches, got {validation!r}")
@@ -108,6 +97,22 @@ def open_split(
     start = train if held_out >= FEW_HELD_OUT else Subset(*given, 0, rows, seed)
     held = Subset(*given, 0, held_out, seed) if held_out else None
     return Split(train, held, start, f"{_digest(given)}, {held_out} held out", at_ends)
+
+
+def _with_validation(flow: Flow, given: Loader | Given, validation: Any, seed: int, own: Tensor, at_ends: int) -> Split:
+    """The split of ``given`` rows and of held-out data that the caller brings."""
+    parts = validation if isinstance(validation, tuple) else (validation,)
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(
+            f"validation: expected data, (data, context) or (data, context, weights), got {len(parts)} parts"
+        )
+    held, held_context, held_weights = (*parts, None, None)[:3]
+    if flow.context and held_context is None and not is_loader(held):
+        raise ValueError("validation: expected a pair (data, context), as the flow takes a context, got data alone")
+    scored = _open("validation", flow, held, held_context, held_weights, own, None)
+    valid = scored if isinstance(scored, Loader) else Subset(*scored, 0, len(scored[0]), None)
+    train = given if isinstance(given, Loader) else Subset(*given, 0, _at_least_two(len(given[0]), 0), seed)
+    return Split(train, valid, train, f"{_digest(given)}, validated on {_digest(scored)}", at_ends)
 
 
 def _open(

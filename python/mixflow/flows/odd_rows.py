@@ -26,7 +26,7 @@ def either(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
 def guarded(
     run: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor, inside: Callable[[Tensor], Tensor], event: torch.Size
 ) -> tuple[Tensor, ...]:
-    """``run(rows)``, in which events without a finite result add nothing to gradients that do not ask for them.
+    """``run(rows)``, in which events without a finite result add nothing to the gradients of other events.
 
     The square of a finite number may overflow somewhere between two transforms. In the backward pass, zero times
     infinity would then reach the gradients of all rows. Such events run again at the point ``inside(rows)``, and keep

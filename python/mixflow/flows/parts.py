@@ -155,7 +155,7 @@ class Builder:
     """Builds the parts that descriptions name, for one file.
 
     Args:
-        weights: the tensors in the file. They bound the sizes that a description can ask for.
+        weights: the tensors in the file. They bound the sizes in a description.
 
     Example:
         >>> from mixflow.flows.parts import Builder

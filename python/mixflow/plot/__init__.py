@@ -1,17 +1,16 @@
 """Pictures of a flow: its density, the map it learned, its samples and its training.
 
-Each function draws on an ``Axes`` that it is given (:func:`corner` and :func:`marginals` on a ``Figure``);
-:func:`summary` puts all that suits a flow on a ``Figure`` of its own.
-Nothing here touches pyplot, so the user's backend and current figure stay as they are. Needs matplotlib:
-``pip install mixflow[plot]``.
+Each function draws on an ``Axes`` that the caller gives; :func:`corner` and :func:`marginals` take a ``Figure``.
+:func:`summary` makes a ``Figure`` with all pictures that suit a flow. pyplot is not used, so the user's backend and
+current figure stay as they are. The pictures need matplotlib: ``pip install mixflow[plot]``.
 
 Data are arrays or tensors of finite numbers. A conditional flow is drawn under the contexts of the data: each sample is
 drawn at the context of one row, so samples and data agree if the flow is right.
 
-Names of columns are those in ``flow.notes["columns"]``, otherwise x1, x2, ...; names of contexts those in
-``flow.notes["context"]``, otherwise c1, c2, ... They are drawn letter by letter, never as mathematics. A name that is
-too long for its place loses its middle. Characters that matplotlib's font lacks come from an installed font that has
-them. Without one, a box □ stands for each, behind x3 for the third column.
+The names of columns are those in ``flow.notes["columns"]``, otherwise x1, x2, .... The names of contexts are those in
+``flow.notes["context"]``, otherwise c1, c2, .... Names are drawn letter by letter, and never as mathematics. A name
+that is too long for its place loses its middle. If matplotlib's font lacks a character, it comes from another installed
+font. If no font has it, a box □ stands in its place, and the column's number, such as x3, before the name.
 """
 
 from __future__ import annotations
@@ -63,17 +62,18 @@ _CELL = 1.6  # inches, the side of a panel of a corner plot
 
 
 def density(flow: Flow, data: ArrayLike, ax: Axes, context: ArrayLike | None = None) -> None:
-    """Histogram of ``data`` (N,) under the flow's density.
+    """Histogram of ``data`` (N,), with the flow's density over it.
 
-    Of a conditional flow, the curve is the mean of p(x | c) over the contexts of up to 500 rows. Up to one per cent of
-    the rows on each side are left out of the picture if they lie more than five interquartile ranges beyond the
-    quartiles. The legend then says how many.
+    For a conditional flow, the curve is the mean of p(x | c) over the contexts of up to 500 rows. Rows that lie more
+    than five interquartile ranges beyond the quartiles are left out of the picture, up to one per cent on each side.
+    The legend then gives their number.
 
     Args:
         flow: a flow of one feature.
         data: the numbers to compare with, (N,) or (N, 1).
         ax: where to draw.
-        context: (N, C), the context of each row; (N, anything) for a flow with an embedding; None for a flow without.
+        context: (N, C), the context of each row; (N, anything) for a flow with an embedding; None for a flow without a
+            context.
 
     Raises:
         ValueError: the flow has several features, a shape is wrong, a number is not finite, or the flow takes a
@@ -94,16 +94,16 @@ def density(flow: Flow, data: ArrayLike, ax: Axes, context: ArrayLike | None = N
 
 
 def cdf_map(flow: Flow, data: ArrayLike, ax: Axes, context: ArrayLike | None = None) -> None:
-    """Draw the learned map from x to z over the range of ``data`` (N,), which are marked along the x axis.
+    """The learned map from x to z over the range of ``data`` (N,), which are marked along the x axis.
 
-    A conditional flow has one map for each context: drawn are those of five rows, from a low to a high value of the
+    A conditional flow has one map for each context. The maps of five rows are drawn, from a low to a high value of the
     first context. Arguments and errors are those of :func:`density`.
     """
     draw_map(subject_of_one(flow, data, context), ax)
 
 
 def samples(flow: Flow, data: ArrayLike, ax: Axes, context: ArrayLike | None = None) -> None:
-    """Histogram of 20,000 samples over the histogram of ``data`` (N,).
+    """Histogram of 20,000 samples, over the histogram of ``data`` (N,).
 
     Arguments and errors are those of :func:`density`.
     """
@@ -113,7 +113,7 @@ def samples(flow: Flow, data: ArrayLike, ax: Axes, context: ArrayLike | None = N
 def training(history: History, ax: Axes) -> None:
     """The training and validation curves of ``history``, with the epoch or the start that was kept."""
     epochs = np.arange(1, len(history.train_log_prob) + 1)
-    mark = "o" if len(epochs) == 1 else None  # a line of one point cannot be seen
+    mark = "o" if len(epochs) == 1 else None  # a line of one point would be invisible
     ax.plot(epochs, history.train_log_prob, color="0.6", label="training", marker=mark)
     if history.validation_log_prob:
         ax.plot(epochs, history.validation_log_prob, label="validation", marker=mark, **MODEL)
@@ -137,19 +137,20 @@ def corner(
 ) -> None:
     """Every pair of features, data against samples: histograms on the diagonal, scatter plots below it.
 
-    The histograms are those of all data and of 20,000 samples, fewer of more than 100 features. The axes reach over the
-    middle 99.8 per cent of the data and a margin; what lies outside counts in the histograms all the same. Of a
-    conditional flow, each feature is also drawn against the contexts, in panels on the left.
+    The histograms are those of all data and of 20,000 samples, or fewer if there are more than 100 features. The axes
+    cover the middle 99.8 per cent of the data and a margin. Values outside still count in the total of the histograms.
+    For a conditional flow, panels on the left show each feature against the contexts.
 
     Args:
         flow: a flow.
         data: (N, D), the numbers to compare with, or images (N, C, H, W).
         figure: where to draw.
-        points: the number of data, and of samples, in a scatter plot at most; they are spread evenly over the rows.
-        context: (N, C), the context of each row; (N, anything) for a flow with an embedding; None for a flow without.
-            Of more than four contexts, the four that the features depend on most are drawn.
-        columns: names of the features to draw, or their numbers from 0, 16 at most. By default all features, and of
-            more than eight those that depend most on another one, by the rank correlations of 2,000 rows of data.
+        points: the most data, and the most samples, in a scatter plot; they are spread evenly over the rows.
+        context: (N, C), the context of each row; (N, anything) for a flow with an embedding; None for a flow without a
+            context. If there are more than four contexts, the four on which the features depend most are drawn.
+        columns: names of the features to draw, or their numbers from 0, at most 16. By default all features are drawn.
+            If there are more than eight, these are the eight that depend most on another one, by the rank correlations
+            of 2,000 rows of data.
 
     Raises:
         ValueError: a shape is wrong, a number is not finite, a column is unknown, or the flow takes a context and
@@ -178,7 +179,7 @@ def marginals(
     context: ArrayLike | None = None,
     columns: Sequence[str | int] | None = None,
 ) -> None:
-    """A small histogram of each feature, data against samples; of more than 40 features, 40 that are spread evenly.
+    """A small histogram of each feature, data against samples; at most 40 features, which are spread evenly.
 
     Arguments and errors are those of :func:`corner`.
 
@@ -203,11 +204,11 @@ def summary(
     context: ArrayLike | None = None,
     columns: Sequence[str | int] | None = None,
 ) -> Figure:
-    """All that suits the flow on one figure, and the training, given a ``history``.
+    """A figure with all pictures that suit the flow, and with the training if there is a ``history``.
 
-    Of one feature: density, map and samples, and the feature against each context. Of several: :func:`corner`, and
-    beneath it :func:`marginals` if there are more features than it draws by default. Arguments and errors are those of
-    :func:`density` and :func:`corner`.
+    For one feature these are the density, the map and the samples, and the feature against each context. For several
+    features they are :func:`corner`, and below it :func:`marginals` if there are more features than :func:`corner`
+    draws by default. Arguments and errors are those of :func:`density` and :func:`corner`.
 
     Example:
         >>> import numpy as np
@@ -220,7 +221,7 @@ def summary(
     choice = subject.choice(columns)
     if flow.features == 1:
         return _summary_of_one(subject, choice, history)
-    # Beneath the columns that the caller chooses, the others would be in the way.
+    # If the caller chooses columns, the others are not drawn.
     rest = subject.all_columns() if columns is None and flow.features > len(choice.columns) else []
     return _summary_of_several(subject, choice, rest, history)
 
@@ -261,7 +262,7 @@ def _summary_of_several(subject: Subject, choice: Choice, single: list[int], his
 def _divided(
     figure: Figure, widths: tuple[float, float], heights: tuple[float, float]
 ) -> tuple[Figure | SubFigure, SubFigure | None, SubFigure | None]:
-    """The upper left part of a figure, the part beside it and the part beneath; None for a part of no size."""
+    """The upper left part of a figure, the part beside it and the part below it; None for a part of size 0."""
     top: Figure | SubFigure = figure
     right: SubFigure | None = None
     bottom: SubFigure | None = None
@@ -273,7 +274,7 @@ def _divided(
 
 
 def _training_panels(shown: int, cell: float) -> int:
-    """How many panels on a side the training may take in the upper right of a corner plot, which is empty; 0: too few.
+    """The side, in panels, of the square for the training in the empty upper right of a corner plot; 0 without room.
 
     Three inches are enough. The panel beside the first histogram stays free for the legend.
     """
@@ -288,7 +289,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: PathLike) -> None:
-    """Write a figure whole or not at all; its kind (.png, .pdf, .svg, ...) follows the ending.
+    """Write a figure. The file appears whole or not at all, and its ending decides on its kind (.png, .pdf, .svg, ...).
 
     Raises:
         ValueError: matplotlib cannot write this kind.
@@ -301,7 +302,7 @@ def save_figure(figure: Figure, path: PathLike) -> None:
 
 
 def check_extension(path: PathLike) -> str:
-    """The kind of picture that the ending of ``path`` asks for; ValueError if matplotlib cannot write it."""
+    """The kind of picture by the ending of ``path``; ValueError if matplotlib cannot write it."""
     kind = Path(path).suffix.lower().removeprefix(".")
     known = FigureCanvasAgg.get_supported_filetypes()
     if kind not in known:

@@ -15,17 +15,17 @@ __all__ = ["write_name"]
 
 
 def write_name(text: Text, name: str, number: str, room: float) -> None:
-    """Draw a name as it is, on ``room`` points: never as mathematics, whatever dollar signs it has.
+    """Write a name as it is, and never as mathematics, even if it holds dollar signs.
 
     Args:
-        text: where.
-        name: what the user calls it.
-        number: what stands before a name that no font can draw.
-        room: the width that it may have, in points; a longer name loses its middle.
+        text: the text of the picture to set.
+        name: the name by the user.
+        number: a text to put before a name that no font can draw.
+        room: the most width of the name, in points. A longer name loses its middle.
 
     """
     name = "\n".join(line.replace("\t", " ") for line in name.splitlines())
-    families = [*text.get_fontfamily(), "DejaVu Sans"]  # which comes with matplotlib, and has … and □
+    families = [*text.get_fontfamily(), "DejaVu Sans"]  # the last comes with matplotlib, and has … and □
     own = [path for path in map(_file, families) if path]
     lacking = {letter for letter in name if letter != "\n" and not any(_has(path, letter) for path in own)}
     others, lacking = _other_fonts(frozenset(lacking), len(fontManager.ttflist))
@@ -38,7 +38,7 @@ def write_name(text: Text, name: str, number: str, room: float) -> None:
 
 
 def _shortened(name: str, text: Text, room: float) -> str:
-    """The name if it fits, on one line or on two, otherwise as much of its start and end as fits, with … between."""
+    """The name on one or two lines if it fits. Otherwise its start and end, with … between, as long as they fit."""
 
     def fits(shown: str) -> bool:
         lines = shown.split("\n")
@@ -59,7 +59,7 @@ def _shortened(name: str, text: Text, room: float) -> str:
 
 
 def _on_two_lines(line: str) -> Iterator[str]:
-    """The line broken at a space, or behind another mark between words, in the three places nearest to its middle."""
+    """The line, broken after a space or another mark between words, at the three places nearest to its middle."""
     places = sorted((abs(2 * mark.end() - len(line)), mark.end()) for mark in re.finditer(r"[ _./-]", line))
     for _, place in places[:3]:
         yield f"{line[:place].rstrip()}\n{line[place:]}"
@@ -82,15 +82,15 @@ def _has(path: str, letter: str) -> bool:
     """Whether the font in the file ``path`` has a glyph for ``letter``."""
     try:
         return bool(get_font(path).get_char_index(ord(letter)))
-    except (OSError, RuntimeError):  # no font that matplotlib can read
+    except (OSError, RuntimeError):  # matplotlib cannot read this font
         return False
 
 
 @lru_cache(maxsize=64)
 def _other_fonts(letters: frozenset[str], installed: int) -> tuple[list[str], set[str]]:
     """Families of the fonts ``installed`` that together have the most of ``letters``, and the letters that none has."""
-    # Matplotlib brings fonts of mathematical symbols, whose letters are no letters, and systems bring a last resort,
-    # which has a box for every letter.
+    # Two kinds of fonts are left out: matplotlib's fonts of mathematical symbols, which have symbols in the place of
+    # letters, and the last resort of some systems, which has a box for every letter.
     usable = [
         font
         for font in fontManager.ttflist[:installed]

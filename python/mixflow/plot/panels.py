@@ -40,13 +40,13 @@ def draw_density(subject: Subject, ax: Axes) -> None:
     column = subject.column(0, sampled=False)
     bars = column.heights(column.data)
     low, high = column.limits
-    # Of repeated values the density may be a few spikes, which lie at the data.
+    # The density of repeated values may consist of a few spikes at these values.
     few = np.unique(column.data[spread(len(column.data), 1000)])
     grid = np.union1d(np.linspace(low, high, 1000), few[(few >= low) & (few <= high)])
     rows = spread(len(subject.values), 500)
     curve = _density(subject, column, grid, rows)
     ax.stairs(bars, column.edges, label=_data_label(column), **_DATA)
-    # Next to such spikes the bars would be invisible.
+    # Beside such spikes the bars would be invisible, so the axis ends at three times the height of the bars.
     top, most = float(bars.max()), float(curve.max(initial=0.0, where=~np.isnan(curve)))
     label = "flow" if most <= 3.0 * top else "flow (peaks cut off)"
     ax.plot(grid, curve, label=label, **MODEL)
@@ -55,7 +55,7 @@ def draw_density(subject: Subject, ax: Axes) -> None:
 
 
 def _density(subject: Subject, column: Column, grid: Numbers, rows: NDArray[np.intp]) -> Numbers:
-    """The flow's density at ``grid`` (M,), in the column's units: the mean over the contexts of ``rows``."""
+    """The flow's density at ``grid`` (M,), in the column's units; with contexts, the mean over those of ``rows``."""
     x = _tensor(subject, column, grid)
     with at_rest(subject.flow):
         if subject.context is None:
@@ -68,13 +68,13 @@ def _density(subject: Subject, column: Column, grid: Numbers, rows: NDArray[np.i
 
 
 def _tensor(subject: Subject, column: Column, grid: Numbers) -> torch.Tensor:
-    """``grid`` (M,), which is in the column's units, as (M, 1) for the flow, in float64."""
+    """``grid`` (M,) in the column's units as (M, 1) in the flow's units, in float64."""
     with np.errstate(over="ignore"):
         return torch.from_numpy(grid * column.unit).to(like(subject.flow).device).unsqueeze(-1)
 
 
 def draw_map(subject: Subject, ax: Axes) -> None:
-    """The map of one feature to the base, of a conditional flow at the contexts of five rows."""
+    """The map of one feature to the base; for a conditional flow, the maps at the contexts of five rows."""
     column = subject.column(0, sampled=False)
     grid = np.linspace(*column.limits, 1000)
     rows = _five(subject)
@@ -107,7 +107,7 @@ def _five(subject: Subject) -> NDArray[np.intp]:
 
 
 def _name_contexts(subject: Subject, rows: NDArray[np.intp], ax: Axes) -> None:
-    """A legend of the lines of some ``rows``: the names of up to three contexts, and their values."""
+    """A legend for the lines of ``rows``: the names of up to three contexts, and their values."""
     names = subject.context_names[:3]
     rest = ["…"] if len(names) < len(subject.context_names) else []
     values = [f"row {row + 1}" for row in rows]
@@ -137,14 +137,14 @@ def _count(number: int, what: str) -> str:
 
 
 def _finish(ax: Axes, column: Column, top: float, title: str) -> None:
-    """Labels, and a legend in a strip above all that is drawn."""
+    """Add labels, and a legend in a strip above the curves."""
     ax.set(title=title, ylabel="density", xlim=column.limits, ylim=(0.0, 1.25 * top))
     _write(ax.xaxis, column, _room(ax)[0])
     ax.legend(loc="upper center", ncols=2, edgecolor="none")
 
 
 def draw_context(subject: Subject, number: int, ax: Axes) -> None:
-    """The only feature against one of its contexts."""
+    """The single feature against one of the contexts."""
     x, y = subject.context_column(number), subject.column(0, sampled=True)
     _scatter(x, y, 2000, ax)
     ax.set(title="Data and samples by context")
@@ -156,7 +156,7 @@ def draw_context(subject: Subject, number: int, ax: Axes) -> None:
 
 
 def draw_corner(subject: Subject, choice: Choice, figure: Figure | SubFigure, points: int) -> GridSpec:
-    """The chosen features against one another and against the chosen contexts, and the grid of the panels."""
+    """Draw the chosen features against each other and against the chosen contexts; returns the grid of the panels."""
     contexts = [subject.context_column(number) for number in choice.contexts]
     features = [subject.column(number, sampled=True, middle=0.998, bins=60) for number in choice.columns]
     across, down = len(contexts) + len(features), len(features)
@@ -190,7 +190,7 @@ def draw_corner(subject: Subject, choice: Choice, figure: Figure | SubFigure, po
 
 
 def panels_across(width: float, count: int) -> int:
-    """How many of ``count`` small panels stand side by side on a figure of so many inches."""
+    """How many of ``count`` small panels fit side by side on a figure of ``width`` inches."""
     return max(1, min(10, count, int(width / 1.3)))
 
 
@@ -225,7 +225,7 @@ def _two_histograms(column: Column, ax: Axes) -> None:
 
 
 def _scatter(x: Column, y: Column, points: int, ax: Axes) -> None:
-    """Some of the data, and as many of the samples."""
+    """Draw some of the data, and as many samples."""
     few = spread(len(x.data), points)
     some = spread(len(x.samples), len(few))
     style: dict[str, Any] = {"markersize": 2.0 if len(few) > 200 else 4.0, "linestyle": "", "rasterized": True}
@@ -241,11 +241,11 @@ def _room(ax: Axes) -> tuple[float, float]:
 
 
 def _write(axis: Axis, column: Column, room: float, size: str = "medium") -> None:
-    """Label an axis, whose limits are set, with a column's name."""
+    """Label an axis with a column's name; the limits of the axis must be set."""
     axis.label.set_fontsize(size)
     axis.get_offset_text().set_fontsize("x-small" if size == "small" else size)
     formatter = axis.get_major_formatter()
     formatter.format_ticks(list(axis.get_ticklocs()))
-    # What the tick labels leave out, such as +1e9, is written beside the name of an x axis.
+    # An offset that the tick labels leave out, such as +1e9, stands beside the name of an x axis.
     beside = isinstance(axis, XAxis) and formatter.get_offset()
     write_name(axis.label, column.name, column.number, 0.5 * room if beside else room)

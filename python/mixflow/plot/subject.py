@@ -1,4 +1,4 @@
-"""What a picture shows: a flow, the data it is compared with, its samples, and the axes that suit them."""
+"""The subject of a picture: a flow, the data to compare it with, its samples, and suitable axes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = ["Choice", "Column", "Subject", "at_rest", "spread", "subject_of", "su
 
 Numbers = NDArray[np.float64]
 
-COLUMNS = 8  # of a corner plot, where the caller does not choose
-_MOST_COLUMNS = 16  # that the caller may choose
-_CONTEXTS = 4  # beside a corner plot
-_PANELS = 40  # histograms of single columns
+COLUMNS = 8  # the most columns of a corner plot by default
+_MOST_COLUMNS = 16  # the most columns of a corner plot that the caller may choose
+_CONTEXTS = 4  # the most contexts beside a corner plot
+_PANELS = 40  # the most histograms of single columns
 _SAMPLES = 20_000
-_EXTREME = 1e250  # matplotlib takes numbers below about 1e-287 for zero, and densities are the inverse of a scale
+_EXTREME = 1e250  # for matplotlib, numbers below about 1e-287 are zero, and a density is the inverse of a scale
 
 
 @dataclass(frozen=True)
 class Column:
-    """A feature or a context as it is drawn: data and samples in units of ``unit``, and the edges of bins."""
+    """A feature or a context to draw: data and samples in units of ``unit``, and the edges of bins."""
 
     name: str
-    number: str  # x3: its place, for a name that cannot be drawn
+    number: str  # its place, such as x3, for a name that cannot be drawn
     data: Numbers
-    samples: Numbers  # of a context: those that the samples were drawn at
+    samples: Numbers  # for a context, its values for the samples
     unit: float
     edges: Numbers
 
@@ -46,12 +46,12 @@ class Column:
 
     @property
     def outside(self) -> int:
-        """How many of the data lie outside the picture."""
+        """The number of data outside the picture."""
         low, high = self.limits
         return int(np.count_nonzero((self.data < low) | (self.data > high)))
 
     def heights(self, values: Numbers) -> Numbers:
-        """The density of ``values`` in each bin; what lies outside the bins belongs to the total."""
+        """The density of ``values`` in each bin. Values outside the bins count in the total."""
         counts, _ = np.histogram(values, self.edges)
         heights: Numbers = counts / (len(values) * np.diff(self.edges))
         return heights
@@ -59,7 +59,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Choice:
-    """The numbers of the columns and contexts that a corner plot shows, and a title that says of how many."""
+    """The numbers of the columns and contexts in a corner plot, and a title if there are more of them."""
 
     columns: list[int]
     contexts: list[int]
@@ -86,7 +86,7 @@ class Subject:
 
     @cached_property
     def table(self) -> NDArray[Any] | None:
-        """The contexts as columns (N, C); None if there are none, or if one context is no row of numbers."""
+        """The contexts as columns (N, C); None if there are none, or if a context is not a row of numbers."""
         if self.context is None or self.context.ndim > 2:
             return None
         return self.context.reshape(len(self.context), -1)
@@ -98,7 +98,7 @@ class Subject:
         return _names(self.flow.notes.get("context"), count, "c")
 
     def contexts(self, rows: NDArray[np.intp]) -> torch.Tensor | None:
-        """The contexts of some rows as the flow takes them."""
+        """The contexts of some rows, as the flow takes them."""
         if self.context is None:
             return None
         labels = self.flow.embedding is not None and self.context.dtype.kind in "iu"
@@ -107,7 +107,7 @@ class Subject:
 
     @cached_property
     def drawn(self) -> tuple[Numbers, NDArray[np.intp]]:
-        """Samples (M, D), and the row whose context each was drawn at, all rows equally often where there are few."""
+        """Samples (M, D), and for each the row of its context; if rows are few, each is used equally often."""
         count = max(1000, min(_SAMPLES, 100 * _SAMPLES // self.features))
         rows = spread(len(self.values), count)
         rows = np.tile(rows, max(1, count // len(rows)))
@@ -122,7 +122,7 @@ class Subject:
         return _column(self.names[feature], f"x{feature + 1}", self.values[:, feature], drawn, middle, bins)
 
     def context_column(self, number: int) -> Column:
-        """A context, and the values of it that the samples were drawn at."""
+        """A context of the data, with its values for the samples."""
         assert self.table is not None
         data = self.table[:, number]
         return _column(self.context_names[number], f"c{number + 1}", data, data[self.drawn[1]], 0.998, 60)
@@ -143,16 +143,16 @@ class Subject:
             return _found(columns, self.names)
         if self.features <= COLUMNS:
             return list(range(self.features))
-        few = _even(self.features, 2000)  # the correlations of so many columns are still found in a moment
+        few = _even(self.features, 2000)  # the correlations of so many columns still take only a moment
         strongest = _strongest(_ranks(self.values, few), None, COLUMNS)
         return [int(few[place]) for place in strongest]
 
     def all_columns(self) -> list[int]:
-        """All columns, or as many as there are panels for, spread evenly."""
+        """All columns, or if there are too many for the panels, columns at equal distances."""
         return [int(column) for column in _even(self.features, _PANELS)]
 
     def _main_contexts(self) -> list[int]:
-        """All contexts, or the few that the features depend on most."""
+        """All contexts, or if there are many, those on which the features depend most."""
         if self.table is None or self.table.shape[1] <= _CONTEXTS:
             return list(range(len(self.context_names)))
         features = _ranks(self.values, _even(self.features, 2000))
@@ -160,14 +160,14 @@ class Subject:
 
 
 def subject_of_one(flow: Flow, data: ArrayLike, context: ArrayLike | None) -> Subject:
-    """As :func:`subject_of`, of a flow of one feature."""
+    """As :func:`subject_of`, for a flow of one feature."""
     if flow.features != 1:
         raise ValueError(f"flow: expected one feature, got {flow.features}")
     return subject_of(flow, data, context)
 
 
 def subject_of(flow: Flow, data: ArrayLike, context: ArrayLike | None) -> Subject:
-    """The arguments, checked, without a copy of the data."""
+    """The checked arguments as a subject, without a copy of the data."""
     values, features = _array("data", data), flow.features
     given = values.shape
     if values.shape[1:] == tuple(flow.event_shape) or (features == 1 and values.ndim == 1):
@@ -194,7 +194,7 @@ def _checked_context(flow: Flow, context: ArrayLike | None, rows: int) -> NDArra
 
 
 def _array(name: str, values: Any) -> NDArray[Any]:
-    """``values`` as an array of real numbers, in their own dtype and memory where they have one."""
+    """``values`` as an array of real numbers. An array or a tensor is not copied."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask, got {type(values).__name__}")
     if isinstance(values, torch.Tensor):
@@ -211,7 +211,7 @@ def _array(name: str, values: Any) -> NDArray[Any]:
 def _check_finite(name: str, values: NDArray[Any]) -> None:
     if values.dtype.kind != "f":
         return
-    rows = max(1, 2**20 // max(1, values[0].size))  # so that the marks of bad values never take much memory
+    rows = max(1, 2**20 // max(1, values[0].size))  # in parts, so that the masks take little memory
     for start in range(0, len(values), rows):
         part = values[start : start + rows]
         finite = np.isfinite(part)
@@ -245,7 +245,7 @@ def _number(column: str | int, names: Sequence[str]) -> int:
 
 @contextmanager
 def at_rest(flow: Flow) -> Iterator[None]:
-    """The flow in evaluation mode and without gradients: a picture changes nothing in it."""
+    """In the block, the flow is in evaluation mode and without gradients, so that a picture does not change it."""
     training = [module for module in flow.modules() if module.training]
     flow.eval()
     try:
@@ -257,9 +257,9 @@ def at_rest(flow: Flow) -> Iterator[None]:
 
 
 def spread(count: int, most: int) -> NDArray[np.intp]:
-    """All of ``count`` rows, or ``most``, one at random from each of as many parts of equal length.
+    """All of ``count`` rows, or ``most`` of them: a random row from each of as many parts of equal length.
 
-    Rows at equal distances would all show the same hour of a table with a row for each hour.
+    Rows at equal distances could all have the same hour, in a table with a row for each hour.
     """
     if count <= most:
         return np.arange(count)
@@ -273,7 +273,7 @@ def _even(count: int, most: int) -> NDArray[np.intp]:
 
 
 def _ranks(values: NDArray[Any], columns: NDArray[np.intp]) -> Numbers:
-    """The ranks of some rows of each column, of equal values the same, with mean 0 and norm 1, or all 0."""
+    """The ranks of some rows in each column, with mean 0 and norm 1, or all 0. Equal values have the same rank."""
     some = values[spread(len(values), 2000)][:, columns]
     ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in some.T], axis=1).astype(np.float64)
     ranks -= ranks.mean(0)
@@ -283,16 +283,16 @@ def _ranks(values: NDArray[Any], columns: NDArray[np.intp]) -> Numbers:
 
 
 def _strongest(ranks: Numbers, others: Numbers | None, most: int) -> list[int]:
-    """The columns with the strongest rank correlation with one of the ``others``, or with another one of them."""
+    """The columns with the strongest rank correlation with one of the ``others``; without others, with each other."""
     correlations = np.abs(ranks.T @ (ranks if others is None else others))
     if others is None:
         np.fill_diagonal(correlations, 0.0)
-    order = np.argsort(-correlations.max(1).round(9), kind="stable")  # rounding does not decide between equal ones
+    order = np.argsort(-correlations.max(1).round(9), kind="stable")  # rounding errors do not decide between equal ones
     return sorted(int(column) for column in order[:most])
 
 
 def _column(name: str, number: str, data: NDArray[Any], samples: NDArray[Any], middle: float, bins: int) -> Column:
-    """The column of ``data`` on an axis over their ``middle`` part, with ``bins`` bins at most."""
+    """The column of ``data`` on an axis over their ``middle`` part, with at most ``bins`` bins."""
     data, samples = np.asarray(data, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     low, high = _range(data, middle)
     size = max(abs(low), abs(high))
@@ -307,15 +307,15 @@ def _column(name: str, number: str, data: NDArray[Any], samples: NDArray[Any], m
 
 
 def _range(values: Numbers, middle: float) -> tuple[float, float]:
-    """The least and the greatest of the ``middle`` part of the values, without values far out.
+    """The least and the greatest value of the ``middle`` part, without values far out.
 
-    Left out are up to one per cent on each side, if they lie more than five interquartile ranges beyond the quartiles.
+    Values more than five interquartile ranges beyond the quartiles are left out, up to one per cent on each side.
     """
     last, tail = len(values) - 1, (1.0 - middle) / 2.0
     at = [tail, 0.01, 0.25, 0.75, 0.99, 1.0 - tail]
     ups = [False, True, False, True, False, True]
     places = [(math.ceil if up else math.floor)(round(part * last, 6)) for part, up in zip(at, ups, strict=True)]
-    # Python's floats, which overflow without a warning.
+    # These are Python's floats, which overflow without a warning.
     low, first, lower, upper, end, high = map(float, np.partition(values, places)[places])
     width = (upper - lower) or (end - first)
     if width > 0.0:
@@ -326,7 +326,7 @@ def _range(values: Numbers, middle: float) -> tuple[float, float]:
 
 
 def _edges(values: Numbers, low: float, high: float, count: int) -> Numbers:
-    """About ``count`` bins over the range and a margin, each around the same number of steps of rounded values."""
+    """The edges of about ``count`` bins over the range and a margin; rounded values have as many steps in each bin."""
     size = max(abs(low), abs(high))
     if high - low < 1e-13 * size or high == low:
         half = 0.5 * size or 0.5
@@ -342,5 +342,5 @@ def _edges(values: Numbers, low: float, high: float, count: int) -> Numbers:
 
 
 def _step(values: Numbers) -> float:
-    """The step that the values were rounded to; 0 for those that were not."""
+    """The step that the values were rounded to; 0 if they were not rounded."""
     return survey(torch.from_numpy(values).unsqueeze(-1)).resolution[0] if len(values) else 0.0

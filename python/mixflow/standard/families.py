@@ -123,7 +123,7 @@ _SQRT_2 = math.sqrt(2.0)
 def _student_log_cdf(a: Tensor) -> Tensor:
     def log_tail(t: Tensor) -> Tensor:
         r = torch.hypot(t, torch.full_like(t, _SQRT_2))
-        return -(r.log() + (r + t).log())
+        return -(2.0 * r.log() + torch.log1p(t / r))
 
     lower = a < 0.0
     tail, rest = torch.where(lower, -a, 0.0), torch.where(lower, 0.0, a)
@@ -137,7 +137,8 @@ def _student_log_pdf(a: Tensor) -> Tensor:
 def _radius(t: Tensor) -> Tensor:
     """``sqrt(2 + t^2)`` for t >= 0, also where the square overflows; ONNX has no ``hypot``."""
     far = t > 1e15  # where 2 adds nothing to the square
-    return torch.where(far, t, torch.sqrt(torch.where(far, 0.0, t).square() + 2.0))
+    near = torch.where(far, 0.0, t)
+    return torch.where(far, t, torch.sqrt(near * near + 2.0))
 
 
 def _student_decay(t: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -195,7 +196,7 @@ FAMILIES: dict[str, Family] = {
         variance=math.inf,
         plain_cdf=lambda a: 0.5 * (1.0 + a * torch.rsqrt(2.0 + a * a)),
         plain_log_cdf=lambda a: torch.log(0.5 * (1.0 + a * torch.rsqrt(2.0 + a * a))),
-        plain_pdf=lambda a, C: (2.0 + a * a) ** -1.5,
+        plain_pdf=lambda a, C: torch.rsqrt(2.0 + a * a) / (2.0 + a * a),
         plain_log_pdf=lambda a, log_S: -1.5 * torch.log(2.0 + a * a),
         decay=_student_decay,
         interval=_student_interval,

@@ -45,7 +45,7 @@ void check_parameters(const Call& call) {
       throw std::invalid_argument(
           "logits, loc, log_scale: expected one last axis of the same length >= 1 in all three");
   if (call.logits.shape.back() > kMaxComponents)
-    throw std::invalid_argument("logits: expected at most " + std::to_string(kMaxComponents) + " components; got " +
+    throw std::invalid_argument("logits: expected at most " + std::to_string(kMaxComponents) + " components, got " +
                                 std::to_string(call.logits.shape.back()));
   if (call.family < 0 || call.family >= static_cast<int>(family_names().size()))
     throw std::invalid_argument("family: index out of range");
@@ -102,7 +102,7 @@ const std::map<std::string, Signature> signatures = make_signatures();
 void assign(PythonCall& call, const Signature& signature, const py::sequence& operands) {
   size_t expected = signature.required.size() + signature.gradients.size(), i = 0;
   if (operands.size() != expected)
-    throw std::invalid_argument("operands: expected " + std::to_string(expected) + "; got " +
+    throw std::invalid_argument("operands: expected " + std::to_string(expected) + ", got " +
                                 std::to_string(operands.size()));
   for (const NamedOperand& operand : signature.required) to_array(operands[i++], call.*operand.array, false);
   for (const NamedOperand& operand : signature.gradients) to_array(operands[i++], call.*operand.array, true);
@@ -201,13 +201,13 @@ int worthwhile(const std::string& op, bool is_double, int components, int64_t se
     if (op == named.name)
       return worthwhile_threads(named.op, is_double ? Dtype::float64 : Dtype::float32, components, sets, elements,
                                 threads);
-  throw std::invalid_argument("op: expected the name of an op; got " + op);
+  throw std::invalid_argument("op: expected the name of an op, got " + op);
 }
 
 void special(const std::string& name, bool is_double, int64_t size, uintptr_t input, uintptr_t output) {
   auto names = special_function_names();
   auto found = std::find(names.begin(), names.end(), name);
-  if (found == names.end()) throw std::invalid_argument("name: expected one of SPECIAL_FUNCTIONS; got " + name);
+  if (found == names.end()) throw std::invalid_argument("name: expected one of SPECIAL_FUNCTIONS, got " + name);
   run_special_on_cpu(static_cast<int>(found - names.begin()), is_double ? Dtype::float64 : Dtype::float32, size,
                      reinterpret_cast<const void*>(input), reinterpret_cast<void*>(output));
 }
@@ -255,7 +255,7 @@ void take_rows(const py::buffer& table, const py::buffer& rows, const py::buffer
   int64_t taken = take_rows_on_cpu({static_cast<const char*>(from.ptr), from.shape[0], from.strides[0], width}, row,
                                    numbers.size, static_cast<char*>(to.ptr));
   if (taken < numbers.size)
-    throw std::out_of_range("rows: expected numbers from 0 to " + std::to_string(from.shape[0] - 1) + "; got " +
+    throw std::out_of_range("rows: expected numbers from 0 to " + std::to_string(from.shape[0] - 1) + ", got " +
                             std::to_string(row[taken]));
 }
 

@@ -16,7 +16,7 @@ void broadcast_strides(const Array& array, const Extents& batch, int trailing, c
   if (array.data == nullptr) return;
   if (array.shape.count < trailing || array.shape.count - trailing > batch.count)
     throw std::invalid_argument(std::string(name) + ": expected at most " + std::to_string(batch.count + trailing) +
-                                " axes; got " + std::to_string(array.shape.count));
+                                " axes, got " + std::to_string(array.shape.count));
   int own = array.shape.count - trailing, skipped = batch.count - own;
   for (int i = 0; i < own; ++i) {
     if (array.shape[i] == 1) continue;
@@ -50,7 +50,7 @@ void append(Axes& axes, const Axis& axis) {
   }
   if (axes.count == kMaxAxes)
     throw std::invalid_argument("x: expected at most " + std::to_string(kMaxAxes) +
-                                " batch axes that are not contiguous with each other; got more");
+                                " batch axes that are not contiguous with each other, got more");
   axes.axis[axes.count++] = axis;
 }
 
@@ -106,7 +106,7 @@ struct Parts {
   Parts(const Array& rows, Dtype dtype) {
     int64_t numbers = rows.shape.count == 0 ? 0 : rows.shape.back(), components = (numbers - 2) / 3;
     if (components < 1 || numbers != 3 * components + 2)
-      throw std::invalid_argument("operands: expected a last axis of length 3 K + 2; got " + std::to_string(numbers));
+      throw std::invalid_argument("operands: expected a last axis of length 3 K + 2, got " + std::to_string(numbers));
     int64_t step = rows.stride.back() * (dtype == Dtype::float32 ? sizeof(float) : sizeof(double));
     auto at = [&](int64_t i) { return rows.data == nullptr ? nullptr : static_cast<char*>(rows.data) + i * step; };
     for (int j = 0; j < 3; ++j) {

@@ -263,7 +263,7 @@ def test_the_command_line_does_not_wait_for_what_a_benchmark_needs():
 def test_a_gpu_that_cannot_be_used_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(mixflow, "show_config", lambda: {"cuda_usable": False})
     assert main(["bench", "--device", "cuda"]) == 2
-    assert "device: expected one that can be used here, see mixflow info; got cuda" in capsys.readouterr().err
+    assert "device: expected one that can be used here, see mixflow info, got cuda" in capsys.readouterr().err
 
 
 def test_cases_have_names_of_their_own_and_baselines_that_exist(clone):

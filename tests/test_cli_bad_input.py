@@ -191,8 +191,8 @@ BAD_INPUT = {
         "none/new.png: cannot write",
     ),
     "no such case": ("bench --only round", "only: expected a part of the name of a table .* got 'round'"),
-    "nothing to time": ("bench --n 0 --out new", "n: expected at least 1; got 0"),
-    "no such device": ("bench --device meta", "device: expected cpu or cuda; got meta"),
+    "nothing to time": ("bench --n 0 --out new", "n: expected at least 1, got 0"),
+    "no such device": ("bench --device meta", "device: expected cpu or cuda, got meta"),
     "bad data to plot": ("plot model.safetensors word.csv --out new.png", "line 3, column 'length'"),
     # -- how a table is read
     "a folder as data": ("score model.safetensors folder.csv", "folder.csv: .*(directory|no such file)"),

@@ -75,7 +75,9 @@ def test_the_choice_of_the_instruction_set_is_explained(wanted, monkeypatch):
 
 
 def test_environment_variables_are_those_of_one_table():
-    section = (ROOT / "docs" / "installing.md").read_text().partition("## Environment variables")[2].partition("\n## ")[0]
+    section = (
+        (ROOT / "docs" / "installing.md").read_text().partition("## Environment variables")[2].partition("\n## ")[0]
+    )
     documented = re.findall(r"^\| `(\w+)`", section, re.MULTILINE)
     assert tuple(documented) == config.VARIABLES
     read = set()

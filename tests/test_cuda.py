@@ -83,7 +83,7 @@ def test_a_build_without_kernels_says_how_to_get_one_with_them(monkeypatch):
         dtype=torch.float32,
     )
     with pytest.raises(
-        RuntimeError, match=r"^x: expected a CPU tensor, .* no CUDA kernels; got one on cuda:1\. .*nvcc"
+        RuntimeError, match=r"^x: expected a CPU tensor, .* no CUDA kernels, got one on cuda:1\. .*nvcc"
     ):
         kernels.run(kernels._core.map, (False, 0, 0), (elsewhere,) * 6)
 
@@ -335,9 +335,9 @@ def test_devices_are_not_mixed(card):
     x, *parameters = arguments("shared", torch.float32)
     for wrong in range(3):
         mixed = [p.to(card) if i != wrong else p for i, p in enumerate(parameters)]
-        with pytest.raises(ValueError, match=rf"^\w+: expected device {card}, like x; got cpu$"):
+        with pytest.raises(ValueError, match=rf"^\w+: expected device {card}, like x, got cpu$"):
             mixflow.cdf_transform(x.to(card), *mixed)
-    with pytest.raises(ValueError, match=rf"^logits: expected device cpu, like z; got {card}$"):
+    with pytest.raises(ValueError, match=rf"^logits: expected device cpu, like z, got {card}$"):
         mixflow.cdf_transform_inverse(x, *(p.to(card) for p in parameters))
 
 

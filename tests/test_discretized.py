@@ -299,10 +299,10 @@ def test_edges_broadcast_against_each_other(device):
 X, P = torch.zeros(4, 3), torch.zeros(5)
 BAD_INPUT = {
     "list": (([1.0], X, P, P, P), {}, TypeError, r"lower: expected a torch tensor.*got list"),
-    "upper": ((X, [1.0], P, P, P), {}, TypeError, r"upper: expected a torch tensor, like lower; got list"),
+    "upper": ((X, [1.0], P, P, P), {}, TypeError, r"upper: expected a torch tensor, like lower, got list"),
     "dtypes": ((X, X.double(), P, P, P), {}, TypeError, r"upper: expected torch.float32.*got torch.float64"),
-    "edges": ((X, X[:2], P, P, P), {}, ValueError, r"upper: expected.*against \(4, 3\); got \(2, 3\)"),
-    "batch": ((X, X, P, P, P.expand(2, 5)), {}, ValueError, r"log_scale: expected.*against \(4, 3\); got \(2, 5\)"),
+    "edges": ((X, X[:2], P, P, P), {}, ValueError, r"upper: expected.*against \(4, 3\), got \(2, 3\)"),
+    "batch": ((X, X, P, P, P.expand(2, 5)), {}, ValueError, r"log_scale: expected.*against \(4, 3\), got \(2, 5\)"),
     "family": ((X, X, P, P, P), {"family": "cauchy"}, ValueError, r"family: expected one of gaussian.*'cauchy'"),
     "numpy": ((X.numpy(), X, *[P.numpy()] * 3), {}, TypeError, r"upper: expected a numpy array.*got Tensor"),
 }

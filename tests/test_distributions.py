@@ -338,7 +338,7 @@ def test_expand_is_a_view():
     assert wide.cdf(torch.zeros(2).double()).shape == wide.icdf(torch.full((2,), 0.5).double()).shape == (6, 2)
     assert wide.discretized_log_prob(torch.tensor(0.0).double(), -1.0, 1.0).shape == (6, 2)
     assert wide.expand((5, 6, 2)).batch_shape == (5, 6, 2)
-    with pytest.raises(ValueError, match=r"batch_shape: expected one to which \(6, 2\) expands; got \(3,\)"):
+    with pytest.raises(ValueError, match=r"batch_shape: expected one to which \(6, 2\) expands, got \(3,\)"):
         wide.expand((3,))
 
 
@@ -347,7 +347,7 @@ def test_expand_is_a_view():
     [
         (0, [0.0], TypeError, "logits: expected a torch tensor.*got list"),
         (1, torch.zeros(3, dtype=torch.float64), TypeError, "loc: expected torch.float32.*got torch.float64"),
-        (2, torch.zeros(2), ValueError, r"log_scale: expected shape \(\.\.\., 3\), like logits; got \(2,\)"),
+        (2, torch.zeros(2), ValueError, r"log_scale: expected shape \(\.\.\., 3\), like logits, got \(2,\)"),
         (1, torch.tensor([0.0, math.nan, 0.0]), ValueError, "loc"),
     ],
     ids=["type", "dtype", "shape", "value"],
@@ -412,7 +412,7 @@ def test_what_is_neither_tensor_nor_number_gets_one_clear_error(wrong):
     calls["upper"] = lambda v: m.discretized_log_prob(0.5, 0.0, v), "upper"
     for call, name in calls.values():
         with pytest.raises(
-            TypeError, match=f"^{name}: expected a torch tensor or a number; got {type(wrong).__name__}$"
+            TypeError, match=f"^{name}: expected a torch tensor or a number, got {type(wrong).__name__}$"
         ):
             call(wrong)
 

@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_at_once(fitted, tmp_path, ca
         raise AssertionError("the work was begun")
 
     if case != "fit's checkpoint":  # which fit itself opens
-        for command in ("fit", "sample", "score", "transport", "plot"):
+        for command in ("fit_flow", "sample", "score", "transport", "plot"):
             module = importlib.import_module(f"mixflow.cli.{command}")
             monkeypatch.setattr(module, "load", not_reached)
         monkeypatch.setattr(importlib.import_module("mixflow.cli.fit"), "fit", not_reached)

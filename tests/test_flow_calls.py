@@ -282,8 +282,8 @@ def test_numpy_arrays_give_numpy_arrays(name, device):
 
 
 BAD_ARRAYS = {
-    "integers": (TypeError, "x: expected a float16, float32 or float64 array; got int64", np.zeros((5, D), int)),
-    "masked": (TypeError, "x: expected a numpy array, like the others; got MaskedArray", np.ma.zeros((5, D))),
+    "integers": (TypeError, "x: expected a float16, float32 or float64 array, got int64", np.zeros((5, D), int)),
+    "masked": (TypeError, "x: expected a numpy array, like the others, got MaskedArray", np.ma.zeros((5, D))),
     "features": (ValueError, r"x: expected shape \(\.\.\., 3\), got \(5, 2\)", np.zeros((5, 2))),
     "a list": (TypeError, r"x: expected a torch\.Tensor or a numpy array, got list", [[0.0] * D]),
     "integer tensor": (TypeError, r"x: expected floating-point numbers, got torch\.int64", torch.zeros(5, D).long()),
@@ -580,7 +580,11 @@ BAD_MODULES = {
         r"hidden: expected None beside network, .*, got \(8,\)",
         lambda: flows.autoregressive(D, hidden=(8,), network=mlp),
     ),
-    "no context": (ValueError, "network: expected None without a context", lambda: flows.univariate(network=mlp)),
+    "no context": (
+        ValueError,
+        "network: expected None for a transform without a context",
+        lambda: flows.univariate(network=mlp),
+    ),
     "embedding without a context": (
         ValueError,
         "embedding: expected None for a flow without a context, got a module",

@@ -30,10 +30,11 @@ CASES = [(family, base) for family in mixflow.FAMILIES for base in mixflow.BASES
 @pytest.mark.parametrize(("family", "base"), CASES)
 def test_density_integrates_to_one(family, base, device):
     flow = shaped(family, base, device=device)
-    x = torch.linspace(-60.0, 60.0, 60_001, dtype=torch.float64, device=device)
+    t = torch.linspace(-20.0, 20.0, 60_001, dtype=torch.float64, device=device)
+    x = t.sinh()  # up to 2e8, for tails that are powers
     with torch.no_grad():
         p = flow.log_prob(x).exp()
-    assert abs(torch.trapezoid(p, x).item() - 1.0) < 1e-6
+    assert abs(torch.trapezoid(p * t.cosh(), t).item() - 1.0) < 1e-6
 
 
 @pytest.mark.parametrize("family", mixflow.FAMILIES)

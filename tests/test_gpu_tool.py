@@ -82,7 +82,7 @@ def test_an_unknown_step_is_refused(gpu, card, tmp_path, capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--only", "bild", "--out", str(tmp_path)])
     assert (
-        "--only: expected some of build, info, tests, card, sanitizer, benchmark, training, instructions; got bild"
+        "--only: expected some of build, info, tests, card, sanitizer, benchmark, training, instructions, got bild"
         in capsys.readouterr().err
     )
 

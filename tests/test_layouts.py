@@ -151,10 +151,10 @@ def test_dim_of_intervals_mixtures_and_transforms(device):
 @pytest.mark.parametrize(
     ("dim", "error", "message"),
     [
-        (3, ValueError, r"^dim: expected an axis of logits, of shape \(4, 3, 2\); got 3$"),
-        (-4, ValueError, r"^dim: expected an axis of logits, of shape \(4, 3, 2\); got -4$"),
-        ("1", TypeError, r"^dim: expected an integer, an axis of the parameters; got str$"),
-        (True, TypeError, r"^dim: expected an integer, an axis of the parameters; got bool$"),
+        (3, ValueError, r"^dim: expected an axis of logits, of shape \(4, 3, 2\), got 3$"),
+        (-4, ValueError, r"^dim: expected an axis of logits, of shape \(4, 3, 2\), got -4$"),
+        ("1", TypeError, r"^dim: expected an integer, an axis of the parameters, got str$"),
+        (True, TypeError, r"^dim: expected an integer, an axis of the parameters, got bool$"),
     ],
 )
 def test_a_wrong_dim_is_refused(dim, error, message):
@@ -332,9 +332,9 @@ def test_rows_of_any_layout_and_dtype(inverse, device):
         assert all(map(torch.equal, results(*operands), expected))
     value, ladj = affine_transform(x.bfloat16(), rows, family="gaussian", base="normal", inverse=inverse)
     assert value.dtype == ladj.dtype == torch.bfloat16
-    with pytest.raises(TypeError, match=r"^rows: expected torch.float32, like x; got torch.float64$"):
+    with pytest.raises(TypeError, match=r"^rows: expected torch.float32, like x, got torch.float64$"):
         affine_transform(x, rows.double(), family="gaussian", base="normal")
-    with pytest.raises(ValueError, match=r"^rows: expected shape \(\.\.\., 3 K \+ 2\) with K >= 1; got \(40, 5, 13\)$"):
+    with pytest.raises(ValueError, match=r"^rows: expected shape \(\.\.\., 3 K \+ 2\) with K >= 1, got \(40, 5, 13\)$"):
         affine_transform(x, rows[..., 1:], family="gaussian", base="normal")
 
 

@@ -111,13 +111,13 @@ def test_scalars_of_numpy_count_as_arrays(name):
 
 
 REFUSED = {
-    "number": (0.5, r"expected a torch tensor or a numpy array; got float"),
-    "list": ([0.5], r"expected a torch tensor or a numpy array; got list"),
-    "masked": (np.ma.masked_array(VALUES, VALUES > 0), r"expected a numpy array.*; got MaskedArray"),
-    "integers": (np.arange(3), r"expected a float16, float32 or float64 array; got int64"),
+    "number": (0.5, r"expected a torch tensor or a numpy array, got float"),
+    "list": ([0.5], r"expected a torch tensor or a numpy array, got list"),
+    "masked": (np.ma.masked_array(VALUES, VALUES > 0), r"expected a numpy array.*, got MaskedArray"),
+    "integers": (np.arange(3), r"expected a float16, float32 or float64 array, got int64"),
     "long double": (VALUES.astype(np.longdouble), r"expected a float16, float32 or float64 array; got"),
-    "complex": (VALUES.astype(complex), r"expected a float16, float32 or float64 array; got complex128"),
-    "objects": (VALUES.astype(object), r"expected a float16, float32 or float64 array; got object"),
+    "complex": (VALUES.astype(complex), r"expected a float16, float32 or float64 array, got complex128"),
+    "objects": (VALUES.astype(object), r"expected a float16, float32 or float64 array, got object"),
 }
 
 
@@ -130,7 +130,7 @@ def test_what_names_no_dtype_or_library_is_refused(case, name):
 
 
 def test_mixed_dtypes_are_refused():
-    with pytest.raises(TypeError, match=r"^logits: expected torch.float32, like x; got torch.float64"):
+    with pytest.raises(TypeError, match=r"^logits: expected torch.float32, like x, got torch.float64"):
         mixflow.cdf_transform(VALUES.astype(np.float32), *PARAMETERS)
-    with pytest.raises(TypeError, match=r"^loc: expected a numpy array, like the others; got list"):
+    with pytest.raises(TypeError, match=r"^loc: expected a numpy array, like the others, got list"):
         mixflow.cdf_transform(VALUES, PARAMETERS[0], [0.0, 0.0], PARAMETERS[2])

@@ -349,7 +349,7 @@ BAD_INPUT = {
         (X, P, P, P.expand(2, 5)),
         {},
         ValueError,
-        r"log_scale: expected.*against \(4, 3\); got \(2, 5\)",
+        r"log_scale: expected.*against \(4, 3\), got \(2, 5\)",
     ),
 }
 
@@ -415,7 +415,7 @@ def test_show_config_prints_readably():
 @pytest.mark.parametrize("which", ["family", "base"])
 def test_a_name_of_any_type_is_refused_by_name(which):
     zero = torch.zeros(1)
-    with pytest.raises(ValueError, match=rf"^{which}: expected one of .*; got \['gaussian'\]$"):
+    with pytest.raises(ValueError, match=rf"^{which}: expected one of .*, got \['gaussian'\]$"):
         mixflow.cdf_transform(zero, zero, zero, zero, **{which: ["gaussian"]})
 
 

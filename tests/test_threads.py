@@ -69,7 +69,7 @@ def test_the_decision_follows_the_work(op):
 
 
 def test_an_unknown_op_has_no_threads():
-    with pytest.raises(ValueError, match="op: expected the name of an op; got sideways"):
+    with pytest.raises(ValueError, match="op: expected the name of an op, got sideways"):
         _core.worthwhile_threads("sideways", False, 1, 1, 1, 1)
 
 

@@ -440,7 +440,7 @@ def test_tensors_without_dense_memory_are_refused(direction, device):
     name = "x" if direction == "forward" else "z"
     nested = torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged)
     for wrong, kind in ((x.to_sparse(), "torch.sparse_coo"), (nested, "a nested tensor")):
-        with pytest.raises(TypeError, match=rf"^{name}: expected a dense tensor .*; got {kind}"):
+        with pytest.raises(TypeError, match=rf"^{name}: expected a dense tensor .*, got {kind}"):
             OPS[direction](wrong, *parameters)
     # On another device the call goes through torch's dispatch, which gives the tensor memory.
     with pytest.raises(ValueError, match="memory of their own"):

@@ -329,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = all_steps(out, (found.major, found.minor) if found else (0, 0))
     unknown = set(options.only) - {step.name for step in steps}
     if unknown:
-        parser.error(f"--only: expected some of {', '.join(s.name for s in steps)}; got {', '.join(sorted(unknown))}")
+        parser.error(f"--only: expected some of {', '.join(s.name for s in steps)}, got {', '.join(sorted(unknown))}")
     chosen = [step for step in steps if not options.only or step.name in options.only]
     if not found and any(step.on_device for step in chosen):
         print(f"gpu: torch {torch.__version__} finds no CUDA device here", file=sys.stderr)

@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     unknown = [name for name in args.functions if name not in test_special.FUNCTIONS]
     if unknown:
-        parser.error(f"FUNCTION: expected some of {', '.join(test_special.FUNCTIONS)}; got {', '.join(unknown)}")
+        parser.error(f"FUNCTION: expected some of {', '.join(test_special.FUNCTIONS)}, got {', '.join(unknown)}")
     print("| function | dtype | results | max ULP | at | got | expected |\n|---|---|---|---|---|---|---|")
     for name in args.functions or test_special.FUNCTIONS:
         for dtype, count in (("float32", args.float32), ("float64", args.float64)):

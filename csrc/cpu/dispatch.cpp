@@ -87,7 +87,7 @@ const Capability& chosen() {
       names += names.empty() ? candidate.name : std::string(", ") + candidate.name;
     }
     throw std::runtime_error("MIXFLOW_CPU_CAPABILITY: expected one of " + names + " (what this build and this " +
-                             "processor have); got " + wanted);
+                             "processor have), got " + wanted);
   }();
   return capability;
 }

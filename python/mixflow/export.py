@@ -77,7 +77,7 @@ def cdf_map(
     """The op ``mixflow::map``, forward: ``z = G^-1(F(x))`` and ``log |dz/dx|``."""
     if inverse:
         raise NotImplementedError(
-            "inverse: expected False, the direction that has a formula in standard operators; got True. "
+            "inverse: expected False, the direction that has a formula in standard operators, got True. "
             "Export log_prob or the forward direction of a transform, and draw samples with mixflow itself"
         )
     rate = torch.exp(-log_scale)
@@ -136,7 +136,7 @@ def _formula(kind: str, formulas: Mapping[str, T | None], name: str) -> T:
         return formula
     known = ", ".join(key for key, value in formulas.items() if value is not None)
     raise NotImplementedError(
-        f"{kind}: expected one with a formula in standard operators, {known}; got {name!r}. "
+        f"{kind}: expected one with a formula in standard operators, {known}, got {name!r}. "
         "Add the formula to its record in mixflow/standard"
     )
 

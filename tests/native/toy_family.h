@@ -49,6 +49,10 @@ struct Laplace {
     return t;
   }
   template <class V>
+  static MIXFLOW_FN V density_exponent(V t) {
+    return t;
+  }
+  template <class V>
   static MIXFLOW_FN V tail(V, V) {
     return splat<V>(0.5);
   }

@@ -48,6 +48,8 @@ class Family:
         gap: components with a gap between them are at most this many scales apart.
         largest_logit: the dtype's largest ``|log F - log S|`` that cases ask for. Families whose tails are powers
             reach the largest number of the dtype early.
+        slope_vanishes: whether the slope dz/dx, of the order of ``F / x``, can be subnormal where F and x are ordinary
+            numbers. The gradients by parameters that are made of it are not compared near there.
 
     """
 
@@ -60,6 +62,7 @@ class Family:
     gap: float
     far_interval: float = 1e4
     largest_logit: Callable[[str], float] = _unlimited
+    slope_vanishes: bool = False
 
 
 def both_tails(a: Number, tail: Number) -> tuple[Number, Number]:
@@ -116,11 +119,12 @@ def _student_quantile(logit: float) -> float:
 
 
 def _largest_student_logit(dtype: str) -> float:
-    """The logit at ``t = LARGEST / 1e14``, where the tail is ``t^-2 / 2``.
+    """The logit at ``t = LARGEST / 1e14`` or 1e100, where the tail is ``t^-2 / 2``.
 
-    With a scale of up to 1e6, x is finite. So is the distance of x from a component with a scale down to 1e-6.
+    With a scale of up to 1e6, x is finite. So is the distance of x from a component with a scale down to 1e-6. And the
+    score, 3 / t, is a normal number after it is multiplied by the ratio of two scales.
     """
-    return float(2 * mp.log(LARGEST[dtype] / mpf(10) ** 14) + mp.log(2))
+    return float(2 * mp.log(min(LARGEST[dtype] / mpf(10) ** 14, mpf(10) ** 100)) + mp.log(2))
 
 
 FAMILIES: dict[str, Family] = {
@@ -152,5 +156,6 @@ FAMILIES: dict[str, Family] = {
         far_interval=1e12,
         gap=1e6,
         largest_logit=_largest_student_logit,
+        slope_vanishes=True,
     ),
 }

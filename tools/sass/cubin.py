@@ -31,7 +31,7 @@ class Cubin:
     def __init__(self, path: Path, nvdisasm: Path):
         self.path, self.nvdisasm, self.data = path, nvdisasm, path.read_bytes()
         if self.data[:4] != b"\x7fELF":
-            raise ToolError(f"--cubin: expected an ELF file with kernels; got {path}")
+            raise ToolError(f"--cubin: expected an ELF file with kernels, got {path}")
         (start,), (count, names) = struct.unpack_from("<Q", self.data, 40), struct.unpack_from("<HH", self.data, 60)
         headers = [struct.unpack_from("<IIQQQQIIQQ", self.data, start + 64 * i) for i in range(count)]
         self.sections = {self._text(headers[names][4] + header[0]): header[4:6] for header in headers}

@@ -28,7 +28,7 @@ def compile_kernels(source: Path, arch: str, folder: Path, cubin: Path | None) -
         raise ToolError("nvcc: not found on PATH or in CUDA_HOME/bin; install the CUDA toolkit")
     source = source.resolve()
     if not (source / "cuda" / "kernels.cu").exists():
-        raise ToolError(f"--source: expected a folder with cuda/kernels.cu; got {source}")
+        raise ToolError(f"--source: expected a folder with cuda/kernels.cu, got {source}")
     command = [nvcc, f"-arch={arch}", "-std=c++17", "-O3", "-fmad=false", "-I", str(source), "--keep"]
     command += ["-shared", "-cudart", "none", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", "-o", "recorder.so"]
     command += [] if cubin is None else ["-Xptxas", "-O0"]  # then only the host code is of use

@@ -74,7 +74,7 @@ def select(groups: Sequence[Group], only: Sequence[str], device: str) -> list[Gr
     for text in only:
         if not any(text.lower() in name for name in names):
             known = ", ".join(dict.fromkeys(group.name for group in there))
-            raise ValueError(f"only: expected a part of the name of a table ({known}) or case; got {text!r}")
+            raise ValueError(f"only: expected a part of the name of a table ({known}) or case, got {text!r}")
 
     def wanted(group: Group) -> Group:
         found = [c for c in group.cases if any(t.lower() in f"{group.name}: {c.name}".lower() for t in only)]
@@ -86,14 +86,14 @@ def select(groups: Sequence[Group], only: Sequence[str], device: str) -> list[Gr
 def _settings(arguments: argparse.Namespace) -> Settings:
     device = torch.device(arguments.device)
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu or cuda; got {arguments.device}")
+        raise ValueError(f"device: expected cpu or cuda, got {arguments.device}")
     if device.type == "cuda" and not mixflow.show_config()["cuda_usable"]:
-        raise ValueError(f"device: expected one that can be used here, see mixflow info; got {arguments.device}")
+        raise ValueError(f"device: expected one that can be used here, see mixflow info, got {arguments.device}")
     threads = min(2, os.cpu_count() or 1) if arguments.threads is None else arguments.threads
     n = (QUICK_SIZE if arguments.quick else _SIZE[device.type]) if arguments.n is None else arguments.n
     for name, value in (("n", n), ("components", arguments.components), ("threads", threads)):
         if value < 1:
-            raise ValueError(f"{name}: expected at least 1; got {value}")
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     return Settings(n, arguments.components, getattr(torch, arguments.dtype), threads, device, arguments.quick)
 
 

@@ -92,7 +92,7 @@ class Mixture(Distribution):
             torch.empty(()).expand(self.batch_shape).expand(batch_shape)
         except RuntimeError:
             raise ValueError(
-                f"batch_shape: expected one to which {tuple(self.batch_shape)} expands; got {tuple(batch_shape)}"
+                f"batch_shape: expected one to which {tuple(self.batch_shape)} expands, got {tuple(batch_shape)}"
             ) from None
         new.family, new._parameters = self.family, self._parameters
         super(Mixture, new).__init__(torch.Size(batch_shape), validate_args=False)
@@ -135,7 +135,7 @@ class Mixture(Distribution):
         if isinstance(value, Tensor):
             return value
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name}: expected a torch tensor or a number; got {type(value).__name__}")
+            raise TypeError(f"{name}: expected a torch tensor or a number, got {type(value).__name__}")
         like = self._parameters[0] if like is None else like
         return torch.tensor(float(value), dtype=like.dtype, device=like.device)
 
@@ -171,7 +171,7 @@ class Mixture(Distribution):
         """The quantile ``F^-1(value)``; infinite at 0 and 1, NaN outside them (``ValueError`` when validating)."""
         value = self._tensor("value", value)
         if self._validate_args and not bool(constraints.unit_interval.check(value).all()):
-            raise ValueError("value: expected probabilities in [0, 1]; got some outside")
+            raise ValueError("value: expected probabilities in [0, 1], got some outside")
         return cdf_transform_inverse(self._batched(value), *self._parameters, family=self.family, base="uniform")[0]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -262,6 +262,6 @@ class Mixture(Distribution):
         if self._validate_args:
             self._validate_sample(value)
             if not bool(((low <= value) & (value <= high)).all()):
-                raise ValueError("value: expected values between lower and upper; got some outside")
+                raise ValueError("value: expected values between lower and upper, got some outside")
         low = self._batched(low.expand(broadcast_shapes(low.shape, value.shape)))
         return discretized_log_prob(low, high, *self._parameters, family=self.family)

@@ -38,10 +38,10 @@ ARRAYS = (np.ndarray, np.generic)  # a scalar of numpy counts as an array
 def from_numpy(name: str, array: object) -> Tensor:
     """``array`` as a tensor of the same memory, if torch supports it: native, aligned, no negative strides."""
     if not isinstance(array, ARRAYS) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a numpy array, like the others; got {type(array).__name__}")
+        raise TypeError(f"{name}: expected a numpy array, like the others, got {type(array).__name__}")
     dtype = array.dtype.newbyteorder("=")
     if dtype not in (np.float32, np.float64, np.float16):
-        raise TypeError(f"{name}: expected a float16, float32 or float64 array; got {array.dtype}")
+        raise TypeError(f"{name}: expected a float16, float32 or float64 array, got {array.dtype}")
     native = np.asarray(array, dtype)
     strides = native.strides
     if not native.flags.aligned or any(stride < 0 or stride % dtype.itemsize for stride in strides):
@@ -61,12 +61,12 @@ class _Writeable:
 def components_last(parameters: Sequence[Tensor], dim: int) -> Tensors:
     """Views of logits, loc and log_scale with axis ``dim`` of each moved to the end; ValueError if there is none."""
     if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
-        raise TypeError(f"dim: expected an integer, an axis of the parameters; got {type(dim).__name__}")
+        raise TypeError(f"dim: expected an integer, an axis of the parameters, got {type(dim).__name__}")
     if dim == -1:
         return tuple(parameters)
     for name, parameter in zip(PARAMETERS, parameters, strict=True):
         if isinstance(parameter, Tensor) and not -parameter.dim() <= dim < parameter.dim():
-            raise ValueError(f"dim: expected an axis of {name}, of shape {tuple(parameter.shape)}; got {dim}")
+            raise ValueError(f"dim: expected an axis of {name}, of shape {tuple(parameter.shape)}, got {dim}")
     return tuple(p.movedim(int(dim), -1) if isinstance(p, Tensor) else p for p in parameters)
 
 
@@ -121,9 +121,9 @@ def check(elements: tuple[str, ...], tensors: Tensors, family: str, base: str = 
     for name, tensor in arguments.items():
         _check_tensor(name, tensor, first, arguments[first])
     if family not in FAMILIES:
-        raise ValueError(f"family: expected one of {', '.join(FAMILIES)}; got {family!r}")
+        raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
     if base not in BASES:
-        raise ValueError(f"base: expected one of {', '.join(BASES)}; got {base!r}")
+        raise ValueError(f"base: expected one of {', '.join(BASES)}, got {base!r}")
     _check_components({name: arguments[name] for name in PARAMETERS})
     _check_broadcast(elements, arguments)
 
@@ -132,16 +132,16 @@ def _check_tensor(name: str, tensor: object, first: str, like: Tensor) -> None:
     """Check the type, layout, dtype and device of an argument; ``like`` is the first argument, of name ``first``."""
     if not isinstance(tensor, Tensor):
         wanted = "torch tensor or a numpy array" if name == first else f"torch tensor, like {first}"
-        raise TypeError(f"{name}: expected a {wanted}; got {type(tensor).__name__}")
+        raise TypeError(f"{name}: expected a {wanted}, got {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_nested:
         kind = f"a nested tensor of layout {tensor.layout}" if tensor.is_nested else tensor.layout
-        raise TypeError(f"{name}: expected a dense tensor (layout torch.strided); got {kind}")
+        raise TypeError(f"{name}: expected a dense tensor (layout torch.strided), got {kind}")
     if tensor.dtype not in _FULL and tensor.dtype not in _HALF:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64; got {tensor.dtype}")
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
     if (tensor.dtype == torch.float64) != (like.dtype == torch.float64):
-        raise TypeError(f"{name}: expected {like.dtype}, like {first}; got {tensor.dtype}")
+        raise TypeError(f"{name}: expected {like.dtype}, like {first}, got {tensor.dtype}")
     if tensor.device != like.device:
-        raise ValueError(f"{name}: expected device {like.device}, like {first}; got {tensor.device}")
+        raise ValueError(f"{name}: expected device {like.device}, like {first}, got {tensor.device}")
 
 
 def _check_components(parameters: dict[str, Tensor]) -> None:
@@ -150,9 +150,9 @@ def _check_components(parameters: dict[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         shape = tuple(parameter.shape)
         if not shape or shape[-1] == 0:
-            raise ValueError(f"{name}: expected shape (..., K) with K >= 1; got {shape}")
+            raise ValueError(f"{name}: expected shape (..., K) with K >= 1, got {shape}")
         if shape[-1] != logits.shape[-1]:
-            raise ValueError(f"{name}: expected shape (..., {logits.shape[-1]}), like logits; got {shape}")
+            raise ValueError(f"{name}: expected shape (..., {logits.shape[-1]}), like logits, got {shape}")
 
 
 def _check_broadcast(elements: tuple[str, ...], arguments: dict[str, Tensor]) -> None:
@@ -163,7 +163,7 @@ def _check_broadcast(elements: tuple[str, ...], arguments: dict[str, Tensor]) ->
         try:
             shape = broadcast_shapes(shape, own)
         except RuntimeError:
-            raise ValueError(f"{name}: expected a shape that broadcasts against {tuple(shape)}; got {own}") from None
+            raise ValueError(f"{name}: expected a shape that broadcasts against {tuple(shape)}, got {own}") from None
     if all(arguments[name].dim() == 1 for name in PARAMETERS):
         return
     for name in PARAMETERS:
@@ -172,5 +172,5 @@ def _check_broadcast(elements: tuple[str, ...], arguments: dict[str, Tensor]) ->
             shape = broadcast_shapes(shape, own[:-1])
         except RuntimeError:
             raise ValueError(
-                f"{name}: expected shape (..., K) whose batch axes broadcast against {tuple(shape)}; got {own}"
+                f"{name}: expected shape (..., K) whose batch axes broadcast against {tuple(shape)}, got {own}"
             ) from None

@@ -203,9 +203,9 @@ def affine_transform(
 
     """
     if rows.dim() == 0 or rows.shape[-1] < 5 or rows.shape[-1] % 3 != 2:
-        raise ValueError(f"rows: expected shape (..., 3 K + 2) with K >= 1; got {tuple(rows.shape)}")
+        raise ValueError(f"rows: expected shape (..., 3 K + 2) with K >= 1, got {tuple(rows.shape)}")
     if (x.dtype == torch.float64) != (rows.dtype == torch.float64):
-        raise TypeError(f"rows: expected {x.dtype}, like x; got {rows.dtype}")
+        raise TypeError(f"rows: expected {x.dtype}, like x, got {rows.dtype}")
     if are_plain((x, rows)) and are_same(rows.shape[:-1], x.shape):
         value, ladj = AFFINE_TRANSFORM.call_plain((x, rows), family, base, inverse)
     else:

@@ -56,7 +56,7 @@ def run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Sequence
         device, stream = x.device.index, torch.cuda.current_stream(x.device).cuda_stream
     else:
         raise RuntimeError(
-            f"x: expected a CPU tensor, since this build of mixflow has no CUDA kernels; got one on {x.device}. "
+            f"x: expected a CPU tensor, since this build of mixflow has no CUDA kernels, got one on {x.device}. "
             "Reinstall from source with nvcc on PATH: pip install --force-reinstall --no-deps "
             "-C cmake.define.MIXFLOW_CUDA=ON ."
         )

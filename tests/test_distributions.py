@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import pickle
 import subprocess
@@ -50,15 +49,8 @@ def batched(dtype=torch.float64, family="gaussian", device="cpu"):
     return Mixture(*(torch.randn(s, generator=g, dtype=torch.float64).to(device, dtype) for s in shapes), family=family)
 
 
-SCIPY = {
-    "gaussian": scipy.stats.Normal,
-    "logistic": scipy.stats.make_distribution(scipy.stats.logistic),
-    "student": functools.partial(scipy.stats.make_distribution(scipy.stats.t), df=2),
-}
-
-
 def scipy_mixture(family):
-    components = [math.exp(s) * SCIPY[family]() + m for m, s in zip(LOC, LOG_SCALE, strict=True)]
+    components = [math.exp(s) * truth.FAMILIES[family].scipy() + m for m, s in zip(LOC, LOG_SCALE, strict=True)]
     return scipy.stats.Mixture(components, weights=scipy.special.softmax(LOGITS))
 
 

@@ -29,7 +29,8 @@ FAMILIES["laplace"] = Family(
     variance=2.0,
     plain_cdf=lambda a: torch.where(a < 0.0, 0.5 * torch.exp(a), 1.0 - 0.5 * torch.exp(-a)),
     plain_log_cdf=lambda a: torch.where(a < 0.0, 0.5 * torch.exp(a), 1.0 - 0.5 * torch.exp(-a)).log(),
-    plain_pdf=lambda a: 0.5 * torch.exp(-a.abs()),
+    plain_pdf=lambda a, C: 0.5 * torch.exp(-a.abs()),
+    plain_log_pdf=lambda a, log_S: -a.abs() - math.log(2.0),
     smooth=False,
 )
 """

@@ -174,7 +174,7 @@ def _log_interval(lower: Tensor, upper: Tensor, loc: Tensor, scale: Tensor, fami
     mirrored = torch.where(open_below | open_above, open_below & ~open_above, a + b < 0.0)
     near, far = torch.where(mirrored, -b, a), torch.where(mirrored, -a, b)
     ended, width = ~(open_below | open_above), (upper - lower) / scale
-    # Gauss and Legendre's rule needs a smooth density, and a kink is at 0. Far out, a tail that is a power hardly changes
+    # Gauss and Legendre's rule needs a smooth density; a kink is at 0. Far out, a tail that is a power hardly changes
     # over many scales.
     narrow = (
         ended

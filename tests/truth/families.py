@@ -6,6 +6,7 @@ add its record to `FAMILIES`. The new record comes last, because the random case
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import mpmath as mp
 import numpy as np
 import scipy.special
+import scipy.stats
 from mpmath import mpf
 
 from .numbers import LARGEST, Number
@@ -50,6 +52,7 @@ class Family:
             reach the largest number of the dtype early.
         slope_vanishes: whether the slope dz/dx, of the order of ``F / x``, can be subnormal where F and x are ordinary
             numbers. The gradients by parameters that are made of it are not compared near there.
+        scipy: scipy's distribution, where it has one.
 
     """
 
@@ -63,6 +66,7 @@ class Family:
     far_interval: float = 1e4
     largest_logit: Callable[[str], float] = _unlimited
     slope_vanishes: bool = False
+    scipy: Callable[[], Any] | None = None
 
 
 def both_tails(a: Number, tail: Number) -> tuple[Number, Number]:
@@ -136,6 +140,7 @@ FAMILIES: dict[str, Family] = {
         quantile=lambda logit: math.sqrt(2 * logit) + 1,
         far=1e3,
         gap=60,
+        scipy=scipy.stats.Normal,
     ),
     "logistic": Family(
         at=_logistic,
@@ -145,6 +150,7 @@ FAMILIES: dict[str, Family] = {
         quantile=lambda logit: logit + 1,
         far=5e5,
         gap=2000,
+        scipy=scipy.stats.make_distribution(scipy.stats.logistic),
     ),
     "student": Family(
         at=_student,
@@ -157,5 +163,6 @@ FAMILIES: dict[str, Family] = {
         gap=1e6,
         largest_logit=_largest_student_logit,
         slope_vanishes=True,
+        scipy=functools.partial(scipy.stats.make_distribution(scipy.stats.t), df=2),
     ),
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .. import standard
-from ..op import FAMILIES, affine_transform, cdf_transform
+from ..op import FAMILIES, affine_transform, cdf_transform, cdf_transform_inverse
+from ..standard import FAMILIES as RECORDS
 from ..start.mixtures import normal_quantiles
 from .base import check_name
 
@@ -20,9 +22,7 @@ class ElementwiseMap:
 
     G is the base that has the family's CDF, the logistic one for logistic components: F, then a logit, as in Ho et al.,
     "Flow++" (2019, arXiv:1902.00275). The map of a single component is then affine, and that of any mixture is affine
-    in its tails, so that outliers grow no faster from one transform to the next. A family without such a base takes the
-    logistic one. For ``student``, whose tails are powers, the map is then logarithmic in its tails, and heavy tails
-    become exponential ones.
+    in its tails, so that outliers grow no faster from one transform to the next.
 
     Parameters come as ``raw`` (..., ``size``), of which the first K are logits, then K locations, K log scales, b, a.
 
@@ -44,26 +44,56 @@ class ElementwiseMap:
     def __init__(self, components: int, family: str) -> None:
         self.components = components
         self.family = check_name("family", family, FAMILIES)
-        self.base = standard.FAMILIES[family].base or "logistic"
+        self.record = RECORDS[family]
+        # A family without a base of its own is mapped to logits, and from there by its own quantile function.
+        self.base = self.record.base or "logistic"
         self.size = 3 * components + 2
 
     def start(self) -> Tensor:
-        """The ``raw`` (size,) of a map that is the identity over a standard normal, to within 1e-3 nats from K = 8 on.
+        """The ``raw`` (size,) of a map that is the identity to within 1e-3 nats over a standard normal.
 
-        Equal components would always stay equal, since their gradients are the same. So they lie at quantiles of the
-        base, halved. Without a base of the family's own, components must lie further apart for the map to be straight.
+        Equal components would be the identity exactly, but they would stay equal for ever: their gradients are the
+        same. These lie at half the quantiles of their own distribution, or at a fifth for a family without a base of
+        its own, whose tails are heavier.
         """
         part = (torch.arange(self.components) + 0.5) / self.components
-        spread = 0.85 if standard.FAMILIES[self.family].base is None else 0.5
-        loc = spread * standard.BASES[self.base].from_log_tails(part.log(), torch.log1p(-part))
+        logit = part.log() - torch.log1p(-part)
+        loc = (0.5 if self.record.base else 0.2) * self.record.quantile_from_logit(logit)
         equal = torch.zeros_like(loc)
-        z, _ = cdf_transform(normal_quantiles(), equal, loc, equal, family=self.family, base=self.base)
+        z, _ = self._own(normal_quantiles(), [equal, loc, equal])
         return torch.cat([equal, loc, equal, z.new_zeros(1), -z.std().log().reshape(1)])
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``z`` and ``log |dz/dx|``, both of the shape of ``x``."""
-        return affine_transform(x, raw, family=self.family, base=self.base)
+        if self.record.base is not None:
+            return affine_transform(x, raw, family=self.family, base=self.base)
+        *mixture, shift, log_scale = self._parts(raw)
+        a, ladj = self._own(x, mixture)
+        return a * log_scale.exp() + shift, ladj + log_scale
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` and ``log |dx/dz|``, both of the shape of ``z``."""
-        return affine_transform(z, raw, family=self.family, base=self.base, inverse=True)
+        if self.record.base is not None:
+            return affine_transform(z, raw, family=self.family, base=self.base, inverse=True)
+        *mixture, shift, log_scale = self._parts(raw)
+        a = (z - shift) * (-log_scale).exp()
+        logit = self.record.log_cdf(a) - self.record.log_sf(a)
+        x, ladj = cdf_transform_inverse(logit, *mixture, family=self.family, base=self.base)
+        return x, ladj - self._log_slope(a) - log_scale
+
+    def _own(self, x: Tensor, mixture: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The image ``C^-1(F(x))`` under the family's own quantile function, and its log slope."""
+        image, ladj = cdf_transform(x, *mixture, family=self.family, base=self.base)
+        if self.record.base is not None:
+            return image, ladj
+        a = self.record.quantile_from_logit(image)
+        return a, ladj + self._log_slope(a)
+
+    def _parts(self, raw: Tensor) -> tuple[Tensor, ...]:
+        """``logits``, ``loc`` and ``log_scale`` (..., K), the shift (...) and the log scale (...) of the affine map."""
+        *mixture, shift, log_scale = raw.split([self.components] * 3 + [1, 1], dim=-1)
+        return *mixture, shift.squeeze(-1), log_scale.squeeze(-1)
+
+    def _log_slope(self, a: Tensor) -> Tensor:
+        """``log da/dlogit`` of the family's quantile function at ``a``."""
+        return self.record.log_cdf(a) + self.record.log_sf(a) - self.record.log_pdf(a)

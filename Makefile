@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(shell find csrc python -type f -not -name '*.pyc')
 CPP := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test test-slow gpu bench bench-flows bench-jobs bench-robust accuracy emulated stress docs wheel sanitize fuzz coverage release-check lint format clean
+.PHONY: demo test test-slow gpu bench bench-flows bench-jobs bench-robust accuracy emulated stress pictures docs wheel sanitize fuzz coverage release-check lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out output
@@ -58,6 +58,10 @@ emulated: $(VENV)/.installed
 
 stress: $(VENV)/.installed
 	$(BIN)/python bench/inverse.py
+
+# The pictures of the documentation, from the Python of its own pages.
+pictures: $(VENV)/.installed
+	$(BIN)/python docs/pictures.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

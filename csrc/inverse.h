@@ -46,7 +46,8 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
     bracket.right = max(bracket.right, select<V>(counts, most, bracket.right));
     bracket.start += select<V>(c.weight > T(0), c.weight * point, V{});
   }
-  bracket.overflows = bracket.overflows & (bracket.left <= bracket.right);  // and there is a component at all
+  // And there is a component at all, and the logit is not infinite itself.
+  bracket.overflows = bracket.overflows & (bracket.left <= bracket.right) & is_finite(logit);
   V largest = splat<V>(Limits<T>::max);
   bracket.left = max(bracket.left, -largest);
   bracket.right = min(bracket.right, largest);

@@ -32,7 +32,6 @@ exclude_patterns = ["robust-table.md"]  # a part of your-data.md
 myst_enable_extensions = ["amsmath", "dollarmath", "substitution"]
 myst_heading_anchors = 3
 myst_substitutions = {"cpu_rates": rates("cpu"), "cuda_rates": rates("cuda")}
-suppress_warnings = ["myst.header"]  # a page that includes a section of the README starts below its title
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
 html_theme = "furo"

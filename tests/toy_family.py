@@ -6,6 +6,7 @@ this one.
 
 import numpy as np
 import pytest
+import scipy.stats
 from mpmath import mp, mpf
 
 import cases
@@ -50,6 +51,7 @@ RECORD_OF_THE_TESTS = truth.Family(
     quantile=lambda logit: logit + 1,
     far=5e5,
     gap=2000,
+    scipy=scipy.stats.make_distribution(scipy.stats.laplace),
 )
 
 

@@ -13,7 +13,7 @@ import torch
 from . import _core
 
 PREFIX = "MIXFLOW_"
-# Every environment variable that mixflow reads. The README describes them.
+# Every environment variable that mixflow reads. The docs/installing.md describes them.
 VARIABLES = ("MIXFLOW_CPU_CAPABILITY",)
 
 

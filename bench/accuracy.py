@@ -92,7 +92,8 @@ BASELINES = {
 def run_on_emulated_device(kernel: Callable[..., None], indices: Any, tensors: Sequence[Any], *extra: Any) -> None:
     """Replace ``mixflow.op.kernels.run`` where the GPU is emulated: call its kernels with tensors of the CPU."""
     operands = [t if type(t) is tuple else (t.data_ptr(), t.shape, t.stride()) for t in tensors]
-    kernel(*indices, tensors[0].dtype == torch.float64, operands, 0, 0, *extra)
+    device, stream, threads = 0, 0, 1
+    kernel(*indices, tensors[0].dtype == torch.float64, operands, device, stream, threads, *extra)
 
 
 def measure(cases: int, seed: int, emulated: bool) -> truth.Table:

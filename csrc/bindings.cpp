@@ -116,7 +116,8 @@ struct Arguments {
   bool is_double;
   const py::sequence& operands;
   int device;      // of CUDA, or -1 for the CPU
-  int64_t stream;  // of CUDA; on the CPU the largest number of threads
+  int64_t stream;  // of CUDA
+  int threads;     // at most so many on the CPU
 };
 
 // Runs an op. `allocate(bytes)` returns the address of memory that a CUDA kernel needs beside the operands.
@@ -139,7 +140,7 @@ void execute(Op op, const Signature& signature, const Arguments& arguments,
   py::gil_scoped_release release;
   if (!call.on_gpu) {
     try {
-      return run_on_cpu(problem, worthwhile_threads(problem, static_cast<int>(arguments.stream)));
+      return run_on_cpu(problem, worthwhile_threads(problem, arguments.threads));
     } catch (const std::bad_alloc&) {
       py::gil_scoped_acquire acquire;
       PyErr_Format(PyExc_MemoryError, "logits: not enough memory to work with %d components", problem.components);
@@ -153,47 +154,49 @@ void execute(Op op, const Signature& signature, const Arguments& arguments,
 #endif
 }
 
-void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
+void map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream,
+         int threads) {
   static const Signature &plain = signatures.at("map"), &diagnosed = signatures.at("map_with_diagnostics");
   bool has_diagnostics = inverse && operands.size() == diagnosed.required.size();
   execute(inverse ? Op::inverse : Op::forward, has_diagnostics ? diagnosed : plain,
-          {family, base, is_double, operands, device, stream});
+          {family, base, is_double, operands, device, stream, threads});
 }
 
-void map_with_slopes(int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream) {
+void map_with_slopes(int family, int base, bool is_double, const py::sequence& operands, int device, int64_t stream,
+                     int threads) {
   static const Signature& own = signatures.at("map_with_slopes");
-  execute(Op::forward_with_slopes, own, {family, base, is_double, operands, device, stream});
+  execute(Op::forward_with_slopes, own, {family, base, is_double, operands, device, stream, threads});
 }
 
 void map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
-                  int64_t stream, const py::object& allocate) {
+                  int64_t stream, int threads, const py::object& allocate) {
   static const Signature& own = signatures.at("map_backward");
-  execute(inverse ? Op::inverse_backward : Op::backward, own, {family, base, is_double, operands, device, stream},
-          allocate);
+  execute(inverse ? Op::inverse_backward : Op::backward, own,
+          {family, base, is_double, operands, device, stream, threads}, allocate);
 }
 
 void packed_map(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
-                int64_t stream) {
+                int64_t stream, int threads) {
   static const Signature& own = signatures.at("packed_map");
-  execute(inverse ? Op::inverse : Op::forward, own, {family, base, is_double, operands, device, stream});
+  execute(inverse ? Op::inverse : Op::forward, own, {family, base, is_double, operands, device, stream, threads});
 }
 
 void packed_map_backward(bool inverse, int family, int base, bool is_double, const py::sequence& operands, int device,
-                         int64_t stream, const py::object& allocate) {
+                         int64_t stream, int threads, const py::object& allocate) {
   static const Signature& own = signatures.at("packed_map_backward");
-  execute(inverse ? Op::inverse_backward : Op::backward, own, {family, base, is_double, operands, device, stream},
-          allocate);
+  execute(inverse ? Op::inverse_backward : Op::backward, own,
+          {family, base, is_double, operands, device, stream, threads}, allocate);
 }
 
-void interval(int family, bool is_double, const py::sequence& operands, int device, int64_t stream) {
+void interval(int family, bool is_double, const py::sequence& operands, int device, int64_t stream, int threads) {
   static const Signature& own = signatures.at("interval");
-  execute(Op::interval, own, {family, 0, is_double, operands, device, stream});
+  execute(Op::interval, own, {family, 0, is_double, operands, device, stream, threads});
 }
 
 void interval_backward(int family, bool is_double, const py::sequence& operands, int device, int64_t stream,
-                       const py::object& allocate) {
+                       int threads, const py::object& allocate) {
   static const Signature& own = signatures.at("interval_backward");
-  execute(Op::interval_backward, own, {family, 0, is_double, operands, device, stream}, allocate);
+  execute(Op::interval_backward, own, {family, 0, is_double, operands, device, stream, threads}, allocate);
 }
 
 int worthwhile(const std::string& op, bool is_double, int components, int64_t sets, int64_t elements, int threads) {
@@ -300,19 +303,20 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = MIXFLOW_VERSION;
   m.attr("BUILD") = MIXFLOW_BUILD;
   m.def("map", &map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"), py::arg("operands"),
-        py::arg("device"), py::arg("stream"));
+        py::arg("device"), py::arg("stream"), py::arg("threads"));
   m.def("map_with_slopes", &map_with_slopes, py::arg("family"), py::arg("base"), py::arg("is_double"),
-        py::arg("operands"), py::arg("device"), py::arg("stream"));
+        py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("threads"));
   m.def("map_backward", &map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
-        py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("allocate"));
+        py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("threads"), py::arg("allocate"));
   m.def("packed_map", &packed_map, py::arg("inverse"), py::arg("family"), py::arg("base"), py::arg("is_double"),
-        py::arg("operands"), py::arg("device"), py::arg("stream"));
+        py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("threads"));
   m.def("packed_map_backward", &packed_map_backward, py::arg("inverse"), py::arg("family"), py::arg("base"),
-        py::arg("is_double"), py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("allocate"));
+        py::arg("is_double"), py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("threads"),
+        py::arg("allocate"));
   m.def("interval", &interval, py::arg("family"), py::arg("is_double"), py::arg("operands"), py::arg("device"),
-        py::arg("stream"));
+        py::arg("stream"), py::arg("threads"));
   m.def("interval_backward", &interval_backward, py::arg("family"), py::arg("is_double"), py::arg("operands"),
-        py::arg("device"), py::arg("stream"), py::arg("allocate"));
+        py::arg("device"), py::arg("stream"), py::arg("threads"), py::arg("allocate"));
   m.def("special", &special, py::arg("name"), py::arg("is_double"), py::arg("size"), py::arg("input"),
         py::arg("output"));
   m.def("worthwhile_threads", &worthwhile, py::arg("op"), py::arg("is_double"), py::arg("components"), py::arg("sets"),

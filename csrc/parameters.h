@@ -2,7 +2,7 @@
 //
 // A parameter set is the template parameter `Parameters` of everything in sums.h, mixture.h, gradients.h, inverse.h and
 // interval.h. Each kind of loop (CPU or GPU; one set for all elements, or a set for each) has its own. It derives from
-// Common and offers, for 0 <= k < K,
+// Extremes and offers, for 0 <= k < K,
 //     components                       K
 //     component(k)                     for the sums in linear space
 //     log_component(k)                 for the sums in log space, which few elements need
@@ -78,15 +78,15 @@ MIXFLOW_FN LogComponent<V> make_log_component(V log_weight, V loc, V log_scale) 
 // What a parameter set's components have in common. `smallest_scale` is a unit for sums of 1 / scale^2, which would
 // overflow long before the density does.
 template <class V>
-struct Common {
+struct Extremes {
   V largest_logit, smallest_scale, largest_inv_scale;
   // The density below which components at the end of their reach could have mattered: there they have an absolute error
   // of inv_scale times a power of two far below `smallest`, so that a power of two for the largest inv_scale will do.
   // Infinite where the scales leave the linear range.
   V density_floor;
 
-  Common() = default;
-  MIXFLOW_FN Common(V largest_logit, V least_log_scale, V most_log_scale) : largest_logit(largest_logit) {
+  Extremes() = default;
+  MIXFLOW_FN Extremes(V largest_logit, V least_log_scale, V most_log_scale) : largest_logit(largest_logit) {
     using Range = LinearRange<Scalar<V>>;
     using C = Constants<Scalar<V>>;
     largest_inv_scale = exp(-least_log_scale);

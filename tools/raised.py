@@ -22,7 +22,7 @@ UNREACHABLE = {
     ("csrc/bindings.cpp", "base: index out of range"): "mixflow.op looks names up",
     ("csrc/bindings.cpp", "operands: expected"): "mixflow.op passes the right number",
     ("csrc/bindings.cpp", "expected one last axis of the same length"): "mixflow.op checks shapes",
-    ("csrc/cuda/kernels.cu", "mixflow: CUDA"): "no device",
+    ("csrc/cuda/launcher.h", "mixflow: CUDA"): "no device",
     ("csrc/plan.cpp", "expected at most"): "mixflow.op broadcasts",
     ("csrc/plan.cpp", "does not broadcast to length"): "mixflow.op broadcasts; tests/native triggers it",
 }

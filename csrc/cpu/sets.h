@@ -53,7 +53,7 @@ struct StoredComponent {
 
 // One parameter set, the same in all lanes.
 template <class V>
-struct PreparedSet : Common<V>, KeptNumbers<V> {
+struct PreparedSet : Extremes<V>, KeptNumbers<V> {
   StoredComponent<Scalar<V>>* stored;
   int components;
   V total;
@@ -92,7 +92,7 @@ struct PreparedSet : Common<V>, KeptNumbers<V> {
 // to the sums, takes a chain of dependent instructions each. In two loops, a processor works on the chains of several
 // components at the same time. In a single loop it would have to look further ahead for them than it can.
 template <class Family, Op op, class V>
-struct PreparedSets : Common<V>, KeptNumbers<V> {
+struct PreparedSets : Extremes<V>, KeptNumbers<V> {
   static constexpr bool on_intervals = is_on_intervals(op);
   const V *logits, *loc, *log_scale;
   V *rates, *rests, *weights;  // on intervals: the inverse scales in place of the rates, and no rests
@@ -179,7 +179,7 @@ __attribute__((noinline)) void prefetch_sets(const Problem& problem, const Walk&
 
 // What the components of a set have in common.
 template <class V>
-MIXFLOW_FN Common<V> common_of(const Workspace<V>& space) {
+MIXFLOW_FN Extremes<V> extremes_of(const Workspace<V>& space) {
   const V *logits = space.column(0), *log_scale = space.column(2);
   V largest = -infinity<V>(), least_log_scale = infinity<V>(), most_log_scale = -infinity<V>();
   for (int k = 0; k < space.components; ++k) {
@@ -199,7 +199,7 @@ MIXFLOW_FN PreparedSet<V> prepare_set(const Problem& problem, const int64_t (&pl
   for (int j = 0; j < 3; ++j)
     for (int k = 0; k < problem.components; ++k)
       space.column(j)[k] = splat<V>(numbers<T>(data[j])[place[kLogits + j] + k * problem.component_stride[j]]);
-  PreparedSet<V> set{common_of(space), space.kept_numbers(), space.stored.data, space.components, V{}, {}};
+  PreparedSet<V> set{extremes_of(space), space.kept_numbers(), space.stored.data, space.components, V{}, {}};
   for (int k = 0; k < space.components; ++k) {
     V log_weight = space.column(0)[k] - set.largest_logit, loc = space.column(1)[k], log_scale = space.column(2)[k];
     LogComponent<V> log = make_log_component(log_weight, loc, log_scale);
@@ -223,8 +223,8 @@ MIXFLOW_FN PreparedSets<Family, op, V> prepare_sets(const Problem& problem, cons
     columns.gather(numbers<T>(data[j]), static_cast<Operand>(kLogits + j), problem.component_stride[j],
                    space.column(j));
   PreparedSets<Family, op, V> sets{
-      common_of(space), space.kept_numbers(), space.column(0), space.column(1),  space.column(2),
-      space.column(3),  space.column(4),      space.column(5), space.components, {}};
+      extremes_of(space), space.kept_numbers(), space.column(0), space.column(1),  space.column(2),
+      space.column(3),    space.column(4),      space.column(5), space.components, {}};
   if (!problem.is_affine()) return sets.prepare(), sets;
   Room<T, Number<V>::lanes> shift, log_slope;
   const T* shift_at = shift.read(walk, problem.shift, 0, kLogits);

@@ -52,7 +52,7 @@ struct alignas(16) PreparedComponent {
 
 // A set that the block has prepared in shared memory.
 template <class T>
-struct PreparedSet : Common<T>, KeepsNothing<T> {
+struct PreparedSet : Extremes<T>, KeepsNothing<T> {
   const PreparedComponent<T>* prepared;
   int components;
   T total;

@@ -31,7 +31,7 @@ struct ParameterRows {
 
 // What the components of a set have in common.
 template <class T>
-MIXFLOW_FN Common<T> common_of(const ParameterRows<T>& rows, int components) {
+MIXFLOW_FN Extremes<T> extremes_of(const ParameterRows<T>& rows, int components) {
   T largest = -infinity<T>(), least_log_scale = infinity<T>(), most_log_scale = -infinity<T>();
   for (int k = 0; k < components; ++k) {
     T log_scale = rows.log_scale_at(k);
@@ -53,12 +53,12 @@ struct KeepsNothing {
 
 // The base of the sets that read ParameterRows whenever a component is used.
 template <class Family, class T>
-struct RowSet : Common<T> {
+struct RowSet : Extremes<T> {
   ParameterRows<T> rows;
   int components;
 
   MIXFLOW_FN RowSet(const ParameterRows<T>& rows, int components)
-      : Common<T>(common_of(rows, components)), rows(rows), components(components) {}
+      : Extremes<T>(extremes_of(rows, components)), rows(rows), components(components) {}
 
   MIXFLOW_FN T log_weight(int k) const { return rows.logit_at(k) - this->largest_logit; }
   MIXFLOW_FN Component<T> component(int k) const {

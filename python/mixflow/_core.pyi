@@ -24,7 +24,8 @@ def constants() -> dict[str, dict[str, float]]: ...
 # The kernels. Arguments that they share:
 # family, base: indices in FAMILIES and BASES
 # device: the index of a CUDA device, or -1 for the CPU
-# stream: the handle of a CUDA stream, or, on the CPU, the largest number of threads
+# stream: the handle of a CUDA stream; ignored on the CPU
+# threads: the largest number of threads on the CPU; ignored on a GPU
 # allocate: takes a number of bytes, and returns the address of as much memory of the device; not called on the CPU
 def map(
     inverse: bool,
@@ -34,9 +35,10 @@ def map(
     operands: Sequence[_Operand],
     device: int,
     stream: int,
+    threads: int,
 ) -> None: ...
 def map_with_slopes(
-    family: int, base: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int
+    family: int, base: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int, threads: int
 ) -> None: ...
 def map_backward(
     inverse: bool,
@@ -46,6 +48,7 @@ def map_backward(
     operands: Sequence[_Operand],
     device: int,
     stream: int,
+    threads: int,
     allocate: Callable[[int], int],
 ) -> None: ...
 def packed_map(
@@ -56,6 +59,7 @@ def packed_map(
     operands: Sequence[_Operand],
     device: int,
     stream: int,
+    threads: int,
 ) -> None: ...
 def packed_map_backward(
     inverse: bool,
@@ -65,15 +69,19 @@ def packed_map_backward(
     operands: Sequence[_Operand],
     device: int,
     stream: int,
+    threads: int,
     allocate: Callable[[int], int],
 ) -> None: ...
-def interval(family: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int) -> None: ...
+def interval(
+    family: int, is_double: bool, operands: Sequence[_Operand], device: int, stream: int, threads: int
+) -> None: ...
 def interval_backward(
     family: int,
     is_double: bool,
     operands: Sequence[_Operand],
     device: int,
     stream: int,
+    threads: int,
     allocate: Callable[[int], int],
 ) -> None: ...
 

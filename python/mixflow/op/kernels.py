@@ -51,16 +51,16 @@ def run(kernel: Callable[..., None], indices: tuple[int, ...], tensors: Sequence
     x = tensors[0]
     operands = [t if type(t) is tuple else (t.data_ptr(), t.shape, t.stride()) for t in tensors]
     if x.is_cpu:
-        device, stream = -1, limit.threads or torch.get_num_threads()
+        device, stream, threads = -1, 0, limit.threads or torch.get_num_threads()
     elif _core.cuda_architectures():
-        device, stream = x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+        device, stream, threads = x.device.index, torch.cuda.current_stream(x.device).cuda_stream, 1
     else:
         raise RuntimeError(
             f"x: expected a CPU tensor, since this build of mixflow has no CUDA kernels, got one on {x.device}. "
             "Reinstall from source with nvcc on PATH: pip install --force-reinstall --no-deps "
             "-C cmake.define.MIXFLOW_CUDA=ON ."
         )
-    kernel(*indices, x.dtype == torch.float64, operands, device, stream, *extra)
+    kernel(*indices, x.dtype == torch.float64, operands, device, stream, threads, *extra)
 
 
 class BackwardArguments(NamedTuple):

@@ -2,8 +2,8 @@
 //
 //     P = sum_k w_k (C(b_k) - C(a_k))      a_k = (lower - loc_k) / s_k      b_k = (upper - loc_k) / s_k
 //
-// A family gives each difference without cancellation, as exp(-exponent) times a tame factor, so the sum over the
-// components is a log-sum-exp of positive numbers whose shift costs no transcendental function.
+// A family gives each difference without cancellation, as exp(-exponent) times a factor. So the sum over the components
+// is a log-sum-exp of positive numbers, whose shift costs a logarithm at most.
 #pragma once
 
 #include "gradients.h"
@@ -90,7 +90,8 @@ MIXFLOW_FN IntervalTerms<V> interval_terms(V lower, V upper, V width, V shift, c
   V near = weight * shares.near, far = weight * shares.far, difference = weight * shares.difference;
   // far c(far) - near c(near): by the edges, or by the centre where the edges are so close that they cancel.
   V by_edges = vanishing_product(interval.far, far) - vanishing_product(interval.near, near);
-  V by_centre = fma(interval.width * T(0.5), near + far, -(interval.centre * difference));
+  V sum = near + far, half = select<V>(sum == T(0), V{}, interval.width * T(0.5));
+  V by_centre = fma(half, sum, -vanishing_product(interval.centre, difference));
   V spread = select<V>(interval.width <= max(interval.near, splat<V>(T(1))), by_centre, by_edges);
   V slope = vanishing_product(c.inv_scale, difference);
   near = vanishing_product(c.inv_scale, near);

@@ -24,6 +24,7 @@ template <class V>
 struct Bracket {
   V left, right, start;
   Mask<V> overflows;  // whether every component's quantile is infinite, and so the root
+  Mask<V> is_nan;     // whether the logit or a parameter is NaN
 };
 
 template <class Family, class V, class Parameters>
@@ -31,15 +32,17 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
   using T = Scalar<V>;
   constexpr T widening = 4 * Limits<T>::epsilon;
   V quantile = Family::quantile(logit);
-  Bracket<V> bracket{infinity<V>(), -infinity<V>(), V{}, logit == logit};
+  Bracket<V> bracket{infinity<V>(), -infinity<V>(), V{}, logit == logit, logit != logit};
   for (int k = 0; k < parameters.components; ++k) {
     LogComponent<V> c = parameters.log_component(k);
-    V offset = quantile * reciprocal(c.inv_scale), point = c.loc + offset;
+    // A point mass has no scale, by which an infinite quantile could be multiplied.
+    V scale = reciprocal(c.inv_scale), offset = select<V>(scale == T(0), V{}, quantile * scale), point = c.loc + offset;
     V margin = (abs(c.loc) + abs(offset)) * widening + Limits<T>::min_normal;
     // The quantile of a heavy tail may overflow. The location then bounds it on the other side.
     Mask<V> overflows = abs(offset) == infinity<V>();
     V least = select<V>(overflows, min(c.loc, offset), point - margin);
     V most = select<V>(overflows, max(c.loc, offset), point + margin);
+    bracket.is_nan = bracket.is_nan | (c.loc != c.loc) | (c.inv_scale != c.inv_scale) | (c.log_weight != c.log_weight);
     Mask<V> counts = c.log_weight > -Limits<T>::max;  // the weight itself may have underflowed
     bracket.overflows = bracket.overflows & (overflows | (counts == 0));
     bracket.left = min(bracket.left, select<V>(counts, least, bracket.left));
@@ -57,8 +60,8 @@ MIXFLOW_FN Bracket<V> component_quantiles(V logit, const Parameters& parameters)
 
 // A point to try when neither Halley's step nor a bisection helped.
 //
-// First case: a plateau, on which F hardly changes and Newton's method leaps. The component with the largest density on
-// the side of the root is found by its exponent, since the density itself may have underflowed. If F changed by this
+// First case: a plateau, on which F hardly changes and Newton's method leaps. The component with the largest tail on
+// the side of the root is found by its exponent, since the tail itself may have underflowed. If F changed by this
 // component alone, its tail beyond x would have to grow by |F(x) - u|, and its own quantile solves that. Between
 // components that lie far apart this is exact.
 //
@@ -127,7 +130,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase ba
   V x = bracket.start, evaluations{}, last_residual = infinity<V>();
   End<V> left{bracket.left}, right{bracket.right};
   V tolerance = max(abs(logit), splat<V>(1)) * (4 * Limits<T>::epsilon);
-  Mask<V> active = is_finite(logit), bisected = active & (x != x), failed = bisected;
+  Mask<V> active = is_finite(logit), bisected = active & (x != x), failed = bisected | bracket.is_nan;
   for (int i = 0; i < kMaxEvaluations && any(active); ++i) {
     Evaluation<V> at = evaluate<Family, true, false>(x, parameters);
     Tails<V> tails = tails_of<Family>(at);
@@ -187,7 +190,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase ba
   V log_mills = base.dispatch<V>(
       [&](auto base) { return base.log_mills(base.from_logit(log_odds), log_larger - magnitude, log_larger); });
   V ladj = -(log_ratio + log_mills);
-  ladj = select<V>(bracket.overflows, infinity<V>(), ladj);
+  ladj = select<V>(bracket.is_nan, quiet_nan<V>(), select<V>(bracket.overflows, infinity<V>(), ladj));
   root = select<V>(failed, quiet_nan<V>(), select<V>(is_finite(logit), root, logit));
   return {{root, ladj}, evaluations, log_odds - logit};
 }

@@ -395,3 +395,20 @@ def test_registered_ops_pass_opcheck(device):
     torch.library.opcheck(torch.ops.mixflow.interval.default, (*ours, "gaussian"), test_utils=tests)
     g = torch.ones_like(ours[0])
     torch.library.opcheck(torch.ops.mixflow.interval_backward.default, (g, *ours, "logistic"), test_utils=tests)
+
+
+@pytest.mark.parametrize("width", [1e-3, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("family", mixflow.FAMILIES)
+@pytest.mark.parametrize(("loc", "log_scale"), [(0.0, -1000.0), (math.inf, 0.0), (-math.inf, 0.0)])
+def test_a_component_without_mass_in_the_bin_has_gradients_of_zero(loc, log_scale, family, dtype, width, device):
+    """A point mass beside the bin, or a component at infinity: both are infinitely many scales away."""
+    lower = torch.tensor([3.0], dtype=dtype, device=device)
+    parameters = [
+        torch.tensor(p, dtype=dtype, device=device, requires_grad=True)
+        for p in ([0.0, 0.0], [loc, 1.0], [log_scale, 0.5])
+    ]
+    mixflow.discretized_log_prob(lower, lower + width, *parameters, family=family).sum().backward()
+    for parameter in parameters:
+        assert parameter.grad.isfinite().all()
+    assert parameters[1].grad[0] == parameters[2].grad[0] == 0

@@ -339,6 +339,16 @@ def true_moons(n, seed):
     return torch.stack([x, y], dim=1) + 0.1 * torch.randn(n, 2, generator=generator)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("family", mixflow.FAMILIES)
+def test_samples_of_few_layers_are_finite(family, dtype):
+    """Of heavy tails, too: one layer's far draw is no quantile that overflows in the layer before it."""
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    flow = flows.gaussianization(features=2, layers=4, components=8, family=family, seed=0).to(dtype)
+    flow.initialize(x)
+    assert flow.sample(20_000, seed=0).isfinite().all()
+
+
 def test_gaussianization_is_a_decent_density_before_any_training():
     train, test = true_moons(5000, 0), true_moons(5000, 1)
     scores = []

@@ -133,6 +133,30 @@ def test_nan_of_any_bits_gives_nan(family, base, name, dtype, device):
         assert ladj.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
+def test_a_parameter_that_is_nan_makes_nan_of_every_z(family, base, which, dtype, device):
+    """Also where the root is infinite, and the inverse ends before it evaluates anything."""
+    largest = torch.finfo(dtype).max
+    ends = [0.0, 0.5, 1.0] if base == "uniform" else [-math.inf, -largest, -1e3, 0.0, 1e3, largest, math.inf]
+    z = torch.tensor(ends, dtype=dtype, device=device)
+    parameters = [torch.tensor([0.0, 1.0], dtype=dtype, device=device) for _ in range(3)]
+    parameters[which][0] = math.nan
+    for result in mixflow.cdf_transform_inverse(z, *parameters, family=family, base=base):
+        assert result.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", mixflow.FAMILIES)
+def test_a_point_mass_does_not_spoil_a_quantile_that_overflows(family, dtype, device):
+    z = torch.tensor([1e3, 1e4], dtype=dtype, device=device)
+    parameters = [torch.tensor(p, dtype=dtype, device=device) for p in ([0.0, 0.0], [0.0, 0.0], [-1000.0, 0.0])]
+    x, ladj = mixflow.cdf_transform_inverse(z, *parameters, family=family, base="logistic")
+    assert not x.isnan().any()
+    assert not ladj.isnan().any()
+
+
 def test_values_outside_the_uniform_base_are_nan(device):
     parameters = [torch.zeros(2, device=device)] * 3
     u = torch.tensor([-0.1, 0.5, 1.1], device=device)

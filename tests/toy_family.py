@@ -1,7 +1,7 @@
 """The records of a toy family, Laplace's distribution. tests/test_recipe.py adds it by the recipe of CONTRIBUTING.md.
 
 As a plugin, ``pytest -p toy_family``, it adds the record of the tests, and the tests that draw a family at random draw
-this one.
+this one. It has a test of its own, which a run collects only if it names this file.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ import scipy.stats
 from mpmath import mp, mpf
 
 import cases
+import mixflow
 import truth
 
 NAME = "laplace"
@@ -58,3 +59,12 @@ RECORD_OF_THE_TESTS = truth.Family(
 def pytest_configure(config: pytest.Config) -> None:
     truth.FAMILIES[NAME] = RECORD_OF_THE_TESTS
     cases.FAMILY_AND_BASE[:] = [(NAME, base) for base in truth.BASES]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", truth.DTYPES)
+def test_bounds_of_laplace(dtype, seed):
+    ops = {"forward": mixflow.cdf_transform, "inverse": mixflow.cdf_transform_inverse}
+    table = truth.measure(truth.sample(dtype, NAME, 192, seed), {"mixflow": ops}, seed=seed)
+    assert table
+    assert not truth.broken(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from ..checks import check_integer
 from ..networks.conditioners import Network
 from ..op import BASES
+from ..standard import FAMILIES
 from ..transforms import (
     Affine,
     Autoregressive,
@@ -98,7 +100,8 @@ def gaussianization(
         features: D.
         layers: the number of marginal transforms; there is a rotation between any two.
         components: the number of components of each marginal mixture.
-        family: the components' distribution, one of ``mixflow.FAMILIES``.
+        family: the components' distribution, one of ``mixflow.FAMILIES``. If its variance is infinite, only the first
+            layer, which sees the data, has it; the layers behind it are Gaussian.
         base: the base distribution, one of ``mixflow.BASES``; the density does not depend on it.
         context: the size of the context that the density depends on; 0 for none.
         support: where values can lie: "positive", a pair (low, high), or None for all numbers; or one of these for each
@@ -123,10 +126,11 @@ def gaussianization(
 
     """
     parts = _standardised(features, support)
-    for layer in range(_check_layers(layers) - 1):
-        parts.append(MixtureCDF(features, components, family, "normal", context, network))
+    of_layer = [family] + [_inner_family(family)] * (_check_layers(layers) - 1)
+    for layer, own in enumerate(of_layer[:-1]):
+        parts.append(MixtureCDF(features, components, own, "normal", context, network))
         parts += [Rotation(features)] if layer else [Whitening(features), Rotation(features)]
-    last = MixtureCDF(features, components, family, base, context, network)
+    last = MixtureCDF(features, components, of_layer[-1], base, context, network)
     return Flow(Compose(*parts, last), base, embedding)
 
 
@@ -249,6 +253,15 @@ def autoregressive(
 def _check_layers(layers: int) -> int:
     # The bound keeps a forged model file from making the loader work for ever.
     return check_integer("layers", layers, 1, 1000)
+
+
+def _inner_family(family: str) -> str:
+    """The family of layers behind the first one, whose data are about normal.
+
+    Heavy tails there would be put on heavy tails: a sample in which one layer draws 20 asks the next one for the
+    quantile at 20 standard deviations, which overflows.
+    """
+    return family if family not in FAMILIES or math.isfinite(FAMILIES[family].variance) else "gaussian"
 
 
 def _standardised(features: int, support: str | Sequence[Any] | None) -> list[Transform]:

@@ -202,7 +202,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000, help="cases per family and dtype")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--emulated", action="store_true", help="of the CUDA kernels: `make emulated` builds them")
-    parser.add_argument("--quick", action="store_true", help="256 cases, whatever --cases says")
+    parser.add_argument("--quick", action="store_true", help="256 cases, and --cases is ignored")
     parser.add_argument("--json", type=Path, help="also write the figures and their worst cases here")
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     args = parser.parse_args()

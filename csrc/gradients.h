@@ -138,7 +138,7 @@ MIXFLOW_FN SeededGradient<V> seeded_gradient(V x, V g_value, V g_ladj, const Par
   V across = select<V>(tails.cdf_is_smaller, seeds.across, -seeds.across);
   V inv_smaller = reciprocal(select<V>(tails.cdf_is_smaller, at.sums.cdf, at.sums.survival));
   // The gradients above, with all that is common to the components taken out of the loop.
-  // The weights add up to F + S, but for rounding.
+  // The weights add up to F + S, except for rounding.
   V inv_weight = bounded_reciprocal(at.sums.cdf + at.sums.survival);
   if (!at.all_linear) inv_weight = select<V>(at.linear, inv_weight, reciprocal(parameters.total_weight()));
   V by_tail = across * inv_smaller, by_weight = (across + seeds.g_ladj) * inv_weight;

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def card() -> torch.device:
+def gpu() -> torch.device:
     """The current CUDA device."""
     if not mixflow.show_config()["cuda_usable"]:
         pytest.skip("needs a CUDA device and a build with CUDA kernels, see mixflow info")
@@ -47,5 +47,5 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     chosen = torch.device(request.config.getoption("--device"))
     if chosen.type != "cuda":
         return chosen
-    current: torch.device = request.getfixturevalue("card")
+    current: torch.device = request.getfixturevalue("gpu")
     return current if chosen.index is None else chosen

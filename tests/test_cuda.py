@@ -47,11 +47,11 @@ def same(actual, expected):
     torch.testing.assert_close(list(actual), list(expected), rtol=0, atol=0, equal_nan=True)
 
 
-def needs_memory(card, gib):
+def needs_memory(gpu, gib):
     torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(card)[0]
+    free = torch.cuda.mem_get_info(gpu)[0]
     if free < gib * GIB:
-        pytest.skip(f"needs {gib} GiB of free memory on the card; there are {free / GIB:.1f}")
+        pytest.skip(f"needs {gib} GiB of free memory on the GPU; there are {free / GIB:.1f}")
 
 
 # ------------------------------------------------------------------------------------------------------- without a GPU
@@ -88,10 +88,10 @@ def test_a_build_without_kernels_says_how_to_get_one_with_them(monkeypatch):
         kernels.run(kernels._core.map, (False, 0, 0), (elsewhere,) * 6)
 
 
-def test_so_does_the_op_itself(card, op, monkeypatch):
+def test_so_does_the_op_itself(gpu, op, monkeypatch):
     monkeypatch.setattr(kernels._core, "cuda_architectures", lambda: "")
     with pytest.raises(RuntimeError, match="no CUDA kernels"):
-        op(*arguments("shared", torch.float32, card))
+        op(*arguments("shared", torch.float32, gpu))
 
 
 # -------------------------------------------------------------------------------------------------------- same results
@@ -107,11 +107,11 @@ def scales(z, ladj, base):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("family", "base"), FAMILY_AND_BASE)
 @pytest.mark.parametrize("layout", ["shared, many chunks", "per feature", "per element"])
-def test_agrees_with_the_cpu(card, layout, family, base, dtype):
+def test_agrees_with_the_cpu(gpu, layout, family, base, dtype):
     """Each result is within its bound of the truth, so two results differ by at most twice the bound."""
     options = {"family": family, "base": base}
     x, *parameters = arguments(layout, dtype)
-    there = [t.to(card) for t in (x, *parameters)]
+    there = [t.to(gpu) for t in (x, *parameters)]
     z, ladj = mixflow.cdf_transform(x, *parameters, **options)
     found = [t.cpu() for t in mixflow.cdf_transform(*there, **options)]
     for name, mine, other, scale in zip(("z", "ladj"), found, (z, ladj), scales(z, ladj, base), strict=True):
@@ -119,7 +119,7 @@ def test_agrees_with_the_cpu(card, layout, family, base, dtype):
         assert error <= 2 * 4, f"{name}: {error:.1f} eps apart"
     target = to_base_range(x, base)
     root, _ = mixflow.cdf_transform_inverse(target, *parameters, **options)
-    found, _ = mixflow.cdf_transform_inverse(target.to(card), *there[1:], **options)
+    found, _ = mixflow.cdf_transform_inverse(target.to(gpu), *there[1:], **options)
     slope = mixflow.cdf_transform(root, *parameters, **options)[1].exp()
     allowed = 2 * EPSILON[dtype] * (16 * target.abs().clamp(min=1) + slope * root.abs())
     assert (slope * (found.cpu() - root).abs() <= allowed).all()
@@ -135,22 +135,22 @@ def test_agrees_with_the_cpu(card, layout, family, base, dtype):
 
 
 @pytest.mark.parametrize("components", [1000, 5000, 20000])
-def test_more_components_than_fast_memory_holds(card, components, op):
+def test_more_components_than_fast_memory_holds(gpu, components, op):
     generator = torch.Generator().manual_seed(0)
     x, *parameters = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (7, *[components] * 3))
     expected = with_gradients(op, x, *parameters)
-    found = with_gradients(op, *(t.to(card) for t in (x, *parameters)))
+    found = with_gradients(op, *(t.to(gpu) for t in (x, *parameters)))
     torch.testing.assert_close([t.cpu() for t in found], expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("components", [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 130])
-def test_bits_do_not_depend_on_where_memory_starts(card, op, components, dtype):
+def test_bits_do_not_depend_on_where_memory_starts(gpu, op, components, dtype):
     """A load of 16 bytes needs an aligned address and whole rows. Views may have neither."""
     generator = torch.Generator().manual_seed(0)
     for n in (1, 2, 31, 33, 129, 1025):
         shapes = (n,), *[(n, components)] * 3
-        tensors = [torch.randn(s, generator=generator, dtype=torch.float64).to(card, dtype) for s in shapes]
+        tensors = [torch.randn(s, generator=generator, dtype=torch.float64).to(gpu, dtype) for s in shapes]
         expected = with_gradients(op, *tensors)
         for offset in (1, 2, 3):
             moved = []
@@ -164,18 +164,18 @@ def test_bits_do_not_depend_on_where_memory_starts(card, op, components, dtype):
 
 
 @pytest.mark.parametrize("layout", ["shared, many chunks", "per feature", "per row, long rows", "per element"])
-def test_a_hundred_calls_give_the_same_bits(card, op, layout):
-    tensors = arguments(layout, torch.float32, card)
+def test_a_hundred_calls_give_the_same_bits(gpu, op, layout):
+    tensors = arguments(layout, torch.float32, gpu)
     expected = with_gradients(op, *tensors)
-    differ = torch.zeros((), dtype=torch.int64, device=card)
+    differ = torch.zeros((), dtype=torch.int64, device=gpu)
     for _ in range(100):
         for mine, other in zip(with_gradients(op, *tensors), expected, strict=True):
             differ += (mine != other).sum()
     assert differ == 0
 
 
-def test_bits_of_gradients_do_not_depend_on_batch_or_position(card, op):
-    x, *parameters = arguments("shared, many chunks", torch.float32, card)
+def test_bits_of_gradients_do_not_depend_on_batch_or_position(gpu, op):
+    x, *parameters = arguments("shared, many chunks", torch.float32, gpu)
     sets = [p.expand(len(x), -1).contiguous() for p in parameters]
     whole = with_gradients(op, x, *sets)
     flipped = with_gradients(op, x.flip(0), *sets)
@@ -194,12 +194,12 @@ def keep_busy():
 
 
 @pytest.mark.parametrize("layout", ["shared", "per element"])
-def test_work_is_in_the_order_of_the_stream_it_is_called_on(card, op, layout):
-    x, *parameters = arguments(layout, torch.float32, card)
+def test_work_is_in_the_order_of_the_stream_it_is_called_on(gpu, op, layout):
+    x, *parameters = arguments(layout, torch.float32, gpu)
     expected = with_gradients(op, x, *parameters)
     late = torch.full_like(x, torch.nan)
-    producer, consumer = torch.cuda.Stream(card), torch.cuda.Stream(card)
-    torch.cuda.synchronize(card)
+    producer, consumer = torch.cuda.Stream(gpu), torch.cuda.Stream(gpu)
+    torch.cuda.synchronize(gpu)
     with torch.cuda.stream(producer):
         keep_busy()
         late.copy_(x)
@@ -212,19 +212,19 @@ def test_work_is_in_the_order_of_the_stream_it_is_called_on(card, op, layout):
     same(copies, expected)
 
 
-def test_calls_do_not_wait_for_the_gpu(card, op):
-    tensors = arguments("shared", torch.float32, card)
+def test_calls_do_not_wait_for_the_gpu(gpu, op):
+    tensors = arguments("shared", torch.float32, gpu)
     with_gradients(op, *tensors)
-    torch.cuda.synchronize(card)
+    torch.cuda.synchronize(gpu)
     keep_busy()
     with_gradients(op, *tensors)
-    assert not torch.cuda.current_stream(card).query(), "the stream was waited for"
+    assert not torch.cuda.current_stream(gpu).query(), "the stream was waited for"
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("layout", ["shared", "per feature", "per element"])
-def test_nothing_synchronises(card, op, layout):
-    tensors = arguments(layout, torch.float32, card)
+def test_nothing_synchronises(gpu, op, layout):
+    tensors = arguments(layout, torch.float32, gpu)
     with_gradients(op, *tensors)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -235,9 +235,9 @@ def test_nothing_synchronises(card, op, layout):
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("recipe", ["gaussianization", "coupling", "autoregressive"])
-def test_training_steps_do_not_synchronise(card, recipe):
-    x = torch.randn(64, 3, device=card)
-    flow = getattr(flows, recipe)(3, layers=2, components=4).to(card)
+def test_training_steps_do_not_synchronise(gpu, recipe):
+    x = torch.randn(64, 3, device=gpu)
+    flow = getattr(flows, recipe)(3, layers=2, components=4).to(gpu)
     flow.initialize(x)
 
     def step():
@@ -251,14 +251,14 @@ def test_training_steps_do_not_synchronise(card, recipe):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def captured(step, card):
+def captured(step, gpu):
     """A CUDA graph of ``step``, and the results that its replays write."""
-    side = torch.cuda.Stream(card)
-    side.wait_stream(torch.cuda.current_stream(card))
+    side = torch.cuda.Stream(gpu)
+    side.wait_stream(torch.cuda.current_stream(gpu))
     with torch.cuda.stream(side):
         for _ in range(3):
             step()
-    torch.cuda.current_stream(card).wait_stream(side)
+    torch.cuda.current_stream(gpu).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = step()
@@ -267,25 +267,25 @@ def captured(step, card):
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["values", "gradients"])
 @pytest.mark.parametrize("layout", ["shared", "shared, many chunks", "per feature", "per element"])
-def test_graphs_are_captured_and_replayed(card, op, layout, gradients):
-    static = arguments(layout, torch.float32, card)
+def test_graphs_are_captured_and_replayed(gpu, op, layout, gradients):
+    static = arguments(layout, torch.float32, gpu)
 
     def step(*tensors):
         return with_gradients(op, *tensors) if gradients else op(*tensors)
 
-    graph, results = captured(lambda: step(*static), card)
+    graph, results = captured(lambda: step(*static), gpu)
     for seed in (1, 2, 3):
-        fresh = arguments(layout, torch.float32, card, seed)
+        fresh = arguments(layout, torch.float32, gpu, seed)
         for into, values in zip(static, fresh, strict=True):
             into.copy_(values)
         graph.replay()
         same(results, step(*fresh))
 
 
-def test_a_flow_trains_in_a_graph(card):
+def test_a_flow_trains_in_a_graph(gpu):
     torch.manual_seed(0)
-    x = torch.randn(256, 3, device=card)
-    flow, twin = (flows.coupling(3, layers=2, components=4, hidden=(16,)).to(card) for _ in range(2))
+    x = torch.randn(256, 3, device=gpu)
+    flow, twin = (flows.coupling(3, layers=2, components=4, hidden=(16,)).to(gpu) for _ in range(2))
     flow.initialize(x)
     twin.load_state_dict(flow.state_dict())
 
@@ -293,7 +293,7 @@ def test_a_flow_trains_in_a_graph(card):
         loss = -model.log_prob(x).mean()
         return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
-    graph, results = captured(lambda: step(flow), card)
+    graph, results = captured(lambda: step(flow), gpu)
     for _ in range(3):
         x.copy_(torch.randn_like(x))
         graph.replay()
@@ -301,9 +301,9 @@ def test_a_flow_trains_in_a_graph(card):
 
 
 @pytest.mark.parametrize("recipe", ["univariate", "gaussianization", "coupling", "autoregressive", "gaussian_mixture"])
-def test_fit_takes_captured_steps_with_the_numbers_of_plain_ones(card, recipe):
+def test_fit_takes_captured_steps_with_the_numbers_of_plain_ones(gpu, recipe):
     data = torch.randn(500, 1 if recipe == "univariate" else 3, generator=torch.Generator().manual_seed(0))
-    settings = {"device": card, "epochs": 4, "batch_size": 64, "progress": False}
+    settings = {"device": gpu, "epochs": 4, "batch_size": 64, "progress": False}
     build = getattr(flows, recipe)
     plain, flow = (build(components=4, **({} if recipe == "univariate" else {"features": 3})) for _ in range(2))
     flow.load_state_dict(plain.state_dict())
@@ -319,7 +319,7 @@ def test_fit_takes_captured_steps_with_the_numbers_of_plain_ones(card, recipe):
 # ------------------------------------------------------------------------------------------------------------- devices
 
 
-def test_a_device_that_is_not_the_current_one(card, op):
+def test_a_device_that_is_not_the_current_one(gpu, op):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     tensors = arguments("per feature", torch.float32)
@@ -331,21 +331,21 @@ def test_a_device_that_is_not_the_current_one(card, op):
     same([t.cpu() for t in found], [t.cpu() for t in expected])
 
 
-def test_devices_are_not_mixed(card):
+def test_devices_are_not_mixed(gpu):
     x, *parameters = arguments("shared", torch.float32)
     for wrong in range(3):
-        mixed = [p.to(card) if i != wrong else p for i, p in enumerate(parameters)]
-        with pytest.raises(ValueError, match=rf"^\w+: expected device {card}, like x, got cpu$"):
-            mixflow.cdf_transform(x.to(card), *mixed)
-    with pytest.raises(ValueError, match=rf"^logits: expected device cpu, like z, got {card}$"):
-        mixflow.cdf_transform_inverse(x, *(p.to(card) for p in parameters))
+        mixed = [p.to(gpu) if i != wrong else p for i, p in enumerate(parameters)]
+        with pytest.raises(ValueError, match=rf"^\w+: expected device {gpu}, like x, got cpu$"):
+            mixflow.cdf_transform(x.to(gpu), *mixed)
+    with pytest.raises(ValueError, match=rf"^logits: expected device cpu, like z, got {gpu}$"):
+        mixflow.cdf_transform_inverse(x, *(p.to(gpu) for p in parameters))
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
-def test_memory_is_the_results_and_torch_s(card, op):
-    x, *parameters = arguments("per element", torch.float32, card)
+def test_memory_is_the_results_and_torch_s(gpu, op):
+    x, *parameters = arguments("per element", torch.float32, gpu)
     x, *parameters = (t.repeat(2**12, *[1] * (t.dim() - 1)) for t in (x, *parameters))
     if op is OPS["interval"]:
         edges = x - 0.5, x + 0.5
@@ -358,21 +358,21 @@ def test_memory_is_the_results_and_torch_s(card, op):
     assert beyond == 0
     for _ in range(3):
         with_gradients(op, x, *parameters)
-    torch.cuda.synchronize(card)
-    free = torch.cuda.mem_get_info(card)[0]
+    torch.cuda.synchronize(gpu)
+    free = torch.cuda.mem_get_info(gpu)[0]
     for _ in range(20):
         with_gradients(op, x, *parameters)
-    torch.cuda.synchronize(card)
-    assert torch.cuda.mem_get_info(card)[0] == free
+    torch.cuda.synchronize(gpu)
+    assert torch.cuda.mem_get_info(gpu)[0] == free
 
 
-def test_more_than_2_31_elements(card):
+def test_more_than_2_31_elements(gpu):
     """Rows of x share one memory, so every row of the results is the same."""
-    needs_memory(card, 28)
+    needs_memory(gpu, 28)
     generator = torch.Generator().manual_seed(0)
     width, rows = 2**12, 2**19 + 1
-    x = torch.randn(width, generator=generator).to(card)
-    parameters = [torch.randn(3, generator=generator).to(card) for _ in range(3)]
+    x = torch.randn(width, generator=generator).to(gpu)
+    parameters = [torch.randn(3, generator=generator).to(gpu) for _ in range(3)]
     for op in (mixflow.cdf_transform, mixflow.cdf_transform_inverse):
         expected = op(x, *parameters)
         for found, row in zip(op(x.expand(rows, width), *parameters), expected, strict=True):
@@ -382,13 +382,13 @@ def test_more_than_2_31_elements(card):
 
 
 @pytest.mark.parametrize("layout", ["shared", "per element"])
-def test_gradients_of_more_than_2_31_bytes(card, layout):
-    needs_memory(card, 40)
+def test_gradients_of_more_than_2_31_bytes(gpu, layout):
+    needs_memory(gpu, 40)
     generator = torch.Generator().manual_seed(0)
     period, copies, components = 2**12, 2**17 + 1, 1
     batch = () if layout == "shared" else (period,)
     shapes = (period,), *[(*batch, components)] * 3
-    few = [torch.randn(s, generator=generator).to(card) for s in shapes]
+    few = [torch.randn(s, generator=generator).to(gpu) for s in shapes]
     many = [t.repeat(copies, *[1] * (t.dim() - 1)) if len(t) == period else t for t in few]
     assert many[0].nbytes > 2**31
     expected, found = (with_gradients(mixflow.cdf_transform, *tensors) for tensors in (few, many))
@@ -401,9 +401,9 @@ def test_gradients_of_more_than_2_31_bytes(card, layout):
 
 
 @pytest.mark.parametrize("which", range(4), ids=["x", "logits", "loc", "log_scale"])
-def test_strides_of_more_than_2_31_elements(card, op, which):
-    needs_memory(card, 10)
-    tensors = list(arguments("per row", torch.float32, card))
+def test_strides_of_more_than_2_31_elements(gpu, op, which):
+    needs_memory(gpu, 10)
+    tensors = list(arguments("per row", torch.float32, gpu))
     tensors = [t[:2].contiguous() for t in tensors]
     expected = with_gradients(op, *tensors)
     t = tensors[which]
@@ -418,13 +418,13 @@ def test_strides_of_more_than_2_31_elements(card, op, which):
 
 
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")
-def test_compiles_with_inductor(card, op):
+def test_compiles_with_inductor(gpu, op):
     def loss(*tensors):
         return sum((r * r).sum() for r in op(*tensors))
 
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True)
-    leaves = [t.detach().requires_grad_() for t in arguments("per feature", torch.float64, card)]
+    leaves = [t.detach().requires_grad_() for t in arguments("per feature", torch.float64, gpu)]
     expected, actual = loss(*leaves), compiled(*leaves)
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves))
@@ -451,7 +451,7 @@ dist.destroy_process_group()
 """
 
 
-def test_distributed_data_parallel(card):
+def test_distributed_data_parallel(gpu):
     run(DISTRIBUTED)
 
 
@@ -464,7 +464,7 @@ mixflow.save(flow, "model")
 """
 
 
-def test_one_process_for_each_of_two_gpus(card, tmp_path):
+def test_one_process_for_each_of_two_gpus(gpu, tmp_path):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     (tmp_path / "fit.py").write_text(TOGETHER)
@@ -474,19 +474,19 @@ def test_one_process_for_each_of_two_gpus(card, tmp_path):
     assert mixflow.load(tmp_path / "model").log_prob(torch.zeros(1)).isfinite().all()
 
 
-def test_fit_score_sample_and_save(card, tmp_path):
+def test_fit_score_sample_and_save(gpu, tmp_path):
     generator = np.random.default_rng(0)
     data = generator.normal(size=(4000, 3)).astype(np.float32) ** 3
     scores = []
-    for device in ("cpu", card):
+    for device in ("cpu", gpu):
         torch.manual_seed(0)
         flow = flows.gaussianization(3, layers=2, components=4)
         history = mixflow.fit(flow, data, device=device, epochs=4, progress=False)
         scores.append(history.validation_log_prob[-1])
-    assert next(flow.parameters()).device == card
+    assert next(flow.parameters()).device == gpu
     assert abs(scores[0] - scores[1]) < 0.05, "both devices reach the same score"
     drawn = flow.sample(1000, seed=0)
-    assert drawn.device == card
+    assert drawn.device == gpu
     assert drawn.isfinite().all()
     z, ladj = flow.transform(drawn)
     back, inverse_ladj = flow.inverse(z)
@@ -500,8 +500,8 @@ def test_fit_score_sample_and_save(card, tmp_path):
 @pytest.mark.parametrize(
     "only", ["Forward: forward + ladj, gaussian", "Inverse: ", "Forward and backward: ", "Peak memory"]
 )
-def test_benchmark(card, only, tmp_path, capsys):
+def test_benchmark(gpu, only, tmp_path, capsys):
     options = ["--quick", "--n", "4096", "--device", "cuda", "--only", only, "--out", str(tmp_path)]
     assert main(["bench", *options]) == 0
-    assert torch.cuda.get_device_name(card) in capsys.readouterr().out
+    assert torch.cuda.get_device_name(gpu) in capsys.readouterr().out
     assert (tmp_path / "cuda.json").exists()

@@ -1,4 +1,4 @@
-"""tools/gpu.py, which is to work on the first run on a machine with a card: all of it that needs none."""
+"""tools/gpu.py, which is to work on the first run on a machine with a GPU: all of it that needs none."""
 
 import importlib.util
 import os
@@ -31,9 +31,9 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture
-def card(monkeypatch):
-    """A card, as far as what is asked of it before the steps."""
-    properties = SimpleNamespace(name="A card", major=9, minor=0, total_memory=80 * 2**30)
+def device_of_tests(monkeypatch):
+    """A GPU, as far as the tool looks at it before the steps."""
+    properties = SimpleNamespace(name="A GPU", major=9, minor=0, total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setenv("CUDACXX", "nvcc")
@@ -43,13 +43,13 @@ def python(code):
     return [sys.executable, "-c", code]
 
 
-def test_without_a_card_it_says_so(gpu, monkeypatch, capsys):
+def test_without_a_gpu_it_says_so(gpu, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 1
     assert capsys.readouterr().err == f"gpu: torch {torch.__version__} finds no CUDA device here\n"
 
 
-def test_without_a_card_a_step_runs_that_needs_none(gpu, monkeypatch, tmp_path, capsys):
+def test_without_a_gpu_a_step_runs_that_needs_none(gpu, monkeypatch, tmp_path, capsys):
     steps = [
         gpu.Step("tests", 1, [python("print('1 passed')")]),
         gpu.Step("instructions", 1, [python("print('a table')")], on_device=False),
@@ -66,7 +66,7 @@ def test_without_a_card_a_step_runs_that_needs_none(gpu, monkeypatch, tmp_path, 
     assert "finds no CUDA device here" in capsys.readouterr().err
 
 
-def test_without_a_compiler_it_says_so(gpu, card, monkeypatch, capsys):
+def test_without_a_compiler_it_says_so(gpu, device_of_tests, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "compiler", lambda: "")
     assert gpu.main([]) == 1
     assert capsys.readouterr().err.startswith("gpu: nvcc is not there")
@@ -78,11 +78,11 @@ def test_without_torch_it_says_so(gpu, monkeypatch, capsys):
     assert capsys.readouterr().err == f"gpu: {sys.executable} has no torch\n"
 
 
-def test_an_unknown_step_is_refused(gpu, card, tmp_path, capsys):
+def test_an_unknown_step_is_refused(gpu, device_of_tests, tmp_path, capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--only", "bild", "--out", str(tmp_path)])
     assert (
-        "--only: expected some of build, info, tests, card, sanitizer, benchmark, training, instructions, got bild"
+        "--only: expected some of build, info, tests, cuda, sanitizer, benchmark, training, instructions, got bild"
         in capsys.readouterr().err
     )
 
@@ -118,7 +118,7 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started(gpu, tmp_path)
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_the_report_ends_with_the_tables(gpu, card, works, tmp_path, monkeypatch, capsys):
+def test_the_report_ends_with_the_tables(gpu, device_of_tests, works, tmp_path, monkeypatch, capsys):
     def steps(out, capability):
         assert capability == (9, 0)
         return [
@@ -131,7 +131,7 @@ def test_the_report_ends_with_the_tables(gpu, card, works, tmp_path, monkeypatch
     monkeypatch.setattr(gpu, "all_steps", steps)
     assert gpu.main(["--out", str(tmp_path)]) == int(not works)
     report = (tmp_path / "report.txt").read_text()
-    assert report.startswith("A card, 80 GiB, torch ")
+    assert report.startswith("A GPU, 80 GiB, torch ")
     assert report.endswith("another table\n")
     assert "\na table\n" in report
     assert capsys.readouterr().out.endswith(report + "\n")
@@ -140,7 +140,7 @@ def test_the_report_ends_with_the_tables(gpu, card, works, tmp_path, monkeypatch
     assert gpu.main(["--out", str(tmp_path), "--only", "benchmark"]) == 0
 
 
-def test_the_steps_name_what_is_there(gpu, card, tmp_path, monkeypatch):
+def test_the_steps_name_what_is_there(gpu, device_of_tests, tmp_path, monkeypatch):
     build, info, tests, _, sanitizer, benchmark, training, instructions = gpu.all_steps(tmp_path, (9, 0))
     assert build.environment["CUDAARCHS"] == "90"
     monkeypatch.setattr(mixflow, "show_config", lambda: {"cuda_usable": False})

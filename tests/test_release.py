@@ -1,4 +1,4 @@
-"""What a release consists of agrees with itself."""
+"""The files of a release agree with one another."""
 
 import importlib.metadata
 import json
@@ -47,5 +47,5 @@ def test_presets_and_options_of_cmake_exist():
 
 
 def test_the_module_runs_as_a_command():
-    said = subprocess.run([sys.executable, "-m", "mixflow", "--version"], capture_output=True, text=True, check=True)
-    assert said.stdout == f"mixflow {mixflow.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "mixflow", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"mixflow {mixflow.__version__}\n"

@@ -333,7 +333,7 @@ def test_rotation_starts_at_the_axes_of_correlated_data_and_at_independent_compo
     for sources in (normal * torch.tensor([3.0, 1.0, 0.2]), uniform):
         transform = transforms.Rotation(3).double()
         transform.initialize(sources @ turn.mT)
-        # A permutation with signs, but for what the sample leaves open.
+        # A permutation with signs, except for what the sample leaves open.
         found = (transform.matrix @ turn).abs()
         assert (found.amax(0) > 0.99).all()
         assert (found.amax(1) > 0.99).all()

@@ -7,7 +7,7 @@ The steps, in this order:
     build         for the GPU of this machine
     info          what the build contains
     tests         the tests of the ops, with their tensors on the GPU
-    card          the tests of what only a GPU has: streams, graphs, devices, memory
+    cuda          the tests of what only a GPU has: streams, graphs, devices, memory
     sanitizer     some of these tests under compute-sanitizer, which finds wrong memory accesses
     benchmark     rates of the kernels
     training      training steps a second, captured as CUDA graphs and kernel by kernel
@@ -191,7 +191,7 @@ def all_steps(out: Path, capability: tuple[int, int]) -> list[Step]:
         Step("build", 150, [pip, plainly], building),
         Step("info", 10, [[python, "-c", INFO]], built),
         Step("tests", 100, [[*pytest, *parallel, *without, *files]], built | alone),
-        Step("card", 60, [[*pytest, "tests/test_cuda.py"]], built | alone),
+        Step("cuda", 60, [[*pytest, "tests/test_cuda.py"]], built | alone),
         Step(
             "sanitizer",
             70,

@@ -234,7 +234,7 @@ class Op:
     def empty_gradients(
         self, points: Tensors, parameters: Tensors, batch: tuple[int, ...], wanted: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Memory for the gradients that are wanted, else None. Those of the parameters have one memory format."""
+        """Memory for the gradients that are wanted, otherwise None. Those of the parameters have one memory format."""
         grads: list[Tensor | None] = []
         for i, point in enumerate(points):
             grads.append(empty(batch, point) if wanted[i] else None)

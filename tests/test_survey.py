@@ -49,7 +49,7 @@ def test_each_field_is_that_of_its_column():
     assert found.outliers == [0, 0, 1]
     # Of a uniform column of that many values: the lower median over the standard deviation.
     assert found.offset[0] == pytest.approx(147.0 / (3.0 * math.sqrt(100.0 * 101.0 / 12.0)), rel=1e-12)
-    # Clipped to its bulk, the third has the spread of the uniform one, except for the outlier's place at ten robust ones.
+    # Clipped to its bulk, the third has the spread of the uniform one, except that the outlier lies at ten robust ones.
     assert 1e6 / 0.58 / 2.0 < found.offset[2] < 1e6 / 0.58
     assert found.farthest[0] == pytest.approx(150.0 / (3.0 * math.sqrt(100.0 * 101.0 / 12.0)), rel=1e-12)
     assert 1e6 / 0.58 / 2.0 < found.farthest[2] < 1e6 / 0.58

@@ -99,7 +99,7 @@ core = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(core)
 x, zero, z, ladj = (np.zeros(n) for n in (100_000, 3, 100_000, 100_000))
 operands = [(a.ctypes.data, a.shape, (1,)) for a in (x, zero, zero, zero, z, ladj)]
-core.map(False, 0, 0, True, operands, -1, 2)
+core.map(False, 0, 0, True, operands, -1, 0, 2)
 assert np.isfinite(z).all() and np.isfinite(ladj).all()
 print(core.has_openmp())
 """

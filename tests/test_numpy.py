@@ -51,9 +51,9 @@ def watch(monkeypatch):
     seen = []
     core = table.CDF_TRANSFORM.kernel
 
-    def spy(inverse, family, base, is_double, operands, device, stream):
+    def spy(inverse, family, base, is_double, operands, *where):
         seen.extend(address for address, _, _ in operands)
-        core(inverse, family, base, is_double, operands, device, stream)
+        core(inverse, family, base, is_double, operands, *where)
 
     monkeypatch.setattr(table.CDF_TRANSFORM, "kernel", spy)
     return seen

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..op import FAMILIES, affine_transform, cdf_transform, cdf_transform_inverse
 from ..standard import FAMILIES as RECORDS
+from ..standard import Family
 from ..start.mixtures import normal_quantiles
 from .base import check_name
 
@@ -44,10 +45,14 @@ class ElementwiseMap:
     def __init__(self, components: int, family: str) -> None:
         self.components = components
         self.family = check_name("family", family, FAMILIES)
-        self.record = RECORDS[family]
         # A family without a base of its own is mapped to logits, and from there by its own quantile function.
         self.base = self.record.base or "logistic"
         self.size = 3 * components + 2
+
+    @property
+    def record(self) -> Family:
+        """The family's record. It is looked up by name, since its functions cannot be pickled with a model."""
+        return RECORDS[self.family]
 
     def start(self) -> Tensor:
         """The ``raw`` (size,) of a map that is the identity to within 1e-3 nats over a standard normal.

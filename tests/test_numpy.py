@@ -115,7 +115,7 @@ REFUSED = {
     "list": ([0.5], r"expected a torch tensor or a numpy array, got list"),
     "masked": (np.ma.masked_array(VALUES, VALUES > 0), r"expected a numpy array.*, got MaskedArray"),
     "integers": (np.arange(3), r"expected a float16, float32 or float64 array, got int64"),
-    "long double": (VALUES.astype(np.longdouble), r"expected a float16, float32 or float64 array; got"),
+    "long double": (VALUES.astype(np.longdouble), r"expected a float16, float32 or float64 array, got"),
     "complex": (VALUES.astype(complex), r"expected a float16, float32 or float64 array, got complex128"),
     "objects": (VALUES.astype(object), r"expected a float16, float32 or float64 array, got object"),
 }

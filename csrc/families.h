@@ -10,9 +10,8 @@
 // What a family declares
 // ----------------------
 // name              the name in Python.
-// density_factor    All functions below, except interval_shares, give c(a) divided by this constant, which is applied
-// once
-//                   for each element.
+// density_factor    All functions below, except interval_shares, give c(a) divided by this constant. It is applied
+//                   once for each element.
 // unit, unit_rest   A component holds rate = unit / scale to twice the precision, as `rate` and `rate_rest`. A family
 //                   whose density decays exponentially chooses the unit such that the decay is 2^-|u| or 2^-u^2 in the
 //                   variable u = unit a: the exponent can then be reduced exactly, without the multiplication by
@@ -60,9 +59,9 @@
 // interval_shares(interval)
 //                   C(v) - C(u), c(u), c(v) and c(u) - c(v), all times exp(h) and with density_factor, without
 //                   cancellation. u = v = inf and v - u = 0 must give finite numbers. Gradients multiply c(v) by v, so
-//                   exp(h) must keep c(v) from becoming zero before v c(v) does. A density may have
-//                   a kink at 0, where c(u) - c(v) is as it is; the record of the family in Python then declares that
-//                   it is not smooth, for the oracle, which integrates.
+//                   exp(h) must keep c(v) from becoming zero before v c(v) does. A density may have a kink at 0,
+//                   where c(u) - c(v) is as it is; the record of the family in Python then declares that it is not
+//                   smooth, for the oracle, which integrates.
 //
 // On a GPU in float32, where has_units<V> is true, exponentials, logarithms and reciprocals come from units that are
 // two eps off, and the op's bounds are twice as wide. Functions of special.h and number.h choose the units by

@@ -49,8 +49,7 @@ struct Student {
   static MIXFLOW_FN Shares<V> restored(V distance, const KeptShares<V>& kept) {
     return mirrored_shares<V>(distance, kept);
   }
-  // -3 a / r^2 = -6 a C(a) C(-a). Where a is infinite, the density is zero and
-  // the product is NaN.
+  // -3 a / r^2 = -6 a C(a) C(-a). Where a is infinite, the density is zero and the product is NaN.
   static constexpr bool scored_shows_infinity = true;
   template <class V>
   static MIXFLOW_FN V scored(V density, V distance, V inv_scale, const Shares<V>& shares) {

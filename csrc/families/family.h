@@ -10,10 +10,10 @@ namespace MIXFLOW_ARCH {
 template <class V>
 struct Component {
   V loc;
-  V rate, rate_rest;  // unit / scale as the sum of two numbers: the rounded
-                      // quotient, and what rounding took from it
-  V reach;            // the distance from loc at which |u| is about the family's
-                      // negligible_octaves
+  // unit / scale as the sum of two numbers: the rounded quotient, and what rounding took from it.
+  V rate, rate_rest;
+  // The distance from loc at which |u| is about the family's negligible_octaves.
+  V reach;
   V weight;
   V rated_weight;  // weight times rate
 };
@@ -57,7 +57,7 @@ constexpr bool keeps_nan = false;
 template <class Family>
 constexpr bool keeps_nan<Family, decltype(void(Family::keeps_nan))> = Family::keeps_nan;
 
-// The shares of one component. All code but the families calls this and not Family::shares, so that no family can turn
+// The shares of one component. All code except the families calls this and not Family::shares, so that no family can turn
 // a NaN into a number.
 template <class Family, bool zero_beyond, class V>
 MIXFLOW_FN Shares<V> shares_of(V distance, const Component<V>& c) {

@@ -57,8 +57,8 @@ constexpr bool keeps_nan = false;
 template <class Family>
 constexpr bool keeps_nan<Family, decltype(void(Family::keeps_nan))> = Family::keeps_nan;
 
-// The shares of one component. All code except the families calls this and not Family::shares, so that no family can turn
-// a NaN into a number.
+// The shares of one component. All code except the families calls this and not Family::shares, so that no family can
+// turn a NaN into a number.
 template <class Family, bool zero_beyond, class V>
 MIXFLOW_FN Shares<V> shares_of(V distance, const Component<V>& c) {
   Shares<V> shares = Family::template shares<zero_beyond>(distance, c);

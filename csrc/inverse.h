@@ -155,7 +155,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase ba
     right.update(active & (residual >= T(0)), x, error, log_odds, log_ratio);
     V middle = i < kLinearBisections ? left.x * T(0.5) + right.x * T(0.5) : ordinal_middle(left.x, right.x);
     V stepped = x - step;
-    // A step too small to see still tells on which side the root is.
+    // A step that rounds to nothing still shows on which side the root is.
     V neighbour = select<V>(residual > T(0), from_ordinal<V>(to_ordinal(x) - 1), from_ordinal<V>(to_ordinal(x) + 1));
     stepped = select<V>(stepped == x, neighbour, stepped);
     T enough = i < kLinearBisections ? T(0.75) : T(0.0625);
@@ -177,7 +177,7 @@ MIXFLOW_FN Solution<V> inverse(V z, const Parameters& parameters, RuntimeBase ba
     evaluations += select<V>(active, splat<V>(1), V{});
     active = active & unsettled;
     x = select<V>(active, next, x);
-    // A new start: what the residual was before says nothing about a Newton step from here.
+    // After a jump the search starts anew, and the residual before it is no measure for the next Newton step.
     last_residual = select<V>(jumps, infinity<V>(), abs(residual));
   }
   // Where the bracket ran out of numbers before the error was small, F jumps between its two ends: the end inside the

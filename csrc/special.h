@@ -19,7 +19,7 @@
 //     probit_split <= w < probit_limit  the same with A a rational function of sqrt(w), the asymptote's variable
 //     beyond                            the tail is smaller than any number and only its logarithm is known:
 //                                       Newton's method on log Phi (probit_far)
-// p itself would lose its last digits near 1, so the probit is asked with both tails, or with the logit.
+// p itself would lose its last digits near 1, so callers pass both tails, or the logit.
 #pragma once
 
 #include "coefficients.h"

@@ -149,7 +149,7 @@ MIXFLOW_FN Shifts<V> largest_exponents(V x, const Parameters& parameters) {
   return {max(shift.cdf, lowest), max(shift.survival, lowest), max(shift.density, lowest)};
 }
 
-// The sums at x. `linear` says which lanes are in linear space; `shift` is zero there.
+// The sums at x. `linear` marks the lanes whose sums are in linear space; `shift` is zero there.
 template <class V>
 struct Evaluation {
   Sums<V> sums;

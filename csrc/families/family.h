@@ -1,4 +1,4 @@
-// The types in which a family of components (families.h) is asked and answers.
+// The types that the functions of a family (families.h) take and return.
 #pragma once
 
 #include "../special.h"

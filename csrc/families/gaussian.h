@@ -13,7 +13,7 @@ struct Gaussian {
   static constexpr double unit = 0.8493218002880191,
                           unit_rest = -2.5959464104597403e-17;  // sqrt(log2(e) / 2)
 
-  // By the units for special functions 2^-u^2 becomes zero there.
+  // On a GPU, the unit for powers of two returns zero for 2^-u^2 there.
   template <class V>
   static constexpr Scalar<V> negligible_octaves = has_units<V>  ? 12.3f
                                                   : is_float<V> ? 9.9f
@@ -95,7 +95,8 @@ struct Gaussian {
       shares = {i.width * window.mean, window.even + window.odd, window.even - window.odd, window.odd * T(2)};
     }
     if (!all(narrow)) {
-      // To the right of the centre in units of the density at the nearer edge; around it as they are.
+      // To the right of the centre, all is in units of the density at the nearer edge; around the centre, nothing is
+      // scaled.
       V t = abs(i.near);
       Mask<V> aside = i.near > T(0);
       V near = select<V>(aside, splat<V>(1), exp_flushed(-exponent(t)));

@@ -57,9 +57,9 @@ class ElementwiseMap:
     def start(self) -> Tensor:
         """The ``raw`` (size,) of a map that is the identity to within 1e-3 nats over a standard normal.
 
-        Equal components would be the identity exactly, but they would stay equal for ever: their gradients are the
-        same. These lie at half the quantiles of their own distribution, or at a fifth for a family without a base of
-        its own, whose tails are heavier.
+        Equal components would be the identity exactly, but their gradients are the same, so training would never part
+        them. These lie at half the quantiles of their own distribution. A family without a base of its own has heavier
+        tails, and its components lie at a fifth of the quantiles.
         """
         part = (torch.arange(self.components) + 0.5) / self.components
         logit = part.log() - torch.log1p(-part)
@@ -82,9 +82,9 @@ class ElementwiseMap:
             return affine_transform(z, raw, family=self.family, base=self.base, inverse=True)
         *mixture, shift, log_scale = self._parts(raw)
         a = (z - shift) * (-log_scale).exp()
-        logit = self.record.log_cdf(a) - self.record.log_sf(a)
+        logit, log_slope = self._logit_and_log_slope(a)
         x, ladj = cdf_transform_inverse(logit, *mixture, family=self.family, base=self.base)
-        return x, ladj - self._log_slope(a) - log_scale
+        return x, ladj - log_slope - log_scale
 
     def _own(self, x: Tensor, mixture: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The image ``C^-1(F(x))`` under the family's own quantile function, and its log slope."""
@@ -92,13 +92,14 @@ class ElementwiseMap:
         if self.record.base is not None:
             return image, ladj
         a = self.record.quantile_from_logit(image)
-        return a, ladj + self._log_slope(a)
+        return a, ladj + self._logit_and_log_slope(a)[1]
 
     def _parts(self, raw: Tensor) -> tuple[Tensor, ...]:
         """``logits``, ``loc`` and ``log_scale`` (..., K), the shift (...) and the log scale (...) of the affine map."""
         *mixture, shift, log_scale = raw.split([self.components] * 3 + [1, 1], dim=-1)
         return *mixture, shift.squeeze(-1), log_scale.squeeze(-1)
 
-    def _log_slope(self, a: Tensor) -> Tensor:
-        """``log da/dlogit`` of the family's quantile function at ``a``."""
-        return self.record.log_cdf(a) + self.record.log_sf(a) - self.record.log_pdf(a)
+    def _logit_and_log_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The logit of ``C(a)``, and ``log da/dlogit`` of the family's quantile function there."""
+        log_cdf, log_sf = self.record.log_cdf(a), self.record.log_sf(a)
+        return log_cdf - log_sf, log_cdf + log_sf - self.record.log_pdf(a)

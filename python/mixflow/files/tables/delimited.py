@@ -62,7 +62,7 @@ def open_delimited(
         separators: the characters that may separate cells, the usual one first.
         path: the file.
         columns: the names of the columns to read; None for all.
-        reading: what the caller knows about the file.
+        reading: what the caller specifies about the file.
         rows: not used, because a number of bytes is parsed at a time.
 
     """

@@ -92,7 +92,7 @@ def find(
         head: the first bytes, at least one whole line.
         is_whole: whether these are all bytes of the file.
         separators: the characters that may separate cells, the usual one for such files first.
-        reading: what the caller knows.
+        reading: what the caller specifies.
         columns: the names of the columns to read; None for all.
 
     Raises:

@@ -44,7 +44,7 @@ def iter_table(
             are read. The columns of a file without names are called x1, x2, .... If ``columns`` holds other names, but
             as many as the file has columns, they are taken as the names of the file's columns.
         rows: the most rows in a chunk.
-        reading: what the caller knows about the file, and what happens to missing values.
+        reading: what the caller specifies about the file, and what happens to missing values.
 
     Yields:
         A :class:`Table` of some rows each, at least one.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..op import FAMILIES, affine_transform, cdf_transform, cdf_transform_inverse
+from ..standard import BASES, Family
 from ..standard import FAMILIES as RECORDS
-from ..standard import Family
 from ..start.mixtures import normal_quantiles
 from .base import check_name
 
@@ -82,9 +82,9 @@ class ElementwiseMap:
             return affine_transform(z, raw, family=self.family, base=self.base, inverse=True)
         *mixture, shift, log_scale = self._parts(raw)
         a = (z - shift) * (-log_scale).exp()
-        logit, log_slope = self._logit_and_log_slope(a)
+        logit = self.record.log_cdf(a) - self.record.log_sf(a)
         x, ladj = cdf_transform_inverse(logit, *mixture, family=self.family, base=self.base)
-        return x, ladj - log_slope - log_scale
+        return x, ladj - self._log_slope(logit, a) - log_scale
 
     def _own(self, x: Tensor, mixture: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The image ``C^-1(F(x))`` under the family's own quantile function, and its log slope."""
@@ -92,14 +92,13 @@ class ElementwiseMap:
         if self.record.base is not None:
             return image, ladj
         a = self.record.quantile_from_logit(image)
-        return a, ladj + self._logit_and_log_slope(a)[1]
+        return a, ladj + self._log_slope(image, a)
 
     def _parts(self, raw: Tensor) -> tuple[Tensor, ...]:
         """``logits``, ``loc`` and ``log_scale`` (..., K), the shift (...) and the log scale (...) of the affine map."""
         *mixture, shift, log_scale = raw.split([self.components] * 3 + [1, 1], dim=-1)
         return *mixture, shift.squeeze(-1), log_scale.squeeze(-1)
 
-    def _logit_and_log_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """The logit of ``C(a)``, and ``log da/dlogit`` of the family's quantile function there."""
-        log_cdf, log_sf = self.record.log_cdf(a), self.record.log_sf(a)
-        return log_cdf - log_sf, log_cdf + log_sf - self.record.log_pdf(a)
+    def _log_slope(self, logit: Tensor, a: Tensor) -> Tensor:
+        """``log da/dlogit = log C(a) + log C(-a) - log c(a)`` of the family's quantile function at ``logit``."""
+        return BASES["logistic"].log_prob(logit) - self.record.log_pdf(a)
